@@ -1,0 +1,152 @@
+"""First-person Doom worlds on ViZDoom, 84×84 pixels, with the action names of :mod:`envs.actions`."""
+
+import difflib
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import vizdoom
+from PIL import Image
+
+from envs.actions import ATTACK, NAVIGATION, Motion
+
+SCENARIOS = (
+    "health_gathering_supreme",
+    "health_gathering",
+    "my_way_home",
+    "take_cover",
+    "deadly_corridor",
+    "defend_the_center",
+)
+MAPS = tuple(f"E{episode}M{number}" for episode in (1, 2, 3, 4) for number in range(1, 10))
+ACTION_REPEAT = 4  # game tics per step; Doom runs at 35 tics a second
+LOOK_DEGREES_PER_TIC = 1.875  # 7.5° a step, near the 8.4° of DeepMind Lab at 60 frames a second
+
+_BUTTONS = [
+    vizdoom.Button.MOVE_FORWARD,
+    vizdoom.Button.MOVE_BACKWARD,
+    vizdoom.Button.MOVE_LEFT,
+    vizdoom.Button.MOVE_RIGHT,
+    vizdoom.Button.TURN_LEFT_RIGHT_DELTA,  # degrees a tic: turns evenly, where TURN_LEFT speeds up while it is held
+    vizdoom.Button.ATTACK,
+]
+
+
+class DoomEnv(gym.Env):
+    """A Doom scenario as a Gymnasium environment.
+
+    Observations are (84, 84, 3) uint8: the game's 320×240 picture scaled down with an antialiasing filter (the
+    160×120 picture is twice as fast to draw, but its floors shimmer). Rewards, episode ends and time limits are the
+    scenario's own; a time limit reports ``truncated``, a death or a goal ``terminated``. The same seed and actions
+    give the same frames. ``reset(seed=None)`` draws the next episode's seed from the generator of the last seed.
+
+    Args:
+        scenario: one of :data:`SCENARIOS`; ignored when ``map`` is given.
+        map: a Freedoom map of the first game, ``"E1M1"`` to ``"E4M9"``, instead of a scenario.
+
+    Raises:
+        ValueError: for an unknown scenario or map.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 35 / ACTION_REPEAT}
+
+    def __init__(
+        self, scenario: str = "health_gathering_supreme", map: str | None = None, render_mode: str | None = None
+    ) -> None:
+        if map is None and scenario not in SCENARIOS:
+            raise ValueError(_unknown("scenario", scenario, SCENARIOS))
+        if map is not None and map not in MAPS:
+            raise ValueError(_unknown("map", map, MAPS))
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        self.render_mode = render_mode
+        scratch = tempfile.mkdtemp(prefix="vizdoom-")  # the engine writes settings and logs; they leave with the game
+        self.game, motions = _launch(scenario, map, scratch)
+        self._shut = weakref.finalize(self, _shut, self.game, scratch)
+        self.action_names = tuple(motions)
+        self._commands = [_command(motion) for motion in motions.values()]
+        self.action_space = gym.spaces.Discrete(len(motions))
+        self.observation_space = gym.spaces.Box(0, 255, (84, 84, 3), np.uint8)
+        self._frame = np.zeros((84, 84, 3), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; returns the first frame (84, 84, 3) uint8 and an empty info."""
+        super().reset(seed=seed)
+        self.game.set_seed(int(self.np_random.integers(2**31)))
+        self.game.new_episode()
+        return self._observe(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold ``action`` for four tics; after the last step of an episode the frame is the last one that was drawn."""
+        if not self.action_space.contains(action):
+            raise ValueError(f"action must be in [0, {self.action_space.n}), got {action!r}")
+        if self.game.is_episode_finished():
+            raise RuntimeError("the episode is over: call reset() before step()")
+        reward = self.game.make_action(self._commands[action], ACTION_REPEAT)
+        finished = self.game.is_episode_finished()
+        truncated = finished and self.game.is_episode_timeout_reached() and not self.game.is_player_dead()
+        return self._observe(), reward, finished and not truncated, truncated, {}
+
+    def render(self) -> np.ndarray | None:
+        """The current frame, (84, 84, 3) uint8."""
+        return self._frame.copy() if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """Stop the game and remove its scratch folder; closing twice is fine."""
+        self._shut()
+
+    def _observe(self) -> np.ndarray:
+        state = self.game.get_state()
+        if state is not None:  # None once the episode is over
+            picture = Image.fromarray(state.screen_buffer)
+            self._frame = np.asarray(picture.resize((84, 84), Image.Resampling.BILINEAR))
+        return self._frame.copy()
+
+
+def _launch(scenario: str, map: str | None, scratch: str) -> tuple[vizdoom.DoomGame, dict[str, Motion]]:
+    """Start the game in the folder ``scratch``; the scenario's own buttons decide whether there is an attack."""
+    game = vizdoom.DoomGame()
+    game.load_config(str(Path(vizdoom.scenarios_path) / f"{'freedoom1' if map else scenario}.cfg"))
+    if map:
+        game.set_doom_map(map)
+    attacks = vizdoom.Button.ATTACK in game.get_available_buttons()
+    game.set_available_buttons(_BUTTONS)
+    game.set_mode(vizdoom.Mode.PLAYER)
+    game.set_window_visible(False)
+    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    game.set_screen_resolution(vizdoom.ScreenResolution.RES_320X240)
+    game.set_doom_config_path(os.path.join(scratch, "vizdoom.ini"))
+    here = os.getcwd()
+    os.chdir(scratch)  # the engine's process also leaves a folder where it is started
+    try:
+        game.init()
+    finally:
+        os.chdir(here)
+    return game, {**NAVIGATION, **(ATTACK if attacks else {})}
+
+
+def _shut(game: vizdoom.DoomGame, scratch: str) -> None:
+    game.close()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _command(motion: Motion) -> list[float]:
+    return [
+        motion.forward == 1,
+        motion.forward == -1,
+        motion.strafe == -1,
+        motion.strafe == 1,
+        motion.look * LOOK_DEGREES_PER_TIC,
+        motion.attack == 1,
+    ]
+
+
+def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}: expected one of {', '.join(known)}{hint}"

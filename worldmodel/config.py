@@ -1,0 +1,69 @@
+"""The command line of every program: dataclass defaults < YAML files < flags."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import auto_cli, set_parsing_settings
+
+T = TypeVar("T")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True, validate_defaults=True)
+
+
+def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None = None) -> None:
+    """Run a program, or one of several named ones, with what the command line gives its parameters.
+
+    ``--config file.yaml`` may come anywhere and more than once: files are read first, in their order, so that flags
+    win. ``--env.scenario x`` is short for ``--env_kwargs.scenario x``. A mistake of the caller's, an exception that
+    names it, is printed as one line and ends the process with 1; a flag that does not parse ends it with 2.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        auto_cli(program, args=_files_first([_expand(argument) for argument in arguments]), as_positional=False)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def save(path: Path, **parts: Any) -> None:
+    """Write dataclasses and plain values as one YAML file, a section each."""
+    plain = {name: asdict(part) if hasattr(part, "__dataclass_fields__") else part for name, part in parts.items()}
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def build(kind: type[T], values: dict[str, Any], source: Path) -> T:
+    """Make the dataclass ``kind`` from a section of the YAML file ``source``.
+
+    Raises:
+        ValueError: naming the first key that ``kind`` does not have, and the nearest one it has.
+    """
+    known = [field.name for field in fields(kind)]
+    for name in values:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ValueError(f"{source}: {kind.__name__} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return kind(**values)
+
+
+def _expand(argument: str) -> str:
+    return "--env_kwargs." + argument[len("--env.") :] if argument.startswith("--env.") else argument
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    """Move ``--config`` options before all other flags, but behind the subcommand."""
+    files, rest = [], []
+    position = 0
+    while position < len(arguments):
+        taken = 2 if arguments[position] == "--config" else 1
+        group = arguments[position : position + taken]
+        (files if group[0].startswith("--config") else rest).extend(group)
+        position += taken
+    subcommand = 1 if rest and not rest[0].startswith("-") else 0
+    return rest[:subcommand] + files + rest[subcommand:]

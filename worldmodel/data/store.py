@@ -1,0 +1,290 @@
+"""A folder of episodes: append-only, lossless, checked; survives a process killed at any moment.
+
+Layout of a store::
+
+    store.json               what every episode of it looks like (:class:`Schema`)
+    index.jsonl              one line an episode: file, steps, observations, seed, sha256, …
+    episodes/000017.safetensors
+
+An episode file is plain safetensors: ``actions``, ``rewards``, and the observations in chunks of eight, each chunk
+one zstd frame, laid end to end in ``chunks`` with their borders in ``offsets``. It is written under a temporary name,
+synced, then renamed; its index line is appended after that. Zstd level 1 on chunks of eight was chosen by
+measurement: see ``python -m worldmodel.episodes benchmark``.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from worldmodel.data.episode import Episode
+
+CHUNK = 8  # observations compressed together: a 16-frame window opens two or three chunks
+LEVEL = 1
+
+
+class CorruptEpisodeError(ValueError):
+    """An episode file that is missing, truncated or not what its checksum says; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What every episode of a store has in common.
+
+    Attributes:
+        observation_shape: of one observation, such as (84, 84, 3) for frames or (21, 21) for codes.
+        observation_dtype: numpy's name for its type, such as ``"uint8"``.
+        action_names: what actions 0, 1, … are called.
+        environment: the Gymnasium id, or where else the episodes come from.
+        kwargs: what the environment was made with.
+        provenance: anything that explains the data: seeds, policy, versions.
+    """
+
+    observation_shape: tuple[int, ...]
+    observation_dtype: str
+    action_names: tuple[str, ...]
+    environment: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "observation_shape", tuple(self.observation_shape))  # JSON gives lists
+        object.__setattr__(self, "action_names", tuple(self.action_names))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a store's index."""
+
+    number: int
+    steps: int
+    observations: int
+    terminated: bool
+    truncated: bool
+    seed: int
+    episode_return: float
+    bytes: int
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        return f"episodes/{self.number:06d}.safetensors"
+
+
+class EpisodeStore:
+    """An open store. ``EpisodeStore(path)`` opens one, :meth:`create` makes one or reopens an equal one.
+
+    Raises:
+        FileNotFoundError: if there is no store at ``path``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "store.json").is_file():
+            raise FileNotFoundError(
+                f"{self.path} holds no store.json; record one with python -m worldmodel.collect --store {self.path}"
+            )
+        self.schema = Schema(**json.loads((self.path / "store.json").read_text()))
+        self._entries = {entry.number: entry for entry in self._read_index()}
+
+    @classmethod
+    def create(cls, path: str | Path, schema: Schema) -> "EpisodeStore":
+        """Make a store, or open the one that is there if its schema is equal.
+
+        Raises:
+            ValueError: if a store with another schema is there; the message names what differs.
+        """
+        path = Path(path)
+        (path / "episodes").mkdir(parents=True, exist_ok=True)
+        if not (path / "store.json").exists():
+            _write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
+            (path / "index.jsonl").touch()
+        store = cls(path)
+        for name, expected in asdict(store.schema).items():
+            if (given := asdict(schema)[name]) != expected:
+                raise ValueError(f"{path} holds episodes with {name} {expected}, got {given}; use another --store")
+        return store
+
+    def __len__(self) -> int:
+        """The number of episodes."""
+        return len(self._entries)
+
+    def __contains__(self, number: int) -> bool:
+        """Whether the store has an episode of that number."""
+        return number in self._entries
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self.read(number) for number in self._entries)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The index, in order of episode number."""
+        return [self._entries[number] for number in sorted(self._entries)]
+
+    @property
+    def frames(self) -> int:
+        """Observations in all episodes together."""
+        return sum(entry.observations for entry in self._entries.values())
+
+    def write(self, number: int, episode: Episode) -> Entry:
+        """Write an episode's file, atomically; :meth:`record` makes it part of the store.
+
+        The two halves are apart so that many processes can write files while one keeps the index.
+
+        Raises:
+            ValueError: if the episode does not fit the store's schema.
+        """
+        self._check(episode)
+        compressor = zstandard.ZstdCompressor(level=LEVEL)
+        observations = np.ascontiguousarray(episode.observations)
+        chunks = [compressor.compress(observations[i : i + CHUNK].tobytes()) for i in range(0, len(observations), CHUNK)]
+        tensors = {
+            "actions": episode.actions.astype(np.int64),
+            "rewards": episode.rewards.astype(np.float64),
+            "chunks": np.frombuffer(b"".join(chunks), np.uint8),
+            "offsets": np.cumsum([0, *map(len, chunks)]),
+        }
+        data = save(tensors, metadata={"observations": str(len(observations)), "seed": str(episode.seed)})
+        entry = Entry(
+            number=number,
+            steps=len(episode),
+            observations=len(observations),
+            terminated=bool(episode.terminated),
+            truncated=bool(episode.truncated),
+            seed=int(episode.seed),
+            episode_return=float(episode.rewards.sum()),
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+        _write_atomically(self.path / entry.file, data)
+        return entry
+
+    def record(self, entry: Entry) -> None:
+        """Add a written episode to the index; recording a number again is an error, so no episode counts twice."""
+        if entry.number in self._entries:
+            raise ValueError(f"{self.path} already holds episode {entry.number}")
+        with open(self.path / "index.jsonl", "rb+") as file:
+            whole = file.read().rfind(b"\n") + 1  # drops half a line that a killed process may have left
+            file.seek(whole)
+            file.truncate()
+            file.write(json.dumps(asdict(entry)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._entries[entry.number] = entry
+
+    def append(self, episode: Episode) -> Entry:
+        """Write an episode under the next free number and record it."""
+        entry = self.write(max(self._entries, default=-1) + 1, episode)
+        self.record(entry)
+        return entry
+
+    def read(self, number: int) -> Episode:
+        """Read a whole episode, after checking its file against the index.
+
+        Raises:
+            KeyError: if there is no such episode.
+            CorruptEpisodeError: if its file is missing or damaged.
+        """
+        entry = self._entry(number)
+        self._verify(entry)
+        return self.window(number, 0, entry.observations)
+
+    def window(self, number: int, start: int, length: int) -> Episode:
+        """Read ``length`` observations from ``start`` on, with the actions and rewards that follow each.
+
+        Only the chunks that the window touches are decompressed; the checksum is left to :meth:`read` and
+        :meth:`verify`. The part ends as the episode does only if it reaches its end.
+
+        Raises:
+            KeyError: if there is no such episode.
+            ValueError: if the window does not lie inside it.
+            CorruptEpisodeError: if its file is missing or damaged.
+        """
+        entry = self._entry(number)
+        if not (length > 1 and 0 <= start <= entry.observations - length):
+            raise ValueError(
+                f"episode {number} has {entry.observations} observations, and a window two or more; got {length} from {start}"
+            )
+        first, last = start // CHUNK, (start + length - 1) // CHUNK
+        try:
+            with safe_open(self.path / entry.file, framework="np") as file:
+                offsets = file.get_slice("offsets")[first : last + 2]
+                chunks = file.get_slice("chunks")[int(offsets[0]) : int(offsets[-1])].tobytes()
+                steps = slice(start, min(start + length, entry.steps))
+                actions, rewards = file.get_slice("actions")[steps], file.get_slice("rewards")[steps]
+            offsets = offsets - offsets[0]
+            decompress = zstandard.ZstdDecompressor().decompress
+            raw = b"".join(decompress(chunks[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True))
+            observations = np.frombuffer(raw, self.schema.observation_dtype).reshape(-1, *self.schema.observation_shape)
+        except (OSError, SafetensorError, zstandard.ZstdError, ValueError) as error:
+            raise CorruptEpisodeError(f"{self.path / entry.file} is damaged: {error}") from error
+        ends = start + length == entry.observations
+        return Episode(
+            observations=observations[start - first * CHUNK :][:length],
+            actions=actions,
+            rewards=rewards,
+            terminated=entry.terminated and ends,
+            truncated=entry.truncated and ends,
+            seed=entry.seed,
+        )
+
+    def verify(self) -> Iterator[tuple[Entry, str]]:
+        """Check every file against its checksum; yields each entry with what is wrong with it, or ``""``."""
+        for entry in self.entries:
+            try:
+                self._verify(entry)
+                yield entry, ""
+            except CorruptEpisodeError as error:
+                yield entry, str(error)
+
+    def _entry(self, number: int) -> Entry:
+        if number not in self._entries:
+            raise KeyError(f"{self.path} has {len(self)} episodes and none is number {number}")
+        return self._entries[number]
+
+    def _verify(self, entry: Entry) -> None:
+        path = self.path / entry.file
+        if not path.is_file():
+            raise CorruptEpisodeError(f"{path} is missing")
+        data = path.read_bytes()
+        if len(data) != entry.bytes:
+            raise CorruptEpisodeError(f"{path} is truncated: {entry.bytes} bytes expected, {len(data)} found")
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise CorruptEpisodeError(f"{path} is damaged: its sha256 is not the one in the index")
+
+    def _check(self, episode: Episode) -> None:
+        shape, dtype = episode.observations.shape[1:], str(episode.observations.dtype)
+        if (shape, dtype) != (self.schema.observation_shape, self.schema.observation_dtype):
+            raise ValueError(
+                f"{self.path} holds {self.schema.observation_dtype} observations of shape "
+                f"{self.schema.observation_shape}, got {dtype} {shape}"
+            )
+        if episode.actions.min() < 0 or episode.actions.max() >= len(self.schema.action_names):
+            raise ValueError(
+                f"{self.path} knows actions 0 to {len(self.schema.action_names) - 1}, got "
+                f"{episode.actions.min()} to {episode.actions.max()}"
+            )
+
+    def _read_index(self) -> Iterator[Entry]:
+        for line in (self.path / "index.jsonl").read_bytes().split(b"\n")[:-1]:  # what follows the last newline is torn
+            yield Entry(**json.loads(line))
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)  # the rename itself reaches the disk with its folder
+    os.fsync(directory)
+    os.close(directory)

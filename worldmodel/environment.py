@@ -1,0 +1,77 @@
+"""Any Gymnasium world as 84×84 frames and named discrete actions."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import AddRenderObservation
+from PIL import Image
+
+SIZE = (84, 84)
+SMALLEST = 32  # a smaller "image" is a symbolic grid (MiniGrid's is 7×7), not a picture
+
+
+def make(env: str, **kwargs: Any) -> gym.Env:
+    """Make the world with the id ``env``, such as ``"envs:Doom-v0"`` or ``"ALE/Breakout-v5"``.
+
+    Its observations are (84, 84, 3) uint8, scaled with an antialiasing filter where they are not already; the picture
+    is the observation itself, the one picture in a dictionary of observations, or else what the world renders.
+    ``env.get_wrapper_attr("action_names")`` names its actions.
+
+    Raises:
+        ValueError: if there is no such id, it shows no picture, or its actions are not discrete.
+    """
+    try:
+        world = gym.make(env, **kwargs)
+        if not _pictures(world.observation_space) and "rgb_array" in world.metadata.get("render_modes", []):
+            world.close()
+            world = AddRenderObservation(gym.make(env, render_mode="rgb_array", **kwargs), render_only=True)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(f"cannot make --env {env}: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"cannot make --env {env} with {kwargs}: {error}") from error
+    if not isinstance(world.action_space, gym.spaces.Discrete):
+        raise ValueError(f"--env {env} must have discrete actions, it has {world.action_space}")
+    if not _pictures(world.observation_space):
+        raise ValueError(
+            f"--env {env} must observe or render one uint8 picture of {SMALLEST} or more pixels a side, "
+            f"it observes {world.observation_space}"
+        )
+    return Frames(world)
+
+
+class Frames(gym.ObservationWrapper):
+    """Shows a world's picture as (84, 84, 3) uint8, and names its actions.
+
+    Names are the world's own ``action_names``, Atari's ``get_action_meanings()``, or ``"0"``, ``"1"``, ….
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self._key = _pictures(env.observation_space)[0]
+        self.observation_space = gym.spaces.Box(0, 255, (*SIZE, 3), np.uint8)
+        bare = env.unwrapped
+        names = getattr(bare, "action_names", None) or getattr(bare, "get_action_meanings", lambda: None)()
+        self.action_names = tuple(str(name).lower() for name in names or range(env.action_space.n))
+
+    def observation(self, observation: Any) -> np.ndarray:
+        picture = observation if self._key is None else observation[self._key]
+        if picture.shape == (*SIZE, 3):
+            return picture
+        image = Image.fromarray(picture.squeeze()).convert("RGB")
+        return np.asarray(image.resize(SIZE[::-1], Image.Resampling.BILINEAR))
+
+
+def _pictures(space: gym.Space) -> list[str | None]:
+    """The keys of the one picture in an observation space: ``[None]`` for the space itself, ``[]`` for no picture."""
+    if isinstance(space, gym.spaces.Dict):
+        keys = [key for key, part in space.spaces.items() if _is_picture(part)]
+        return keys if len(keys) == 1 else []
+    return [None] if _is_picture(space) else []
+
+
+def _is_picture(space: gym.Space) -> bool:
+    if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8:
+        return False
+    height_and_width, channels = space.shape[:2], space.shape[2:]
+    return len(height_and_width) == 2 and channels in ((), (1,), (3,)) and min(height_and_width) >= SMALLEST
