@@ -16,7 +16,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,7 @@ class EpisodeStore:
         path = Path(path)
         (path / "episodes").mkdir(parents=True, exist_ok=True)
         if not (path / "store.json").exists():
-            _write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
+            write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
             (path / "index.jsonl").touch()
         store = cls(path)
         for name, expected in asdict(store.schema).items():
@@ -164,7 +166,7 @@ class EpisodeStore:
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
         )
-        _write_atomically(self.path / entry.file, data)
+        write_atomically(self.path / entry.file, data)
         return entry
 
     def record(self, entry: Entry) -> None:
@@ -195,46 +197,43 @@ class EpisodeStore:
         """
         entry = self._entry(number)
         self._verify(entry)
-        return self.window(number, 0, entry.observations)
+        actions, rewards = self.steps(number)
+        return Episode(
+            observations=self.observations(number, 0, entry.observations),
+            actions=actions,
+            rewards=rewards,
+            terminated=entry.terminated,
+            truncated=entry.truncated,
+            seed=entry.seed,
+        )
 
-    def window(self, number: int, start: int, length: int) -> Episode:
-        """Read ``length`` observations from ``start`` on, with the actions and rewards that follow each.
+    def observations(self, number: int, start: int, length: int) -> np.ndarray:
+        """Read ``length`` observations from ``start`` on, (length, *shape); opens only the chunks they lie in.
 
-        Only the chunks that the window touches are decompressed; the checksum is left to :meth:`read` and
-        :meth:`verify`. The part ends as the episode does only if it reaches its end.
+        The checksum is left to :meth:`read` and :meth:`verify`.
 
         Raises:
             KeyError: if there is no such episode.
-            ValueError: if the window does not lie inside it.
+            ValueError: if they do not lie inside it.
             CorruptEpisodeError: if its file is missing or damaged.
         """
         entry = self._entry(number)
-        if not (length > 1 and 0 <= start <= entry.observations - length):
-            raise ValueError(
-                f"episode {number} has {entry.observations} observations, and a window two or more; got {length} from {start}"
-            )
+        if not (length > 0 and 0 <= start <= entry.observations - length):
+            raise ValueError(f"episode {number} has {entry.observations} observations, got {length} from {start} on")
         first, last = start // CHUNK, (start + length - 1) // CHUNK
-        try:
-            with safe_open(self.path / entry.file, framework="np") as file:
-                offsets = file.get_slice("offsets")[first : last + 2]
-                chunks = file.get_slice("chunks")[int(offsets[0]) : int(offsets[-1])].tobytes()
-                steps = slice(start, min(start + length, entry.steps))
-                actions, rewards = file.get_slice("actions")[steps], file.get_slice("rewards")[steps]
-            offsets = offsets - offsets[0]
+        with self._open(entry) as file:
+            offsets = file.get_slice("offsets")[first : last + 2]
+            chunks = file.get_slice("chunks")[int(offsets[0]) : int(offsets[-1])].tobytes()
+            borders = (offsets - offsets[0]).tolist()
             decompress = zstandard.ZstdDecompressor().decompress
-            raw = b"".join(decompress(chunks[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True))
-            observations = np.frombuffer(raw, self.schema.observation_dtype).reshape(-1, *self.schema.observation_shape)
-        except (OSError, SafetensorError, zstandard.ZstdError, ValueError) as error:
-            raise CorruptEpisodeError(f"{self.path / entry.file} is damaged: {error}") from error
-        ends = start + length == entry.observations
-        return Episode(
-            observations=observations[start - first * CHUNK :][:length],
-            actions=actions,
-            rewards=rewards,
-            terminated=entry.terminated and ends,
-            truncated=entry.truncated and ends,
-            seed=entry.seed,
-        )
+            raw = b"".join(decompress(chunks[a:b]) for a, b in pairwise(borders))
+            array = np.frombuffer(raw, self.schema.observation_dtype).reshape(-1, *self.schema.observation_shape)
+        return array[start - first * CHUNK :][:length]
+
+    def steps(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read all actions (T,) int64 and rewards (T,) float64 of an episode; raises as :meth:`observations` does."""
+        with self._open(self._entry(number)) as file:
+            return file.get_tensor("actions"), file.get_tensor("rewards")
 
     def verify(self) -> Iterator[tuple[Entry, str]]:
         """Check every file against its checksum; yields each entry with what is wrong with it, or ``""``."""
@@ -249,6 +248,14 @@ class EpisodeStore:
         if number not in self._entries:
             raise KeyError(f"{self.path} has {len(self)} episodes and none is number {number}")
         return self._entries[number]
+
+    @contextmanager
+    def _open(self, entry: Entry) -> Iterator[Any]:
+        try:
+            with safe_open(self.path / entry.file, framework="np") as file:
+                yield file
+        except (OSError, SafetensorError, zstandard.ZstdError, ValueError) as error:
+            raise CorruptEpisodeError(f"{self.path / entry.file} is damaged: {error}") from error
 
     def _verify(self, entry: Entry) -> None:
         path = self.path / entry.file
@@ -278,7 +285,7 @@ class EpisodeStore:
             yield Entry(**json.loads(line))
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:
         file.write(data)

@@ -1,0 +1,98 @@
+"""A run folder: all that is needed to use, or to go on training, a model.
+
+::
+
+    config.yaml              kind and sizes of the model, how it was trained, on what data
+    model.safetensors        its weights
+    train.safetensors        weights, optimizer and step to resume from
+    metrics.jsonl            one line each time something was measured
+    pictures/ tensorboard/   what it looked like on the way
+    vqvae/                   in a prior's run: the model whose codes it predicts
+
+No file is a pickle, and each is replaced in one step, so a process killed at any moment leaves a run that loads.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from worldmodel.data.store import write_atomically
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write a model's parameters and buffers."""
+    write_tensors(path, model.state_dict())
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Read what :func:`save_weights` wrote into a model of the same sizes.
+
+    Raises:
+        ValueError: if the file is damaged or made for a model of other sizes.
+    """
+    try:
+        model.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model that config.yaml beside it describes: {error}") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically."""
+    write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; train a model there with python -m worldmodel.train")
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
+
+
+def read_step(path: Path) -> int:
+    """The training step at which a train.safetensors was saved."""
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The config.yaml of a run.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it does not say what kind of model it is.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} holds no config.yaml; train a model there with python -m worldmodel.train")
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict) or "kind" not in values:
+        raise ValueError(f"{path} must name the kind of its model, such as 'kind: vqvae'")
+    return values
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put what :func:`pack_optimizer` made into an optimizer of the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,26 @@
+"""Building blocks that come in one and two dimensions."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d}
+TRANSPOSED_CONVOLUTION = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
+
+
+class ResidualBlock(nn.Module):
+    """Adds ReLU, 3×3, ReLU, 1×1 to its input, (B, C, *grid) -> (B, C, *grid) (van den Oord et al. 2017, section 4.1)."""
+
+    def __init__(self, dims: int, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.spatial = CONVOLUTION[dims](channels, hidden, 3, padding=1)
+        self.pointwise = CONVOLUTION[dims](hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pointwise(F.relu(self.spatial(F.relu(x))))
+
+
+def gated(x: Tensor, dim: int = -1) -> Tensor:
+    """tanh(a)·sigmoid(b) of the two halves of ``x`` along ``dim`` (van den Oord et al. 2016, eq. 2)."""
+    a, b = x.chunk(2, dim)
+    return torch.tanh(a) * torch.sigmoid(b)

@@ -1,0 +1,52 @@
+"""Batches from a store. Batch number n is a function of the seed and n, so a resumed run sees what it would have seen."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.data.store import Entry, EpisodeStore
+
+HELD_OUT_EVERY = 20
+
+
+def split(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
+    """The training and the held-out episodes: every twentieth by number is held out, at least one.
+
+    The rule does not depend on how many episodes there are, so a store that grows keeps its split.
+
+    Raises:
+        ValueError: if the store has fewer than two episodes.
+    """
+    if len(store) < 2:
+        raise ValueError(f"{store.path} must hold two episodes or more, one to hold out, it holds {len(store)}")
+    held_out = [entry for entry in store.entries if entry.number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1]
+    held_out = held_out or store.entries[-1:]
+    return [entry for entry in store.entries if entry not in held_out], held_out
+
+
+class FrameBatches:
+    """Random single frames: ``batches(n)`` is a batch of (B, *shape), the same for the same seed and n.
+
+    Args:
+        rank: which of several workers this is; each draws frames of its own.
+    """
+
+    def __init__(self, store: EpisodeStore, entries: list[Entry], size: int, seed: int, rank: int = 0) -> None:
+        self.store, self.entries, self.size, self.seed, self.rank = store, entries, size, seed, rank
+        self._ends = np.cumsum([entry.observations for entry in entries])
+
+    def __call__(self, number: int) -> Tensor:
+        random = np.random.default_rng([self.seed, self.rank, number])
+        frames = []
+        for position in random.integers(self._ends[-1], size=self.size):
+            which = int(np.searchsorted(self._ends, position, side="right"))
+            entry = self.entries[which]
+            start = int(position - self._ends[which] + entry.observations)
+            frames.append(self.store.observations(entry.number, start, 1)[0])
+        return torch.from_numpy(np.stack(frames))
+
+
+def spread(entries: list[Entry], count: int) -> list[tuple[int, int]]:
+    """``count`` evenly spread frames of some episodes, as (episode number, position): the same ones every time."""
+    places = [(entry.number, position) for entry in entries for position in range(entry.observations)]
+    return [places[round(i)] for i in np.linspace(0, len(places) - 1, min(count, len(places)))]

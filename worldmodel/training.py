@@ -1,0 +1,184 @@
+"""The training loop, for every model of the package."""
+
+import copy
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from worldmodel import checkpoint
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast to learn.
+
+    Attributes:
+        steps: batches in all.
+        learning_rate: of AdamW, after a linear warm-up and before a linear decay to zero.
+        warmup: steps of the warm-up.
+        decay: share of the steps, at the end, over which the rate falls.
+        weight_decay: of AdamW, on weight matrices and kernels only.
+        clip: largest gradient norm.
+        average: decay of the moving average of the weights, which is what model.safetensors holds; 0 keeps none.
+        log_every: steps between two lines of metrics.
+        evaluate_every: steps between two evaluations; each also saves.
+        seed: of the first weights, the batches and all sampling.
+        device: cuda, cpu, or auto for the first that is there.
+        threads: of torch on the CPU; 0 leaves torch's own choice.
+    """
+
+    steps: int = 10_000
+    learning_rate: float = 4e-4
+    warmup: int = 200
+    decay: float = 0.5
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    average: float = 0.998
+    log_every: int = 50
+    evaluate_every: int = 1000
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step number ``step``."""
+        falling = (self.steps - step) / max(1, self.decay * self.steps)
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), falling)
+
+
+Evaluation = Callable[[nn.Module, int], dict[str, float]]
+
+
+def fit(
+    model: nn.Module, batches: Callable[[int], Any], evaluate: Evaluation, config: TrainConfig, run: Path
+) -> nn.Module:
+    """Train ``model`` on ``batches(step)`` and return it with its final weights.
+
+    ``model(batch, generator)`` gives a loss and its metrics. The run continues from ``train.safetensors`` if there is
+    one; on the CPU a run that was stopped and resumed ends with the same weights as one that was not.
+
+    Raises:
+        FloatingPointError: if the loss stops being a number; the last save is kept.
+    """
+    device = pick_device(config)
+    model = model.to(device)
+    averaged = copy.deepcopy(model).eval()
+    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
+    first = _resume(run, model, averaged, optimizer)
+    forward = torch.compile(model) if device.type == "cuda" else model
+    bfloat16 = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    generator = torch.Generator(device)
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+    log = Log(run / "metrics.jsonl", writer, first)
+    with tqdm(range(first, config.steps), initial=first, total=config.steps, unit="step", smoothing=0.05) as bar:
+        for step in bar:
+            generator.manual_seed(config.seed * 1_000_003 + step)
+            batch = _move(batches(step), device)
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+
+            model.train()
+            with bfloat16:
+                loss, metrics = forward(batch, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"the gradient of step {step} is {norm}: lower train.learning_rate")
+            optimizer.step()
+            _average(averaged, model, min(config.average, (step + 1) / (step + 10)))
+
+            done = step + 1
+            if done % config.log_every == 0:
+                values = {name: float(value) for name, value in metrics.items() if value.ndim == 0}
+                log.write(done, "train", loss=float(loss.detach()), gradient_norm=float(norm), **values)
+                bar.set_postfix(loss=f"{loss.item():.4f}")
+            if done % config.evaluate_every == 0 or done == config.steps:
+                log.write(done, "held_out", **evaluate(averaged, done))
+                _save(run, model, averaged, optimizer, done)
+    writer.close()
+    return averaged
+
+
+def pick_device(config: TrainConfig) -> torch.device:
+    """The device to train on; also sets torch's threads, if the configuration asks for a number."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if config.device == "auto" else config.device)
+
+
+class Log:
+    """Numbers as JSON lines and for TensorBoard; a resumed run drops the lines that it will write again."""
+
+    def __init__(self, path: Path, writer: SummaryWriter, first: int) -> None:
+        self.path, self.writer = path, writer
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
+        path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, part: str, **values: float) -> None:
+        row = {"step": step, "part": part, **{name: round(value, 6) for name, value in values.items()}}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(f"{part}/{name}", value, step)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the model's; buffers are copied, they are averages already."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+    for mine, theirs in zip(averaged.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def _save(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    parts = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": checkpoint.pack_optimizer(optimizer)}
+    tensors = {f"{part}.{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
+    checkpoint.write_tensors(run / "train.safetensors", tensors, metadata={"step": str(step)})
+    checkpoint.save_weights(run / "model.safetensors", averaged)
+
+
+def _resume(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load the last save, if any, and return the step to go on with."""
+    path = run / "train.safetensors"
+    if not path.exists():
+        return 0
+    tensors = checkpoint.read_tensors(path)
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+    try:
+        model.load_state_dict(part("model"))
+        averaged.load_state_dict(part("averaged"))
+    except RuntimeError as error:
+        raise ValueError(f"{run} was trained with other settings; use another --run, or the old ones: {error}") from error
+    checkpoint.unpack_optimizer(optimizer, part("optimizer"))
+    return checkpoint.read_step(path)
+
+
+def _move(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return type(batch)(*(_move(item, device) for item in batch))
