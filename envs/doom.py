@@ -90,7 +90,8 @@ class DoomEnv(gym.Env):
         reward = self.game.make_action(self._commands[action], ACTION_REPEAT)
         finished = self.game.is_episode_finished()
         truncated = finished and self.game.is_episode_timeout_reached() and not self.game.is_player_dead()
-        return self._observe(), reward, finished and not truncated, truncated, {}
+        info = {"final_observation_missing": True} if finished else {}  # the game shows no picture once it is over
+        return self._observe(), reward, finished and not truncated, truncated, info
 
     def render(self) -> np.ndarray | None:
         """The current frame, (84, 84, 3) uint8."""

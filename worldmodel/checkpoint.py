@@ -12,6 +12,7 @@
 No file is a pickle, and each is replaced in one step, so a process killed at any moment leaves a run that loads.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from worldmodel.config import build
+from worldmodel.core.dynamics import Dynamics, DynamicsConfig
+from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import write_atomically
 
 
@@ -43,7 +47,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically."""
-    write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))
+    write_atomically(
+        path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -54,7 +60,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: if it is damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; train a model there with python -m worldmodel.train")
+        raise FileNotFoundError(
+            f"{path.parent} holds no {path.name}; train a model there with python -m worldmodel.train"
+        )
     try:
         return load(path.read_bytes())
     except SafetensorError as error:
@@ -80,6 +88,34 @@ def read_config(run: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text())
     if not isinstance(values, dict) or "kind" not in values:
         raise ValueError(f"{path} must name the kind of its model, such as 'kind: vqvae'")
+    return values
+
+
+def load_vqvae(run: Path) -> VQVAE:
+    """The VQ-VAE of a run, in evaluation mode on the CPU."""
+    values = _read_kind(run, "vqvae")
+    network = VQVAE.from_config(build(VQVAEConfig, values["model"], run / "config.yaml"))
+    load_weights(run / "model.safetensors", network)
+    return network.eval()
+
+
+def load_dynamics(run: Path) -> Dynamics:
+    """The dynamics prior of a run, in evaluation mode on the CPU."""
+    values = _read_kind(run, "prior")
+    network = Dynamics(build(DynamicsConfig, values["model"], run / "config.yaml"))
+    load_weights(run / "model.safetensors", network)
+    return network.eval()
+
+
+def digest(run: Path) -> str:
+    """Twelve hexadecimal digits that name the weights of a run: the beginning of their sha256."""
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def _read_kind(run: Path, kind: str) -> dict[str, Any]:
+    values = read_config(run)
+    if values["kind"] != kind:
+        raise ValueError(f"{run} must be the run of a {kind}, it is that of a {values['kind']}")
     return values
 
 

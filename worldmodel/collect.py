@@ -19,7 +19,13 @@ from worldmodel.data.episode import Episode  # noqa: E402
 from worldmodel.data.store import Entry, EpisodeStore, Schema  # noqa: E402
 
 LONGEST_HOLD = 12  # steps that the sticky policy holds one action at most
-STICKY_WEIGHTS = {"forward": 4.0, "forward_look_left": 2.0, "forward_look_right": 2.0, "look_left": 1.5, "look_right": 1.5}
+STICKY_WEIGHTS = {
+    "forward": 4.0,
+    "forward_look_left": 2.0,
+    "forward_look_right": 2.0,
+    "look_left": 1.5,
+    "look_right": 1.5,
+}
 RESTARTS = 100  # of one worker, before the run gives up
 
 
@@ -124,18 +130,21 @@ def act(policy: str, action_names: tuple[str, ...], random: np.random.Generator)
 
 
 def play(env: gym.Env, actions: Iterator[int], seed: int, longest: int) -> Episode:
-    """Play one episode from ``env.reset(seed=seed)`` to its end, or for ``longest`` steps."""
+    """Play one episode from ``env.reset(seed=seed)`` to its end, or for ``longest`` steps.
+
+    A world that draws nothing after its last action says so with ``{"final_observation_missing": True}`` for that
+    step's info: what it returns in its place is left out.
+    """
     observations, taken, rewards = [env.reset(seed=seed)[0]], [], []
     terminated = truncated = False
     while not (terminated or truncated):
         taken.append(next(actions))
-        observation, reward, terminated, truncated, _ = env.step(taken[-1])
-        observations.append(observation)
+        observation, reward, terminated, truncated, info = env.step(taken[-1])
+        if not info.get("final_observation_missing"):
+            observations.append(observation)
         rewards.append(reward)
         truncated = truncated or (len(taken) >= longest and not terminated)
-    return Episode(
-        np.stack(observations), np.array(taken), np.array(rewards, np.float64), terminated, truncated, seed
-    )
+    return Episode(np.stack(observations), np.array(taken), np.array(rewards, np.float64), terminated, truncated, seed)
 
 
 def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, address: str) -> Iterator[Entry]:

@@ -48,7 +48,9 @@ def build(kind: type[T], values: dict[str, Any], source: Path) -> T:
     for name in values:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            raise ValueError(f"{source}: {kind.__name__} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(
+                f"{source}: {kind.__name__} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
     return kind(**values)
 
 

@@ -25,13 +25,13 @@ def make(env: str, **kwargs: Any) -> gym.Env:
         world = gym.make(env, **kwargs)
         if not _pictures(world.observation_space) and "rgb_array" in world.metadata.get("render_modes", []):
             world.close()
-            world = AddRenderObservation(gym.make(env, render_mode="rgb_array", **kwargs), render_only=True)
+            world = AddRenderObservation(gym.make(env, **{**kwargs, "render_mode": "rgb_array"}), render_only=True)
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"cannot make --env {env}: {error}") from error
     except TypeError as error:
         raise ValueError(f"cannot make --env {env} with {kwargs}: {error}") from error
-    if not isinstance(world.action_space, gym.spaces.Discrete):
-        raise ValueError(f"--env {env} must have discrete actions, it has {world.action_space}")
+    if not isinstance(world.action_space, gym.spaces.Discrete) or world.action_space.start != 0:
+        raise ValueError(f"--env {env} must have discrete actions, counted from 0; it has {world.action_space}")
     if not _pictures(world.observation_space):
         raise ValueError(
             f"--env {env} must observe or render one uint8 picture of {SMALLEST} or more pixels a side, "
@@ -59,7 +59,7 @@ class Frames(gym.ObservationWrapper):
         if picture.shape == (*SIZE, 3):
             return picture
         image = Image.fromarray(picture.squeeze()).convert("RGB")
-        return np.asarray(image.resize(SIZE[::-1], Image.Resampling.BILINEAR))
+        return np.array(image.resize(SIZE[::-1], Image.Resampling.BILINEAR))  # a copy: Pillow's own is read-only
 
 
 def _pictures(space: gym.Space) -> list[str | None]:

@@ -1,20 +1,27 @@
 """Train the parts of a world model: ``python -m worldmodel.train {vqvae,prior}``."""
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldmodel import config, media
+from worldmodel import checkpoint, config, media
+from worldmodel.codes import encoded
+from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
 from worldmodel.core.quantizer import perplexity
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import FrameBatches, split, spread
-from worldmodel.training import TrainConfig, fit
+from worldmodel.data.windows import FrameBatches, StepWindows, split, spread
+from worldmodel.training import TrainConfig, fit, pick_device
+from worldmodel.world import WorldModel
 
 EVALUATED = 2048  # held-out frames that a VQ-VAE is measured on
-SHOWN = 12  # of them in the picture
+PRIOR_BATCH, PRIOR_BATCHES = 8, 8  # held-out stretches that a prior is measured on while it trains
+SHOWN = 16  # frames in a picture
 
 
 def vqvae(
@@ -26,7 +33,7 @@ def vqvae(
 ) -> None:
     """Train a VQ-VAE on the frames of a store; an existing run is continued.
 
-    Every twentieth episode is held out, for the metrics and the pictures of originals over reconstructions.
+    Every tenth episode is held out, for the metrics and the pictures of originals over reconstructions.
 
     Args:
         store: folder of recorded episodes.
@@ -56,6 +63,96 @@ def vqvae(
     fit(VQVAE.from_config(model), batches, evaluate, train, folder)
 
 
+def prior(
+    store: str,
+    vqvae: str,
+    run: str,
+    model: DynamicsConfig = DynamicsConfig(),
+    train: TrainConfig = TrainConfig(),
+    batch: int = 2,
+    length: int = 10,
+    actions: Literal["named", "none"] = "named",
+) -> None:
+    """Train a dynamics prior on the codes that a VQ-VAE gives a store's frames; an existing run is continued.
+
+    The frames are encoded first, once, and kept beside the store. Every tenth episode is held out.
+
+    Args:
+        store: folder of recorded episodes.
+        vqvae: run folder of the VQ-VAE; a copy goes into this run, which is then whole.
+        run: folder to write checkpoints, metrics and pictures into.
+        model: sizes; codes, grid, actions and dim are those of the data.
+        train: length and speed.
+        batch: stretches of episodes in a batch.
+        length: frames of a stretch; all but the first are predicted.
+        actions: none trains a prior that is told no actions.
+    """
+    device = pick_device(train)
+    folder, origin = Path(run), Path(vqvae)
+    frames = EpisodeStore(store)
+    codes = encoded(frames, origin, device)
+    learnt, held_out = split(codes)
+    tokenizer = checkpoint.load_vqvae(origin)
+    model = replace(
+        model,
+        codes=tokenizer.quantizer.config.codes,
+        dim=tokenizer.quantizer.config.dim,
+        grid=codes.schema.observation_shape,
+        actions=len(codes.schema.action_names) if actions == "named" else 0,
+        reward_scale=model.reward_scale or reward_scale(codes),
+    )
+    (folder / "vqvae").mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "model.safetensors"):
+        shutil.copyfile(origin / name, folder / "vqvae" / name)
+    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, **asdict(codes.schema)}
+    config.save(folder / "config.yaml", kind="prior", model=model, train=train, data=data)
+    torch.manual_seed(train.seed)
+    windows = StepWindows(codes, learnt, batch, length, train.seed)
+    unseen = StepWindows(codes, held_out, PRIOR_BATCH, length, train.seed + 1)
+    shown = StepWindows(codes, held_out, 1, SHOWN, train.seed + 2)(0)
+
+    def evaluate(network: nn.Module, step: int) -> dict[str, float]:
+        measured = measure_prior(network, unseen, PRIOR_BATCHES)
+        picture = compare(WorldModel(tokenizer, network, codes.schema.action_names, folder), Batch(*shown))
+        media.write(folder / "pictures" / f"{step:07d}.png", picture.numpy()[None], scale=1)
+        return measured
+
+    network = Dynamics(model, tokenizer.quantizer.codebook)
+    fit(network, lambda step: Batch(*windows(step)), evaluate, train, folder)
+
+
+def reward_scale(store: EpisodeStore) -> float:
+    """The root mean square of a store's rewards, or 1 if there are none."""
+    rewards = np.concatenate([store.steps(entry.number)[1] for entry in store.entries])
+    return float(np.sqrt(np.square(rewards).mean())) or 1.0
+
+
+@torch.no_grad()
+def measure_prior(network: Dynamics, windows: StepWindows, batches: int) -> dict[str, float]:
+    """Bits per code and the errors of the heads, with the true actions and with those of another stretch."""
+    device = next(network.parameters()).device
+    rows = []
+    for number in range(batches):
+        batch = Batch(*(part.to(device) for part in windows(number)))
+        _, metrics = network(batch)
+        _, shuffled = network(batch._replace(actions=batch.actions.roll(1, 0)))
+        rows.append({**metrics, "bits_per_code_shuffled": shuffled["bits_per_code"]})
+    return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
+
+
+def compare(world: WorldModel, stretch: Batch, context: int = 6) -> Tensor:
+    """The dream of one stretch's actions over what really came: one picture of two rows."""
+    codes, actions = stretch.codes, stretch.actions
+    state, dreamt = world.start_from_codes(codes[:, :context], actions[:, : context - 1]), []
+    generator = torch.Generator().manual_seed(0)
+    for action in actions[:, context - 1 :].T:
+        step = world.step(state, action, world.uniforms([generator]))
+        state = step.state
+        dreamt.append(step.codes[0].cpu())
+    rows = torch.cat([codes[0, :context], torch.stack(dreamt), codes[0]])
+    return torch.from_numpy(media.grid(world.decode(rows).unflatten(0, (2, -1)).numpy()))
+
+
 @torch.no_grad()
 def measure(network: VQVAE, frames: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Reconstruct frames (N, H, W, 3) uint8 and say how well.
@@ -80,4 +177,4 @@ def measure(network: VQVAE, frames: Tensor) -> tuple[Tensor, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    config.run({"vqvae": vqvae})
+    config.run({"vqvae": vqvae, "prior": prior})

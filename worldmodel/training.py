@@ -153,7 +153,11 @@ def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _save(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    parts = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": checkpoint.pack_optimizer(optimizer)}
+    parts = {
+        "model": model.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": checkpoint.pack_optimizer(optimizer),
+    }
     tensors = {f"{part}.{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
     checkpoint.write_tensors(run / "train.safetensors", tensors, metadata={"step": str(step)})
     checkpoint.save_weights(run / "model.safetensors", averaged)
@@ -173,7 +177,9 @@ def _resume(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.o
         model.load_state_dict(part("model"))
         averaged.load_state_dict(part("averaged"))
     except RuntimeError as error:
-        raise ValueError(f"{run} was trained with other settings; use another --run, or the old ones: {error}") from error
+        raise ValueError(
+            f"{run} was trained with other settings; use another --run, or the old ones: {error}"
+        ) from error
     checkpoint.unpack_optimizer(optimizer, part("optimizer"))
     return checkpoint.read_step(path)
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 ROWS = 1024  # vectors compared with the codebook at a time: the (rows, K) scores stay in the cache
 KMEANS_STEPS = 10
+SMALLEST = 1e-20  # an average count below this has nearly underflowed, and its code stays put
 
 
 class Quantized(NamedTuple):
@@ -143,14 +144,13 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _average(self, counts: Tensor, sums: Tensor) -> None:
-        """Equations 6 to 8; a code whose average count is zero keeps its vector."""
+        """Equations 6 to 8; a code whose average count has vanished keeps its vector."""
         counts, sums = _sum_over_workers(counts), _sum_over_workers(sums)
         self.usage += counts
         self.ema_count.lerp_(counts, 1 - self.config.decay)
         self.ema_sum.lerp_(sums, 1 - self.config.decay)
         counted = self.ema_count[:, None]
-        normal = counted > torch.finfo(torch.float32).tiny
-        self.codebook.copy_(torch.where(normal, self.ema_sum / counted.clamp_min(1e-30), self.codebook))
+        self.codebook.copy_(torch.where(counted > SMALLEST, self.ema_sum / counted.clamp_min(SMALLEST), self.codebook))
 
     def _check(self, z: Tensor) -> None:
         if z.ndim < 3 or z.shape[1] != self.config.dim or not z.is_floating_point():

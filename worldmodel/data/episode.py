@@ -34,7 +34,9 @@ class Episode:
         if self.actions.ndim != 1 or not np.issubdtype(self.actions.dtype, np.integer) or steps == 0:
             raise ValueError(f"actions must be a non-empty (T,) integer array, got {_describe(self.actions)}")
         if self.rewards.shape != (steps,) or not np.issubdtype(self.rewards.dtype, np.floating):
-            raise ValueError(f"rewards must be a ({steps},) float array like the actions, got {_describe(self.rewards)}")
+            raise ValueError(
+                f"rewards must be a ({steps},) float array like the actions, got {_describe(self.rewards)}"
+            )
         if len(self.observations) not in (steps, steps + 1):
             raise ValueError(
                 f"{steps} actions go with {steps + 1} observations, or {steps} where the last frame is missing, "

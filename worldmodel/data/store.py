@@ -147,7 +147,9 @@ class EpisodeStore:
         self._check(episode)
         compressor = zstandard.ZstdCompressor(level=LEVEL)
         observations = np.ascontiguousarray(episode.observations)
-        chunks = [compressor.compress(observations[i : i + CHUNK].tobytes()) for i in range(0, len(observations), CHUNK)]
+        chunks = [
+            compressor.compress(observations[i : i + CHUNK].tobytes()) for i in range(0, len(observations), CHUNK)
+        ]
         tensors = {
             "actions": episode.actions.astype(np.int64),
             "rewards": episode.rewards.astype(np.float64),

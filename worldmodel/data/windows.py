@@ -6,11 +6,11 @@ from torch import Tensor
 
 from worldmodel.data.store import Entry, EpisodeStore
 
-HELD_OUT_EVERY = 20
+HELD_OUT_EVERY = 10
 
 
 def split(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
-    """The training and the held-out episodes: every twentieth by number is held out, at least one.
+    """The training and the held-out episodes: every tenth by number is held out, at least one.
 
     The rule does not depend on how many episodes there are, so a store that grows keeps its split.
 
@@ -44,6 +44,58 @@ class FrameBatches:
             start = int(position - self._ends[which] + entry.observations)
             frames.append(self.store.observations(entry.number, start, 1)[0])
         return torch.from_numpy(np.stack(frames))
+
+
+class StepWindows:
+    """Random stretches of episodes: ``windows(n)`` is a batch of T observations and the T-1 steps between them.
+
+    A stretch that passes the end of its episode is filled up with zeros, and marked so. The result is the tuple
+    observations (B, T, *shape) int64, actions (B, T-1) int64, rewards (B, T-1) float32, terminated (B, T-1) float32,
+    observation_valid (B, T) bool, step_valid (B, T-1) bool.
+    """
+
+    def __init__(
+        self, store: EpisodeStore, entries: list[Entry], size: int, length: int, seed: int, rank: int = 0
+    ) -> None:
+        self.store, self.entries, self.size, self.length = store, entries, size, length
+        self.seed, self.rank = seed, rank
+        self._ends = np.cumsum([self._starts(entry) for entry in entries])
+
+    def __call__(self, number: int) -> tuple[Tensor, ...]:
+        random = np.random.default_rng([self.seed, self.rank, number])
+        rows = []
+        for position in random.integers(self._ends[-1], size=self.size):
+            which = int(np.searchsorted(self._ends, position, side="right"))
+            entry = self.entries[which]
+            rows.append(self.read(entry, int(position - self._ends[which] + self._starts(entry))))
+        return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+
+    def read(self, entry: Entry, start: int) -> tuple[np.ndarray, ...]:
+        """The one stretch that begins at observation ``start`` of an episode, without the leading B."""
+        length = self.length
+        actions, rewards = (part[start : start + length - 1] for part in self.store.steps(entry.number))
+        terminated = np.zeros(len(actions), np.float32)
+        if start + len(actions) == entry.steps:
+            terminated[-1:] = entry.terminated
+        seen = min(length, entry.observations - start)
+        observations = self.store.observations(entry.number, start, seen).astype(np.int64)
+        valid = np.arange(length)
+        return (
+            _fill(observations, length),
+            _fill(actions, length - 1),
+            _fill(rewards.astype(np.float32), length - 1),
+            _fill(terminated, length - 1),
+            valid < seen,
+            valid[:-1] < len(actions),
+        )
+
+    def _starts(self, entry: Entry) -> int:
+        """How many stretches an episode has: the last one ends with its last step."""
+        return max(1, entry.steps - self.length + 2)
+
+
+def _fill(array: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
 def spread(entries: list[Entry], count: int) -> list[tuple[int, int]]:

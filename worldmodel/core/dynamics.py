@@ -1,0 +1,346 @@
+"""The action-conditional video prior: p(next codes, reward, terminated | the last frames and actions).
+
+Three nets, from coarse to fine. A transformer over 7×7 patches remembers the last eight frames. Gated convolutions at
+full resolution compare the last two, told the actions: most of what moves is there. A :class:`WavefrontNet` then draws
+the 441 codes of the next frame, each knowing those before it.
+
+What is remembered of a frame depends on that frame and its action alone, so the memory can slide for ever: a frame
+depends on the last eight exactly, however long the dream.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.core.layers import gated
+from worldmodel.core.wavefront import WavefrontNet
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """The sizes of a dynamics prior.
+
+    Attributes:
+        codes: K of the codebook.
+        grid: height and width of the codes of a frame, multiples of the patch.
+        actions: how many there are; 0 for a prior that knows no actions.
+        dim: of a code's embedding.
+        context: frames that are remembered; 0 makes a prior of single frames, which knows no past and no actions.
+        patch: codes on a side of a patch.
+        width: channels of the transformer.
+        heads: of its attention.
+        blocks: of the transformer.
+        motion: channels of the full-resolution convolutions.
+        motion_layers: of them.
+        hidden: channels of the autoregressive net.
+        layers: of it.
+        noise: share of the remembered codes replaced by random ones in training, so that small mistakes of a dream
+            do not add up.
+        reward_scale: typical size of a reward, which the squared error is measured in; 0 has ``worldmodel.train``
+            measure it.
+    """
+
+    codes: int = 512
+    grid: tuple[int, int] = (21, 21)
+    actions: int = 9
+    dim: int = 64
+    context: int = 8
+    patch: int = 3
+    width: int = 192
+    heads: int = 6
+    blocks: int = 2
+    motion: int = 96
+    motion_layers: int = 3
+    hidden: int = 64
+    layers: int = 6
+    noise: float = 0.02
+    reward_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))  # YAML gives a list
+        if self.grid[0] % self.patch or self.grid[1] % self.patch:
+            raise ValueError(f"model.grid must be a multiple of model.patch, got {self.grid} and {self.patch}")
+        if self.width % self.heads:
+            raise ValueError(f"model.width must be a multiple of model.heads, got {self.width} and {self.heads}")
+
+
+class Batch(NamedTuple):
+    """Parts of episodes to learn from, T frames and the T-1 steps between them."""
+
+    codes: Tensor  # (B, T, H, W) int64
+    actions: Tensor  # (B, T-1) int64; actions[:, t] leads from frame t to t+1
+    rewards: Tensor  # (B, T-1) float32
+    terminated: Tensor  # (B, T-1) float32, 0 or 1
+    frame_valid: Tensor  # (B, T) bool, False beyond an episode's end
+    step_valid: Tensor  # (B, T-1) bool
+
+
+class Memory(NamedTuple):
+    """What a dream carries from frame to frame."""
+
+    keys: Tensor  # (blocks, B, context, patches, width), oldest first
+    values: Tensor  # (blocks, B, context, patches, width)
+    actions: Tensor  # (B, context) int64, -1 before the first
+    filled: int  # how many of the context are real
+    codes: Tensor  # (B, 2, H, W) int64, the last two frames; K stands for "none"
+
+
+class Outlook(NamedTuple):
+    """What is known of the next frame before any of it is drawn."""
+
+    condition: Tensor  # (…, H, W, motion)
+    rewards: Tensor  # (…), expected
+    termination: Tensor  # (…), logit of its probability
+
+
+class Dynamics(nn.Module):
+    """See the module. ``forward`` scores known frames in parallel; ``start``, ``look`` and ``draw`` dream.
+
+    Args:
+        codebook: (K, dim) vectors that the embedding and the output start from, so that near codes look near.
+    """
+
+    def __init__(self, config: DynamicsConfig, codebook: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.codes + 1, config.dim)  # the last one says that there is no such frame
+        self.action = nn.Embedding(config.actions + 1, config.width)  # the last one says that none is known
+        self.recent = nn.Embedding(config.context * (config.actions + 1), config.width)
+        patches = config.grid[0] * config.grid[1] // config.patch**2
+        self.patches = nn.Linear(config.patch**2 * config.dim, config.width)
+        self.position = nn.Parameter(torch.randn(patches, config.width) * 0.02)
+        self.remembered = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.unpatched = nn.Linear(config.width, config.patch**2 * config.motion)
+        self.motion = Motion(config)
+        self.wavefront = WavefrontNet(
+            nn.Embedding(config.codes, config.dim), config.motion, config.hidden, config.layers
+        )
+        self.outcome = nn.Sequential(
+            nn.Linear(config.width + config.motion, config.width), nn.ReLU(), nn.Linear(config.width, 2)
+        )
+        if codebook is not None:
+            self._start_from(codebook)
+
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss: nats per code, plus the squared error of rewards and the nats of terminations.
+
+        Args:
+            generator: for the noise on the remembered codes, in training mode.
+        """
+        known = batch.codes[:, :-1]
+        if self.training and self.config.noise:
+            noisy = torch.rand(known.shape, generator=generator, device=known.device) < self.config.noise
+            random = torch.randint(self.config.codes, known.shape, generator=generator, device=known.device)
+            known = torch.where(noisy, random, known)
+        outlook = self.outlook(known, batch.actions)
+        logits = self.wavefront(batch.codes[:, 1:].flatten(0, 1), outlook.condition.flatten(0, 1))
+        nats = F.cross_entropy(logits.flatten(0, 2).float(), batch.codes[:, 1:].flatten(), reduction="none")
+        nats = nats.view(batch.codes[:, 1:].shape).mean((2, 3))  # (B, T-1)
+        scale = self.config.reward_scale or 1.0
+        squared = ((outlook.rewards - batch.rewards) / scale).square()
+        surprise = F.binary_cross_entropy_with_logits(outlook.termination, batch.terminated, reduction="none")
+        code_loss = _mean(nats, batch.frame_valid[:, 1:])
+        reward_loss, termination_loss = _mean(squared, batch.step_valid), _mean(surprise, batch.step_valid)
+        return code_loss + 0.1 * (reward_loss + termination_loss), {
+            "bits_per_code": code_loss.detach() / torch.log(torch.tensor(2.0)),
+            "reward_error": reward_loss.detach(),
+            "termination_nats": termination_loss.detach(),
+        }
+
+    def outlook(self, codes: Tensor, actions: Tensor) -> Outlook:
+        """What follows each of T known frames and the action taken there, all at once.
+
+        Args:
+            codes: (B, T, H, W) int64.
+            actions: (B, T) int64.
+
+        Returns:
+            The outlook on frame t+1 for every t, with leading shape (B, T).
+        """
+        if not self.config.context:
+            return self._nothing(actions.shape)
+        length, context = codes.shape[1], self.config.context
+        features = self._frame_features(codes, actions)  # (B, T, patches, width)
+        remembered = self.remembered(features)
+        lags = torch.arange(length)[:, None] - torch.arange(length)  # query minus key
+        x = features
+        for block in self.blocks:
+            x = block(x, *block.remember(remembered), lags.to(codes.device))
+        before = F.pad(codes[:, :-1], (0, 0, 0, 0, 1, 0), value=self.config.codes)
+        past = F.pad(self._known(actions), (context - 1, 0), value=-1).unfold(1, context, 1)  # (B, T, context)
+        return self._outlook(x, torch.stack([before, codes], 2), past)
+
+    def start(self, codes: Tensor, actions: Tensor) -> Memory:
+        """Remember the frames that a dream begins with: n frames (B, n, H, W) and the n-1 actions between them.
+
+        Raises:
+            ValueError: if the numbers do not fit, or an action or code does not exist.
+        """
+        self._check(codes, actions)
+        batch, config = codes.shape[0], self.config
+        patches = self.position.shape[0]
+        empty = self.position.new_zeros(config.blocks, batch, config.context, patches, config.width)
+        none = torch.full((batch, *config.grid), config.codes, dtype=torch.int64, device=codes.device)
+        unknown = torch.full((batch, config.context), -1, dtype=torch.int64, device=codes.device)
+        memory = Memory(empty, empty, unknown, 0, torch.stack([none, codes[:, 0]], 1))
+        for number in range(actions.shape[1]):
+            memory = self.remember(memory, actions[:, number])[0] if self.config.context else memory
+            memory = memory._replace(codes=torch.stack([memory.codes[:, 1], codes[:, number + 1]], 1))
+        return memory
+
+    def remember(self, memory: Memory, actions: Tensor) -> tuple[Memory, Tensor]:
+        """Add the present frame and the action taken at it; returns also its features (B, 1, patches, width)."""
+        features = self._frame_features(memory.codes[:, 1:], actions[:, None])
+        pairs = [block.remember(self.remembered(features)) for block in self.blocks]
+        fresh = [torch.stack(part) for part in zip(*pairs, strict=True)]
+        slid = [
+            torch.cat([old[:, :, 1:], new], 2) for old, new in zip((memory.keys, memory.values), fresh, strict=True)
+        ]
+        past = torch.cat([memory.actions[:, 1:], self._known(actions[:, None])], 1)
+        filled = min(memory.filled + 1, self.config.context)
+        return Memory(*slid, past, filled, memory.codes), features
+
+    @torch.no_grad()
+    def step(
+        self, memory: Memory, actions: Tensor, uniforms: Tensor, temperature: float = 1.0
+    ) -> tuple[Memory, Outlook]:
+        """Take actions (B,) and draw the next frame; its codes are ``memory.codes[:, 1]`` of the memory returned.
+
+        Args:
+            uniforms: (B, H, W) in [0, 1), the only source of chance; see :meth:`WavefrontNet.sample`.
+        """
+        memory, outlook = self.look(memory, actions)
+        codes = self.wavefront.sample(outlook.condition, uniforms, temperature)
+        return memory._replace(codes=torch.stack([memory.codes[:, 1], codes], 1)), outlook
+
+    def look(self, memory: Memory, actions: Tensor) -> tuple[Memory, Outlook]:
+        """Take actions (B,) and say what follows, before a frame is drawn; leading shape (B,)."""
+        if not self.config.context:
+            return memory, self._nothing(actions.shape)
+        memory, x = self.remember(memory, actions)
+        context = self.config.context
+        lags = torch.arange(context - 1, -1, -1, device=actions.device)[None]  # of the oldest to the newest
+        lags = lags.masked_fill(lags >= memory.filled, -1)
+        for number, block in enumerate(self.blocks):
+            x = block(x, memory.keys[number], memory.values[number], lags)
+        outlook = self._outlook(x, memory.codes[:, None], memory.actions[:, None])
+        return memory, Outlook(*(part[:, 0] for part in outlook))
+
+    def _frame_features(self, codes: Tensor, actions: Tensor) -> Tensor:
+        """One frame and its action as patches: (B, T, H, W), (B, T) -> (B, T, patches, width)."""
+        patch = self.config.patch
+        x = self.embedding(codes)  # (B, T, H, W, dim)
+        x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).transpose(3, 4)  # (B, T, H/p, W/p, p, p, dim)
+        x = self.patches(x.flatten(4).flatten(2, 3))
+        return x + self.position + self.action(self._known(actions) % (self.config.actions + 1))[:, :, None]
+
+    def _outlook(self, x: Tensor, codes: Tensor, actions: Tensor) -> Outlook:
+        """From patches (B, T, patches, width), the last two frames (B, T, 2, H, W) and the past actions."""
+        height, width = self.config.grid
+        patch, lags = self.config.patch, torch.arange(self.config.context, device=actions.device)
+        recent = self.recent(lags * (self.config.actions + 1) + actions % (self.config.actions + 1)).sum(
+            2
+        )  # (B, T, width)
+        coarse = self.unpatched(x).unflatten(2, (height // patch, width // patch)).unflatten(4, (patch, patch, -1))
+        coarse = coarse.transpose(3, 4).flatten(4, 5).flatten(2, 3)  # (B, T, H, W, motion)
+        fine = self.embedding(codes).permute(0, 1, 3, 4, 2, 5).flatten(4)  # (B, T, H, W, 2·dim)
+        condition = self.motion(fine.flatten(0, 1), coarse.flatten(0, 1), recent.flatten(0, 1))
+        condition = condition.unflatten(0, actions.shape[:2])
+        summary = torch.cat([x.mean(2), condition.mean((2, 3))], -1)
+        rewards, termination = self.outcome(summary).float().unbind(-1)
+        return Outlook(condition, rewards * (self.config.reward_scale or 1.0), termination)
+
+    def _nothing(self, shape: torch.Size) -> Outlook:
+        zeros = self.position.new_zeros
+        return Outlook(zeros(*shape, *self.config.grid, self.config.motion), zeros(shape), zeros(shape))
+
+    def _known(self, actions: Tensor) -> Tensor:
+        """The actions that the prior is told: -1, "none", for all of them if it knows no actions."""
+        return actions if self.config.actions else torch.full_like(actions, -1)
+
+    def _start_from(self, codebook: Tensor) -> None:
+        """Let codes with near vectors have near embeddings and near logits from the first step on."""
+        vectors = codebook - codebook.mean(0)
+        vectors = vectors / vectors.std()
+        with torch.no_grad():
+            self.embedding.weight[:-1] = vectors
+            self.wavefront.embedding.weight.copy_(vectors)
+            self.wavefront.logits.weight.copy_(vectors / vectors.shape[1] ** 0.5)
+
+    def _check(self, codes: Tensor, actions: Tensor) -> None:
+        if codes.ndim != 4 or codes.shape[2:] != self.config.grid or actions.shape != (len(codes), codes.shape[1] - 1):
+            raise ValueError(
+                f"a dream starts from codes (B, n, {', '.join(map(str, self.config.grid))}) and actions (B, n-1), "
+                f"got {tuple(codes.shape)} and {tuple(actions.shape)}"
+            )
+        if codes.min() < 0 or codes.max() >= self.config.codes:
+            raise ValueError(f"codes must be in [0, {self.config.codes}), got {codes.min()} to {codes.max()}")
+
+
+class Block(nn.Module):
+    """Attention over the remembered frames, patch by patch; attention over the patches; a feed-forward net."""
+
+    def __init__(self, config: DynamicsConfig) -> None:
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.lag_bias = nn.Parameter(torch.zeros(config.heads, config.context))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.query, self.keys_values = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.over_time = nn.Linear(width, width)
+        self.spatial = nn.Linear(width, 3 * width)
+        self.over_space = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def remember(self, remembered: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of frames: (B, T, patches, width) -> two of the same shape."""
+        return self.keys_values(remembered).chunk(2, -1)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, lags: Tensor) -> Tensor:
+        """Query frames (B, Q, patches, width), remembered frames (B, M, patches, width) and their lags (Q, M)."""
+        context = self.lag_bias.shape[1]
+        visible = (lags >= 0) & (lags < context)
+        bias = self.lag_bias[:, lags.clamp(0, context - 1)].masked_fill(~visible, float("-inf"))  # (heads, Q, M)
+
+        query = self._heads(self.query(self.norms[0](x)).transpose(1, 2))  # (B, patches, heads, Q, width/heads)
+        seen = F.scaled_dot_product_attention(
+            query,
+            self._heads(keys.transpose(1, 2)),
+            self._heads(values.transpose(1, 2)),
+            attn_mask=bias.to(query.dtype),
+        )
+        x = x + self.over_time(seen.transpose(2, 3).flatten(3).transpose(1, 2))
+        query, key, value = (self._heads(part) for part in self.spatial(self.norms[1](x)).chunk(3, -1))
+        seen = F.scaled_dot_product_attention(query, key, value)  # (B, Q, heads, patches, width/heads)
+        x = x + self.over_space(seen.transpose(2, 3).flatten(3))
+        return x + self.feed_forward(self.norms[2](x))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+
+class Motion(nn.Module):
+    """Gated 3×3 convolutions over two frames at full resolution, told the coarse context and the actions."""
+
+    def __init__(self, config: DynamicsConfig) -> None:
+        super().__init__()
+        channels, layers = config.motion, config.motion_layers
+        sizes = [2 * config.dim + channels] + [channels] * (layers - 1)
+        self.convolutions = nn.ModuleList(nn.Conv2d(size, 2 * channels, 3, padding=1) for size in sizes)
+        self.action = nn.Linear(config.width, layers * 2 * channels)
+
+    def forward(self, fine: Tensor, coarse: Tensor, actions: Tensor) -> Tensor:
+        """(N, H, W, 2·dim), (N, H, W, motion), (N, width) -> (N, H, W, motion)."""
+        told = self.action(actions).chunk(len(self.convolutions), -1)
+        x, carried = torch.cat([fine, coarse], -1), coarse
+        for convolution, action in zip(self.convolutions, told, strict=True):
+            change = convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last throughout
+            x = carried = carried + gated(change + action[:, None, None])
+        return x
+
+
+def _mean(values: Tensor, valid: Tensor) -> Tensor:
+    return (values * valid).sum() / valid.sum().clamp_min(1)

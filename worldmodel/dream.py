@@ -1,0 +1,141 @@
+"""Imagine a walk: ``python -m worldmodel.dream --action forward`` writes a film of it."""
+
+import difflib
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from worldmodel import config, media
+from worldmodel.data.store import EpisodeStore
+from worldmodel.world import DEFAULT, WorldModel
+
+REAL, IMAGINED = (235, 235, 235), (255, 140, 0)  # the bar under a frame tells which it is
+BAR = 3  # pixels
+
+
+def dream(
+    action: str = "",
+    actions: str = "",
+    frames: int = 10,
+    context: int = 6,
+    world: str = DEFAULT,
+    store: str = "",
+    episode: int = 0,
+    start: int = 0,
+    compare: bool = False,
+    seed: int = 0,
+    temperature: float = 1.0,
+    out: str = "dream.gif",
+    device: str = "cpu",
+) -> None:
+    """Imagine what happens after a few real frames, under actions of your choice, and write it as a film.
+
+    The bar under a frame is white where the frame is real and orange where it is imagined.
+
+    Args:
+        action: the one that is repeated; forward if none of --action, --actions and --compare is given.
+        actions: several, each with a number of frames, such as forward:10,look_left:5.
+        frames: to imagine, after the context; with --actions, what those add up to.
+        context: real frames before the first imagined one.
+        world: a shipped world's name, or the run folder of a prior.
+        store: recorded episodes to begin from; the world's own few if not given.
+        episode: number of the one to begin from.
+        start: its frame to begin at.
+        compare: dream the recorded actions, and show the recorded frames below the dream.
+        seed: the same one gives the same dream.
+        temperature: above 1 is wilder, below 1 is calmer, 0 takes the likeliest code everywhere.
+        out: file to write, .gif, .mp4 or .png (a strip).
+        device: cpu or cuda.
+    """
+    media.check(Path(out))
+    if frames < 1 or context < 1:
+        raise ValueError(f"--frames and --context must be 1 or more, got {frames} and {context}")
+    if (action != "") + (actions != "") + compare > 1:
+        raise ValueError("give one of --action, --actions and --compare, which dreams the recorded actions")
+    torch.set_num_threads(1)  # many small steps: more threads only wait for each other
+    model = WorldModel.load(world, device)
+    episodes = EpisodeStore(store or model.run / "context")
+    wanted = parse(actions or f"{action or 'forward'}:{frames}", model.action_names)
+    real, taken = read(episodes, episode, start, context + (frames if compare else 0))
+    if compare:
+        wanted = taken[context - 1 :]
+    began = time.process_time()
+    codes = imagine(model, real[None, :context], taken[None, : context - 1], wanted[None], seed, temperature)[0]
+    seconds = time.process_time() - began
+    imagined = model.decode(codes)  # only now: the dream itself never left the codes
+    film = torch.cat([mark(real[:context], REAL), mark(imagined, IMAGINED)])
+    if compare:
+        film = torch.cat([film, mark(real, REAL)], 1)
+    media.write(Path(out), film.numpy())
+    print(
+        f"wrote {out}: {context} real and {len(codes)} imagined frames, {len(codes) / seconds:.1f} frames/s of CPU time"
+    )
+
+
+def imagine(
+    model: WorldModel, frames: Tensor, taken: Tensor, actions: Tensor, seed: int = 0, temperature: float = 1.0
+) -> Tensor:
+    """Dream B futures in code space.
+
+    Args:
+        frames: (B, n, H, W, 3) uint8, real ones.
+        taken: (B, n-1) int64, the actions between them.
+        actions: (B, T) int64, those to dream.
+        seed: dream b draws from a generator of its own, seeded with ``seed + b``.
+
+    Returns:
+        The codes of the imagined frames, (B, T, h, w) int64.
+    """
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(len(actions))]
+    state, codes = model.start(frames, taken), []
+    for action in tqdm(actions.T, unit="frame", desc="dream", leave=False):
+        step = model.step(state, action, model.uniforms(generators), temperature)
+        state = step.state
+        codes.append(step.codes)
+    return torch.stack(codes, 1)
+
+
+def parse(actions: str, known: tuple[str, ...]) -> Tensor:
+    """``"forward:2,look_left:1"`` -> (T,) int64.
+
+    Raises:
+        ValueError: for a name that the world does not know, listing those it knows, or a number that is none.
+    """
+    numbers = []
+    for part in actions.split(","):
+        name, _, times = part.strip().partition(":")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown action {name!r}: expected one of {', '.join(known)}{hint}")
+        if times and not (times.isdigit() and int(times) > 0):
+            raise ValueError(f"{part!r} must be an action, a colon and a number of frames, such as {name}:10")
+        numbers += [known.index(name)] * int(times or 1)
+    return torch.tensor(numbers)
+
+
+def read(store: EpisodeStore, episode: int, start: int, length: int) -> tuple[Tensor, Tensor]:
+    """``length`` recorded frames (length, H, W, 3) uint8 and the actions between them (length-1,) int64.
+
+    Raises:
+        ValueError: if there is no such episode or it is too short.
+    """
+    numbers = [entry.number for entry in store.entries]
+    if episode not in numbers:
+        raise ValueError(f"{store.path} has no episode {episode}: expected one of {numbers[0]} to {numbers[-1]}")
+    frames = store.observations(episode, start, length)
+    actions, _ = store.steps(episode)
+    return torch.from_numpy(frames.copy()), torch.from_numpy(actions[start : start + length - 1].copy())
+
+
+def mark(frames: Tensor, colour: tuple[int, int, int]) -> Tensor:
+    """Put a bar under frames (T, H, W, 3) uint8 -> (T, H + 3, W, 3)."""
+    bar = torch.tensor(colour, dtype=torch.uint8).expand(len(frames), BAR, frames.shape[2], 3)
+    return torch.cat([frames, bar], 1)
+
+
+if __name__ == "__main__":
+    config.run(dream)

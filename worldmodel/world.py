@@ -1,0 +1,115 @@
+"""A world that can be dreamed: a VQ-VAE and the prior over its codes, behind ``start`` and ``step``."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmodel import checkpoint
+from worldmodel.core.dynamics import Dynamics, Memory
+from worldmodel.core.vqvae import VQVAE
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+DEFAULT = "doom-health-gathering"
+
+
+class Step(NamedTuple):
+    """What one imagined step brings, for each of B dreams."""
+
+    state: Memory
+    codes: Tensor  # (B, H, W) int64, the next frame
+    rewards: Tensor  # (B,) float32, expected
+    terminated: Tensor  # (B,) float32, probability
+
+
+class WorldModel:
+    """Rolls out futures purely in code space; frames are decoded only when asked for.
+
+    Args:
+        run: the folder that it came from.
+        action_names: what actions 0, 1, … are called.
+    """
+
+    def __init__(self, vqvae: VQVAE, dynamics: Dynamics, action_names: Sequence[str], run: Path) -> None:
+        self.vqvae, self.dynamics, self.action_names, self.run = vqvae, dynamics, tuple(action_names), run
+
+    @classmethod
+    def load(cls, world: str | Path = DEFAULT, device: str | torch.device = "cpu") -> "WorldModel":
+        """Load a shipped world by name, or a prior's run by folder.
+
+        Raises:
+            FileNotFoundError: if it is neither; the message lists the names and the nearest one.
+            ValueError: if a file of it is damaged.
+        """
+        run = find(world)
+        dynamics = checkpoint.load_dynamics(run).to(device)
+        vqvae = checkpoint.load_vqvae(run / "vqvae").to(device)
+        return cls(vqvae, dynamics, checkpoint.read_config(run)["data"]["action_names"], run)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.dynamics.parameters()).device
+
+    @torch.no_grad()
+    def start(self, frames: Tensor, actions: Tensor) -> Memory:
+        """Begin B dreams from n real frames each (B, n, H, W, 3) uint8, and the n-1 actions (B, n-1) between them."""
+        codes = self.vqvae.encode(frames.to(self.device).flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return self.start_from_codes(codes, actions)
+
+    @torch.no_grad()
+    def start_from_codes(self, codes: Tensor, actions: Tensor) -> Memory:
+        """The same from codes (B, n, h, w) int64."""
+        return self.dynamics.start(codes.to(self.device), actions.to(self.device))
+
+    @torch.no_grad()
+    def step(self, state: Memory, actions: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Step:
+        """Take actions (B,) int64 and imagine the next frame.
+
+        Args:
+            uniforms: (B, h, w) in [0, 1), the only chance there is: the same numbers give the same codes. See
+                :meth:`uniforms`.
+            temperature: of the codes; below 1 is calmer, 0 takes the likeliest.
+
+        Raises:
+            ValueError: if an action does not exist or the temperature is negative.
+        """
+        if actions.min() < 0 or actions.max() >= len(self.action_names):
+            raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {actions.tolist()}")
+        if temperature < 0:
+            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        state, outlook = self.dynamics.step(state, actions.to(self.device), uniforms.to(self.device), temperature)
+        return Step(state, state.codes[:, 1], outlook.rewards, outlook.termination.sigmoid())
+
+    def uniforms(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """The chance of one step, (B, h, w): each dream draws from a CPU generator of its own."""
+        grid = self.dynamics.config.grid
+        return torch.stack([torch.rand(grid, generator=generator) for generator in generators])
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (N, h, w) int64 -> frames (N, H, W, 3) uint8, on the CPU."""
+        return torch.cat([self.vqvae.decode(part.to(self.device)).cpu() for part in codes.split(64)])
+
+
+def names() -> list[str]:
+    """The worlds that come with the package."""
+    return sorted(path.parent.name for path in PRETRAINED.glob("*/config.yaml"))
+
+
+def find(world: str | Path) -> Path:
+    """The folder of a shipped world or of a run.
+
+    Raises:
+        FileNotFoundError: if there is none; the message lists the names and the nearest one.
+    """
+    for folder in (PRETRAINED / str(world), Path(world)):
+        if (folder / "config.yaml").is_file():
+            return folder
+    near = difflib.get_close_matches(str(world), names(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise FileNotFoundError(
+        f"there is no world {str(world)!r}: expected a run folder or one of {', '.join(names())}{hint}"
+    )
