@@ -152,6 +152,7 @@ def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, 
     import ray
     from ray.exceptions import ActorDiedError, RayActorError
 
+    recorder.env.close()  # it has told the schema, and a running game must not be forked
     ray.init(address=address or None, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     settings = (os.path.abspath(recorder.settings[0]), *recorder.settings[1:])
     actor_class = ray.remote(num_cpus=1, max_restarts=RESTARTS)(Recorder)

@@ -12,7 +12,7 @@ from worldmodel import config, media
 from worldmodel.data.store import EpisodeStore
 from worldmodel.world import DEFAULT, WorldModel
 
-REAL, IMAGINED = (235, 235, 235), (255, 140, 0)  # the bar under a frame tells which it is
+REAL, IMAGINED, TO_COME = (235, 235, 235), (255, 140, 0), (40, 40, 40)  # colours of the bar under a film
 BAR = 3  # pixels
 
 
@@ -33,7 +33,7 @@ def dream(
 ) -> None:
     """Imagine what happens after a few real frames, under actions of your choice, and write it as a film.
 
-    The bar under a frame is white where the frame is real and orange where it is imagined.
+    The bar under the film grows with it: white while frames are real, orange once they are imagined.
 
     Args:
         action: the one that is repeated; forward if none of --action, --actions and --compare is given.
@@ -58,17 +58,15 @@ def dream(
     torch.set_num_threads(1)  # many small steps: more threads only wait for each other
     model = WorldModel.load(world, device)
     episodes = EpisodeStore(store or model.run / "context")
-    wanted = parse(actions or f"{action or 'forward'}:{frames}", model.action_names)
     real, taken = read(episodes, episode, start, context + (frames if compare else 0))
-    if compare:
-        wanted = taken[context - 1 :]
+    wanted = taken[context - 1 :] if compare else parse(actions or f"{action or 'forward'}:{frames}", model.action_names)
     began = time.process_time()
     codes = imagine(model, real[None, :context], taken[None, : context - 1], wanted[None], seed, temperature)[0]
     seconds = time.process_time() - began
     imagined = model.decode(codes)  # only now: the dream itself never left the codes
-    film = torch.cat([mark(real[:context], REAL), mark(imagined, IMAGINED)])
+    film = mark(torch.cat([real[:context], imagined]), context)
     if compare:
-        film = torch.cat([film, mark(real, REAL)], 1)
+        film = torch.cat([film, real], 1)
     media.write(Path(out), film.numpy())
     print(
         f"wrote {out}: {context} real and {len(codes)} imagined frames, {len(codes) / seconds:.1f} frames/s of CPU time"
@@ -131,10 +129,14 @@ def read(store: EpisodeStore, episode: int, start: int, length: int) -> tuple[Te
     return torch.from_numpy(frames.copy()), torch.from_numpy(actions[start : start + length - 1].copy())
 
 
-def mark(frames: Tensor, colour: tuple[int, int, int]) -> Tensor:
-    """Put a bar under frames (T, H, W, 3) uint8 -> (T, H + 3, W, 3)."""
-    bar = torch.tensor(colour, dtype=torch.uint8).expand(len(frames), BAR, frames.shape[2], 3)
-    return torch.cat([frames, bar], 1)
+def mark(frames: Tensor, real: int) -> Tensor:
+    """Put a bar that grows from frame to frame under (T, H, W, 3) uint8 -> (T, H + 3, W, 3)."""
+    length, width = len(frames), frames.shape[2]
+    time_of = torch.arange(width) * length // width  # the frame that each column of the bar stands for
+    colours = torch.tensor([REAL] * real + [IMAGINED] * (length - real), dtype=torch.uint8)[time_of]  # (W, 3)
+    reached = time_of <= torch.arange(length)[:, None]  # (T, W)
+    bar = torch.where(reached[..., None], colours, torch.tensor(TO_COME, dtype=torch.uint8))
+    return torch.cat([frames, bar[:, None].expand(-1, BAR, -1, -1)], 1)
 
 
 if __name__ == "__main__":

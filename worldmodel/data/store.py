@@ -107,8 +107,8 @@ class EpisodeStore:
         path = Path(path)
         (path / "episodes").mkdir(parents=True, exist_ok=True)
         if not (path / "store.json").exists():
+            (path / "index.jsonl").touch()  # first, so that wherever there is a store.json there is an index
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
-            (path / "index.jsonl").touch()
         store = cls(path)
         for name, expected in asdict(store.schema).items():
             if (given := asdict(schema)[name]) != expected:
@@ -145,18 +145,17 @@ class EpisodeStore:
             ValueError: if the episode does not fit the store's schema.
         """
         self._check(episode)
-        compressor = zstandard.ZstdCompressor(level=LEVEL)
+        compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)  # so that windows notice damage, too
         observations = np.ascontiguousarray(episode.observations)
-        chunks = [
-            compressor.compress(observations[i : i + CHUNK].tobytes()) for i in range(0, len(observations), CHUNK)
-        ]
+        chunks = [compressor.compress(observations[i : i + CHUNK]) for i in range(0, len(observations), CHUNK)]
         tensors = {
             "actions": episode.actions.astype(np.int64),
             "rewards": episode.rewards.astype(np.float64),
             "chunks": np.frombuffer(b"".join(chunks), np.uint8),
             "offsets": np.cumsum([0, *map(len, chunks)]),
         }
-        data = save(tensors, metadata={"observations": str(len(observations)), "seed": str(episode.seed)})
+        facts = json.dumps({"observations": len(observations), "seed": int(episode.seed)})
+        data = save(tensors, metadata={"episode": facts})  # one key: several would be written in a random order
         entry = Entry(
             number=number,
             steps=len(episode),

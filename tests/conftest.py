@@ -1,0 +1,63 @@
+"""What the tests share: a tiny recorded world, and models trained on it for a moment."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel.core.dynamics import DynamicsConfig
+from worldmodel.core.quantizer import QuantizerConfig
+from worldmodel.core.vqvae import VQVAEConfig
+from worldmodel.data.episode import Episode
+from worldmodel.data.store import EpisodeStore, Schema
+from worldmodel.train import prior, vqvae
+from worldmodel.training import TrainConfig
+
+VQVAE_SIZES = VQVAEConfig(hidden=16, residual_hidden=8, quantizer=QuantizerConfig(codes=16, dim=8))
+PRIOR_SIZES = DynamicsConfig(context=4, width=24, heads=2, blocks=1, motion=12, motion_layers=2, hidden=8, layers=2)
+
+
+def train_config(steps: int) -> TrainConfig:
+    """A few steps that evaluate, save and log along the way."""
+    return TrainConfig(steps=steps, warmup=2, log_every=2, evaluate_every=4, average=0.5, threads=1)
+
+
+def sliding_stripes(seed: int, steps: int = 20) -> Episode:
+    """A 24×24 picture of stripes that actions 0, 1 and 2 shift left, leave and shift right; action 2 is rewarded."""
+    random = np.random.default_rng(seed)
+    picture = random.integers(0, 256, (1, 6, 3), np.uint8).repeat(4, 1).repeat(24, 0)
+    actions, frames = random.integers(0, 3, steps), [picture]
+    for action in actions:
+        frames.append(np.roll(frames[-1], 4 * (action - 1), 1))
+    return Episode(np.stack(frames), actions, (actions == 2).astype(float), bool(seed % 2), not seed % 2, seed)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve short episodes; number 9 is held out."""
+    path = tmp_path_factory.mktemp("stripes") / "store"
+    made = EpisodeStore.create(path, Schema((24, 24, 3), "uint8", ("left", "stay", "right"), "stripes"))
+    for seed in range(12):
+        made.append(sliding_stripes(seed))
+    return path
+
+
+@pytest.fixture(scope="session")
+def vqvae_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "vqvae"
+    vqvae(str(store), str(run), VQVAE_SIZES, train_config(12), batch=8)
+    return run
+
+
+@pytest.fixture(scope="session")
+def world_run(store: Path, vqvae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole world: a prior's run, with the VQ-VAE in it."""
+    run = tmp_path_factory.mktemp("runs") / "world"
+    prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(8), batch=2, length=6)
+    return run

@@ -1,0 +1,147 @@
+"""Dreams: the same seed the same dream, real frames first, and errors that help."""
+
+import subprocess
+import sys
+
+import imageio.v3 as iio
+import pytest
+import torch
+
+from worldmodel import world
+from worldmodel.data.store import EpisodeStore
+from worldmodel.dream import dream, imagine, mark, parse, read
+from worldmodel.world import WorldModel
+
+NAMES = ("left", "stay", "right")
+
+
+@pytest.fixture
+def model(world_run):
+    return WorldModel.load(world_run)
+
+
+def opening(store, episode: int = 9, length: int = 6):
+    frames, taken = read(EpisodeStore(store), episode, 0, length)
+    return frames[None], taken[None]
+
+
+def test_the_same_seed_gives_the_same_dream(model, store):
+    actions = torch.tensor([[0, 1, 2, 2, 0, 1, 1, 2]])
+    first, again, other = (imagine(model, *opening(store), actions, seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_batch_of_dreams_is_each_dream_alone(model, store):
+    frames, taken = (torch.cat([a, b]) for a, b in zip(opening(store, 9), opening(store, 3), strict=True))
+    actions = torch.tensor([[0, 1, 2], [2, 2, 1]])
+    both = imagine(model, frames, taken, actions, seed=5)
+    for row in range(2):
+        alone = imagine(model, frames[row : row + 1], taken[row : row + 1], actions[row : row + 1], seed=5 + row)
+        assert torch.equal(alone[0], both[row])
+
+
+def test_a_dream_decodes_nothing_until_it_is_over(model, store, monkeypatch):
+    opened = opening(store)
+    monkeypatch.setattr(model.vqvae, "decode", lambda codes: pytest.fail("decoded in the middle of a dream"))
+    assert imagine(model, *opened, torch.tensor([[0, 1]])).shape == (1, 2, 6, 6)
+
+
+def test_temperature_zero_takes_the_likeliest_codes(model, store):
+    actions = torch.tensor([[0, 1, 2]])
+    first, second = (imagine(model, *opening(store), actions, seed, temperature=0.0) for seed in (0, 1))
+    assert torch.equal(first, second)
+
+
+def test_a_step_tells_reward_and_termination(model, store):
+    state = model.start(*opening(store))
+    step = model.step(state, torch.tensor([2]), model.uniforms([torch.Generator()]))
+    assert step.rewards.shape == step.terminated.shape == (1,)
+    assert 0 <= step.terminated.item() <= 1
+
+
+def test_an_action_that_does_not_exist_is_refused(model, store):
+    state = model.start(*opening(store))
+    with pytest.raises(ValueError, match=r"actions must be in \[0, 3\), got \[3\]"):
+        model.step(state, torch.tensor([3]), model.uniforms([torch.Generator()]))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "mp4", "png"])
+def test_a_film_shows_the_real_frames_then_the_imagined_ones(world_run, store, tmp_path, suffix, capsys):
+    out = tmp_path / "films" / f"a.{suffix}"
+    dream(action="right", frames=4, context=3, world=str(world_run), store=str(store), episode=9, out=str(out))
+    assert "3 real and 4 imagined frames" in capsys.readouterr().out
+    film = iio.imread(out)
+    assert film.shape == ((27 * 3, 7 * 24 * 3, 3) if suffix == "png" else (7, *((81, 72) if suffix == "gif" else (80, 72)), 3))
+
+
+def test_compare_puts_the_recorded_frames_below_the_dream(world_run, store, tmp_path):
+    out = tmp_path / "a.png"
+    dream(compare=True, frames=4, context=3, world=str(world_run), store=str(store), episode=9, out=str(out))
+    strip = torch.from_numpy(iio.imread(out))[::3, ::3]
+    real = EpisodeStore(store).observations(9, 0, 7)
+    assert torch.equal(strip[27:], torch.from_numpy(real.transpose(1, 0, 2, 3).reshape(24, 7 * 24, 3)))
+    assert torch.equal(strip[:24, : 3 * 24], strip[27:51, : 3 * 24])
+
+
+def test_the_bar_grows_and_tells_real_from_imagined():
+    marked = mark(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), real=1)
+    assert marked.shape == (4, 11, 8, 3)
+    assert marked[:, :8].sum() == 0
+    assert marked[2, 8, :, 0].tolist() == [235] * 2 + [255] * 4 + [40] * 2
+    assert marked[3, 10, :, 0].tolist() == [235] * 2 + [255] * 6
+
+
+def test_actions_are_parsed_by_name_and_number():
+    assert parse("right:3, left,stay:1", NAMES).tolist() == [2, 2, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rigth:3", "unknown action 'rigth': expected one of left, stay, right; did you mean 'right'?"),
+        ("right:x", "'right:x' must be an action, a colon and a number of frames, such as right:10"),
+        ("right:0", "'right:0' must be"),
+        ("", "unknown action ''"),
+    ],
+)
+def test_actions_that_do_not_parse_are_explained(text, message):
+    with pytest.raises(ValueError) as error:
+        parse(text, NAMES)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out": "a.avi"}, "a.avi must end in one of .gif, .mp4, .png"),
+        ({"world": "no-such-world"}, "there is no world 'no-such-world': expected a run folder or one of"),
+        ({"frames": 0}, "--frames and --context must be 1 or more"),
+        ({"action": "left", "compare": True}, "give one of --action, --actions and --compare"),
+        ({"episode": 77}, "has no episode 77: expected one of 0 to 11"),
+        ({"context": 40}, "episode 0 has 21 observations, got 40 from 0 on"),
+        ({"temperature": -1.0}, "temperature must be 0 or more"),
+        ({"store": "nowhere"}, "nowhere holds no store.json"),
+    ],
+)
+def test_a_mistake_is_explained(world_run, store, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        dream(**{"action": "left", "world": str(world_run), "store": str(store), **arguments})
+    assert message in str(error.value)
+
+
+def test_the_program_prints_one_line_for_a_mistake(tmp_path):
+    command = [sys.executable, "-m", "worldmodel.dream", "--world", "doom-helth-gathering", "--out", str(tmp_path / "a.gif")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: there is no world 'doom-helth-gathering'")
+    assert "did you mean 'doom-health-gathering'?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", world.names())
+def test_a_shipped_world_dreams_its_actions(name, tmp_path):
+    out = tmp_path / "dream.gif"
+    dream(action="look_left", world=name, out=str(out))
+    assert iio.imread(out).shape == (16, 87 * 3, 84 * 3, 3)

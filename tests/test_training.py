@@ -1,0 +1,203 @@
+"""Training goes on where it was stopped, whatever stopped it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
+from worldmodel import checkpoint, training
+from worldmodel.codes import encoded
+from worldmodel.config import build
+from worldmodel.core.vqvae import VQVAEConfig
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import StepWindows, split
+from worldmodel.train import prior, reward_scale, vqvae
+from worldmodel.training import TrainConfig
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the loop stop when it has taken so many steps."""
+    whole, calls = training._average, []
+
+    def failing(*arguments) -> None:
+        whole(*arguments)
+        calls.append(1)
+        if len(calls) == steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_average", failing)
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "prior"])
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(kind, store, vqvae_run, tmp_path, monkeypatch):
+    def train(run: Path) -> None:
+        if kind == "vqvae":
+            vqvae(str(store), str(run), VQVAE_SIZES, train_config(12), batch=8)
+        else:
+            prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(12), batch=2, length=6)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole)
+    with monkeypatch.context() as patched:
+        interrupt_after(7, patched)
+        with pytest.raises(KeyboardInterrupt):
+            train(parts)
+    assert checkpoint.read_step(parts / "train.safetensors") == 4
+    train(parts)
+    assert lines(parts) == lines(whole)
+    for name in ("train.safetensors", "model.safetensors"):
+        mine, theirs = (checkpoint.read_tensors(run / name) for run in (parts, whole))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_a_run_killed_in_the_middle_goes_on(store, tmp_path):
+    command = [sys.executable, "-m", "worldmodel.train", "vqvae", "--store", str(store), "--run", str(tmp_path / "run")]
+    command += ["--model.hidden", "16", "--train.steps", "400", "--train.evaluate_every", "5", "--train.threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    saved = tmp_path / "run" / "train.safetensors"
+    while not saved.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = checkpoint.read_step(saved)
+    assert 5 <= reached < 400
+    subprocess.run([*command, "--train.steps", str(reached + 5)], check=True, capture_output=True)
+    assert checkpoint.read_step(saved) == reached + 5
+    steps = [line["step"] for line in lines(tmp_path / "run") if line["part"] == "held_out"]
+    assert steps == sorted(set(steps))
+
+
+def test_a_run_folder_holds_what_is_needed_to_use_it(world_run):
+    config = yaml.safe_load((world_run / "config.yaml").read_text())
+    assert config["kind"] == "prior"
+    assert config["data"]["action_names"] == ["left", "stay", "right"]
+    assert checkpoint.load_dynamics(world_run).config.actions == 3
+    assert checkpoint.load_vqvae(world_run / "vqvae").quantizer.config.codes == 16
+    assert {path.suffix for path in world_run.rglob("*") if path.is_file()} <= {".yaml", ".safetensors", ".jsonl", ".png"} | {
+        path.suffix for path in (world_run / "tensorboard").iterdir()
+    }
+
+
+def test_held_out_metrics_and_pictures_are_written(vqvae_run, world_run):
+    assert {"psnr", "perplexity", "codes_used"} <= lines(vqvae_run)[-1].keys()
+    assert {"bits_per_code", "bits_per_code_shuffled", "reward_error"} <= lines(world_run)[-1].keys()
+    assert (vqvae_run / "pictures" / "0000012.png").exists()
+    assert (world_run / "pictures" / "0000008.png").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_named(world_run, tmp_path, damage):
+    run = tmp_path / "run"
+    shutil.copytree(world_run, run)
+    path = run / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[5] ^= 0xFF  # in the length of the header
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    with pytest.raises((ValueError, FileNotFoundError), match=r"model\.safetensors"):
+        checkpoint.load_dynamics(run)
+
+
+def test_weights_of_another_size_are_refused(world_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(world_run, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["hidden"] = 12
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="does not fit the model"):
+        checkpoint.load_dynamics(run)
+    config["model"]["hiden"] = config["model"].pop("hidden")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="no 'hiden'; did you mean 'hidden'"):
+        checkpoint.load_dynamics(run)
+
+
+def test_the_wrong_kind_of_run_is_refused(world_run, vqvae_run, tmp_path):
+    with pytest.raises(ValueError, match="must be the run of a vqvae, it is that of a prior"):
+        checkpoint.load_vqvae(world_run)
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.yaml"):
+        checkpoint.load_vqvae(tmp_path)
+
+
+def test_resuming_with_other_sizes_is_refused(store, vqvae_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(vqvae_run, run)
+    with pytest.raises(ValueError, match="trained with other settings"):
+        vqvae(str(store), str(run), VQVAEConfig(hidden=24), train_config(16), batch=8)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):
+    with pytest.raises((FloatingPointError, ValueError), match=r"lower (train\.learning_rate|the learning rate)"):
+        config = TrainConfig(steps=20, learning_rate=1e30, warmup=0, evaluate_every=20, threads=1)
+        vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, config, batch=4)
+
+
+def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
+    config = TrainConfig(steps=100, learning_rate=1.0, warmup=10, decay=0.5)
+    assert [config.rate(step) for step in (0, 9, 30, 50)] == pytest.approx([0.1, 1.0, 1.0, 1.0])
+    assert config.rate(75) == pytest.approx(0.5)
+    assert config.rate(99) == pytest.approx(0.02)
+
+
+def test_codes_are_encoded_once_and_kept_small(store, vqvae_run):
+    frames, cpu = EpisodeStore(store), torch.device("cpu")
+    codes = encoded(frames, vqvae_run, cpu)
+    written = [(codes.path / entry.file).stat().st_mtime_ns for entry in codes.entries]
+    again = encoded(frames, vqvae_run, cpu)
+    assert [(again.path / entry.file).stat().st_mtime_ns for entry in again.entries] == written
+    assert codes.schema.observation_shape == (6, 6)
+    network = checkpoint.load_vqvae(vqvae_run)
+    for number in (0, 9):
+        original, kept = frames.read(number), codes.read(number)
+        assert np.array_equal(kept.actions, original.actions)
+        assert np.array_equal(kept.rewards, original.rewards)
+        assert np.array_equal(kept.observations, network.encode(torch.from_numpy(original.observations.copy())))
+
+
+def test_stretches_follow_the_episode_and_mark_its_end(store):
+    episodes = EpisodeStore(store)
+    learnt, _ = split(episodes)
+    windows = StepWindows(episodes, learnt, 2, 8, seed=0)
+    whole = episodes.read(1)
+    observations, actions, rewards, terminated, seen, valid = windows.read(episodes.entries[1], 14)
+    assert np.array_equal(observations[:7], whole.observations[14:])
+    assert seen.tolist() == [True] * 7 + [False]
+    assert valid.tolist() == [True] * 6 + [False]
+    assert actions[:6].tolist() == whole.actions[14:].tolist()
+    assert rewards[:6].tolist() == whole.rewards[14:].tolist()
+    assert terminated.tolist() == [0, 0, 0, 0, 0, 1, 0]
+    first, again = windows(3), StepWindows(episodes, learnt, 2, 8, seed=0)(3)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(windows(4)[0], first[0])
+    assert not torch.equal(StepWindows(episodes, learnt, 2, 8, seed=0, rank=1)(3)[0], first[0])
+
+
+def test_reward_scale_is_their_root_mean_square(store):
+    rewards = np.concatenate([episode.rewards for episode in EpisodeStore(store)])
+    assert reward_scale(EpisodeStore(store)) == pytest.approx(np.sqrt(np.mean(rewards**2)))
+
+
+def test_settings_that_make_no_sense_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train\.steps must be 1 or more, got 0"):
+        TrainConfig(steps=0)
+    with pytest.raises(ValueError, match="no 'hidden_size'"):
+        build(VQVAEConfig, {"hidden_size": 3}, tmp_path)
