@@ -9,7 +9,7 @@ import torch
 
 from worldmodel import world
 from worldmodel.data.store import EpisodeStore
-from worldmodel.dream import dream, imagine, mark, parse, read
+from worldmodel.dream import dream, mark, parse, read
 from worldmodel.world import WorldModel
 
 NAMES = ("left", "stay", "right")
@@ -27,7 +27,7 @@ def opening(store, episode: int = 9, length: int = 6):
 
 def test_the_same_seed_gives_the_same_dream(model, store):
     actions = torch.tensor([[0, 1, 2, 2, 0, 1, 1, 2]])
-    first, again, other = (imagine(model, *opening(store), actions, seed) for seed in (3, 3, 4))
+    first, again, other = (model.imagine(model.start(*opening(store)), actions, seed) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -35,21 +35,23 @@ def test_the_same_seed_gives_the_same_dream(model, store):
 def test_a_batch_of_dreams_is_each_dream_alone(model, store):
     frames, taken = (torch.cat([a, b]) for a, b in zip(opening(store, 9), opening(store, 3), strict=True))
     actions = torch.tensor([[0, 1, 2], [2, 2, 1]])
-    both = imagine(model, frames, taken, actions, seed=5)
+    both = model.imagine(model.start(frames, taken), actions, seed=5)
     for row in range(2):
-        alone = imagine(model, frames[row : row + 1], taken[row : row + 1], actions[row : row + 1], seed=5 + row)
+        alone = model.imagine(
+            model.start(frames[row : row + 1], taken[row : row + 1]), actions[row : row + 1], seed=5 + row
+        )
         assert torch.equal(alone[0], both[row])
 
 
 def test_a_dream_decodes_nothing_until_it_is_over(model, store, monkeypatch):
     opened = opening(store)
     monkeypatch.setattr(model.vqvae, "decode", lambda codes: pytest.fail("decoded in the middle of a dream"))
-    assert imagine(model, *opened, torch.tensor([[0, 1]])).shape == (1, 2, 6, 6)
+    assert model.imagine(model.start(*opened), torch.tensor([[0, 1]])).shape == (1, 2, 6, 6)
 
 
 def test_temperature_zero_takes_the_likeliest_codes(model, store):
     actions = torch.tensor([[0, 1, 2]])
-    first, second = (imagine(model, *opening(store), actions, seed, temperature=0.0) for seed in (0, 1))
+    first, second = (model.imagine(model.start(*opening(store)), actions, seed, temperature=0.0) for seed in (0, 1))
     assert torch.equal(first, second)
 
 
@@ -72,7 +74,9 @@ def test_a_film_shows_the_real_frames_then_the_imagined_ones(world_run, store, t
     dream(action="right", frames=4, context=3, world=str(world_run), store=str(store), episode=9, out=str(out))
     assert "3 real and 4 imagined frames" in capsys.readouterr().out
     film = iio.imread(out)
-    assert film.shape == ((27 * 3, 7 * 24 * 3, 3) if suffix == "png" else (7, *((81, 72) if suffix == "gif" else (80, 72)), 3))
+    assert film.shape == (
+        (27 * 3, 7 * 24 * 3, 3) if suffix == "png" else (7, *((81, 72) if suffix == "gif" else (80, 72)), 3)
+    )
 
 
 def test_compare_puts_the_recorded_frames_below_the_dream(world_run, store, tmp_path):
@@ -132,7 +136,15 @@ def test_a_mistake_is_explained(world_run, store, tmp_path, monkeypatch, argumen
 
 
 def test_the_program_prints_one_line_for_a_mistake(tmp_path):
-    command = [sys.executable, "-m", "worldmodel.dream", "--world", "doom-helth-gathering", "--out", str(tmp_path / "a.gif")]
+    command = [
+        sys.executable,
+        "-m",
+        "worldmodel.dream",
+        "--world",
+        "doom-helth-gathering",
+        "--out",
+        str(tmp_path / "a.gif"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("error: there is no world 'doom-helth-gathering'")

@@ -59,7 +59,9 @@ def test_every_earlier_wavefront_within_reach_is_seen():
 
 @pytest.mark.parametrize(("height", "width"), [(21, 21), (1, 5), (5, 1), (4, 9), (9, 4)])
 def test_wavefronts_hold_each_position_once(height, width):
-    places = [place for front in wavefronts(height, width) for place in zip(*map(torch.Tensor.tolist, front[:2]), strict=True)]
+    places = [
+        place for front in wavefronts(height, width) for place in zip(*map(torch.Tensor.tolist, front[:2]), strict=True)
+    ]
     assert sorted(places) == [(i, j) for i in range(height) for j in range(width)]
     assert len(wavefronts(21, 21)) == 61
 
@@ -75,7 +77,9 @@ def test_sampling_by_wavefront_equals_drawing_from_the_parallel_logits(height, w
 def test_cached_logits_equal_parallel_logits(monkeypatch):
     made, _, condition = net()
     seen = []
-    monkeypatch.setattr("worldmodel.core.wavefront.draw", lambda logits, *rest: (seen.append(logits), draw(logits, *rest))[1])
+    monkeypatch.setattr(
+        "worldmodel.core.wavefront.draw", lambda logits, *rest: (seen.append(logits), draw(logits, *rest))[1]
+    )
     codes = made.sample(condition, torch.rand(2, 5, 7))
     parallel = made(codes, condition)
     for front, logits in zip(wavefronts(5, 7), seen, strict=True):
@@ -201,7 +205,10 @@ def test_what_lies_beyond_an_episodes_end_does_not_count():
 def test_it_learns_what_actions_do_and_what_they_bring():
     """Codes that move one place left, stay or move one place right, as the action says."""
     torch.manual_seed(0)
-    made, random = Dynamics(DynamicsConfig(**{**TINY.__dict__, "context": 2, "blocks": 1})), torch.Generator().manual_seed(0)
+    made, random = (
+        Dynamics(DynamicsConfig(**{**TINY.__dict__, "context": 2, "blocks": 1})),
+        torch.Generator().manual_seed(0),
+    )
     optimizer = torch.optim.Adam(made.parameters(), 5e-3)
 
     def moving(size: int) -> Batch:

@@ -90,9 +90,12 @@ def test_a_run_folder_holds_what_is_needed_to_use_it(world_run):
     assert config["data"]["action_names"] == ["left", "stay", "right"]
     assert checkpoint.load_dynamics(world_run).config.actions == 3
     assert checkpoint.load_vqvae(world_run / "vqvae").quantizer.config.codes == 16
-    assert {path.suffix for path in world_run.rglob("*") if path.is_file()} <= {".yaml", ".safetensors", ".jsonl", ".png"} | {
-        path.suffix for path in (world_run / "tensorboard").iterdir()
-    }
+    assert {path.suffix for path in world_run.rglob("*") if path.is_file()} <= {
+        ".yaml",
+        ".safetensors",
+        ".jsonl",
+        ".png",
+    } | {path.suffix for path in (world_run / "tensorboard").iterdir()}
 
 
 def test_held_out_metrics_and_pictures_are_written(vqvae_run, world_run):

@@ -1,4 +1,4 @@
-"""Record episodes of a world: ``python -m worldmodel.collect --env envs:Doom-v0 --frames 10000 --store stores/doom``."""
+"""Record episodes of a world: ``python -m worldmodel.collect --frames 10000 --store stores/doom``."""
 
 import os
 
@@ -71,25 +71,24 @@ def collect(
     def missing() -> Iterator[int]:
         """Numbers of episodes yet to record, for as long as the goal is not reached."""
         number = 0
-        while progress() < goal:
+        while number < episodes or there.frames < frames:
             if number not in there:
                 yield number
             number += 1
 
-    with tqdm(total=goal, initial=min(progress(), goal), unit=unit, smoothing=0.05) as bar:
-        recording = (
-            (recorder.record(number) for number in missing())
-            if workers == 0
-            else _record_in_actors(recorder, missing(), workers, address)
-        )
-        try:
+    recording = (
+        (recorder.record(number) for number in missing())
+        if workers == 0
+        else _record_in_actors(recorder, missing(), workers, address)
+    )
+    try:
+        with tqdm(total=goal, initial=min(progress(), goal), unit=unit, smoothing=0.05) as bar:
             for entry in recording:
                 there.record(entry)
                 bar.update(min(progress(), goal) - bar.n)
-        except KeyboardInterrupt:
-            bar.close()
-            print(f"stopped: {there.path} holds {len(there)} episodes, {there.frames} frames; run again to continue")
-            raise
+    except KeyboardInterrupt:  # a world's engine may have got it first, and have failed
+        print(f"stopped: {there.path} holds {len(there)} episodes, {there.frames} frames; run again to continue")
+        raise
     new, seconds = there.frames - before, time.perf_counter() - start
     print(f"{there.path}: {len(there)} episodes, {there.frames} frames; {new} new ones at {new / seconds:.0f} frames/s")
 
@@ -153,7 +152,7 @@ def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, 
     from ray.exceptions import ActorDiedError, RayActorError
 
     recorder.env.close()  # it has told the schema, and a running game must not be forked
-    ray.init(address=address or None, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(address=address or "local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     settings = (os.path.abspath(recorder.settings[0]), *recorder.settings[1:])
     actor_class = ray.remote(num_cpus=1, max_restarts=RESTARTS)(Recorder)
     idle = [actor_class.remote(*settings) for _ in range(workers)]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from worldmodel import config, media
 from worldmodel.data.store import EpisodeStore
@@ -59,9 +58,12 @@ def dream(
     model = WorldModel.load(world, device)
     episodes = EpisodeStore(store or model.run / "context")
     real, taken = read(episodes, episode, start, context + (frames if compare else 0))
-    wanted = taken[context - 1 :] if compare else parse(actions or f"{action or 'forward'}:{frames}", model.action_names)
+    wanted = (
+        taken[context - 1 :] if compare else parse(actions or f"{action or 'forward'}:{frames}", model.action_names)
+    )
     began = time.process_time()
-    codes = imagine(model, real[None, :context], taken[None, : context - 1], wanted[None], seed, temperature)[0]
+    state = model.start(real[None, :context], taken[None, : context - 1])
+    codes = model.imagine(state, wanted[None], seed, temperature, progress=True)[0]
     seconds = time.process_time() - began
     imagined = model.decode(codes)  # only now: the dream itself never left the codes
     film = mark(torch.cat([real[:context], imagined]), context)
@@ -71,29 +73,6 @@ def dream(
     print(
         f"wrote {out}: {context} real and {len(codes)} imagined frames, {len(codes) / seconds:.1f} frames/s of CPU time"
     )
-
-
-def imagine(
-    model: WorldModel, frames: Tensor, taken: Tensor, actions: Tensor, seed: int = 0, temperature: float = 1.0
-) -> Tensor:
-    """Dream B futures in code space.
-
-    Args:
-        frames: (B, n, H, W, 3) uint8, real ones.
-        taken: (B, n-1) int64, the actions between them.
-        actions: (B, T) int64, those to dream.
-        seed: dream b draws from a generator of its own, seeded with ``seed + b``.
-
-    Returns:
-        The codes of the imagined frames, (B, T, h, w) int64.
-    """
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(len(actions))]
-    state, codes = model.start(frames, taken), []
-    for action in tqdm(actions.T, unit="frame", desc="dream", leave=False):
-        step = model.step(state, action, model.uniforms(generators), temperature)
-        state = step.state
-        codes.append(step.codes)
-    return torch.stack(codes, 1)
 
 
 def parse(actions: str, known: tuple[str, ...]) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from worldmodel import checkpoint, config, media
 from worldmodel.codes import encoded
 from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
-from worldmodel.core.quantizer import perplexity
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import FrameBatches, StepWindows, split, spread
+from worldmodel.scores import prior_scores, vqvae_scores
 from worldmodel.training import TrainConfig, fit, pick_device
 from worldmodel.world import WorldModel
 
@@ -55,10 +55,10 @@ def vqvae(
     frames = torch.stack([torch.from_numpy(episodes.observations(n, at, 1)[0].copy()) for n, at in places])
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
-        reconstructions, measured = measure(network, frames)
+        reconstructions, scores = vqvae_scores(network, frames)
         shown = torch.stack([part[:: max(1, len(frames) // SHOWN)][:SHOWN] for part in (frames, reconstructions)])
         media.write(folder / "pictures" / f"{step:07d}.png", media.grid(shown.numpy())[None], scale=1)
-        return measured
+        return scores
 
     fit(VQVAE.from_config(model), batches, evaluate, train, folder)
 
@@ -109,13 +109,12 @@ def prior(
     torch.manual_seed(train.seed)
     windows = StepWindows(codes, learnt, batch, length, train.seed)
     unseen = StepWindows(codes, held_out, PRIOR_BATCH, length, train.seed + 1)
-    shown = StepWindows(codes, held_out, 1, SHOWN, train.seed + 2)(0)
+    shown = [part[0] for part in StepWindows(codes, held_out, 1, SHOWN, train.seed + 2)(0)[:2]]
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
-        measured = measure_prior(network, unseen, PRIOR_BATCHES)
-        picture = compare(WorldModel(tokenizer, network, codes.schema.action_names, folder), Batch(*shown))
-        media.write(folder / "pictures" / f"{step:07d}.png", picture.numpy()[None], scale=1)
-        return measured
+        picture = compare(WorldModel(tokenizer, network, codes.schema.action_names, folder), *shown)
+        media.write(folder / "pictures" / f"{step:07d}.png", picture[None], scale=1)
+        return prior_scores(network, [Batch(*unseen(number)) for number in range(PRIOR_BATCHES)])
 
     network = Dynamics(model, tokenizer.quantizer.codebook)
     fit(network, lambda step: Batch(*windows(step)), evaluate, train, folder)
@@ -127,53 +126,12 @@ def reward_scale(store: EpisodeStore) -> float:
     return float(np.sqrt(np.square(rewards).mean())) or 1.0
 
 
-@torch.no_grad()
-def measure_prior(network: Dynamics, windows: StepWindows, batches: int) -> dict[str, float]:
-    """Bits per code and the errors of the heads, with the true actions and with those of another stretch."""
-    device = next(network.parameters()).device
-    rows = []
-    for number in range(batches):
-        batch = Batch(*(part.to(device) for part in windows(number)))
-        _, metrics = network(batch)
-        _, shuffled = network(batch._replace(actions=batch.actions.roll(1, 0)))
-        rows.append({**metrics, "bits_per_code_shuffled": shuffled["bits_per_code"]})
-    return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
-
-
-def compare(world: WorldModel, stretch: Batch, context: int = 6) -> Tensor:
-    """The dream of one stretch's actions over what really came: one picture of two rows."""
-    codes, actions = stretch.codes, stretch.actions
-    state, dreamt = world.start_from_codes(codes[:, :context], actions[:, : context - 1]), []
-    generator = torch.Generator().manual_seed(0)
-    for action in actions[:, context - 1 :].T:
-        step = world.step(state, action, world.uniforms([generator]))
-        state = step.state
-        dreamt.append(step.codes[0].cpu())
-    rows = torch.cat([codes[0, :context], torch.stack(dreamt), codes[0]])
-    return torch.from_numpy(media.grid(world.decode(rows).unflatten(0, (2, -1)).numpy()))
-
-
-@torch.no_grad()
-def measure(network: VQVAE, frames: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Reconstruct frames (N, H, W, 3) uint8 and say how well.
-
-    Returns:
-        The reconstructions, and ``psnr`` (dB, the mean over frames), ``perplexity`` and ``codes_used`` of all.
-    """
-    device = next(network.parameters()).device
-    reconstructions, counts = [], 0
-    for part in frames.split(64):
-        reconstruction, quantized = network.reconstruct(part.to(device))
-        reconstructions.append(reconstruction.cpu())
-        counts = counts + quantized.counts
-    result = torch.cat(reconstructions)
-    error = (result.float() - frames.float()).square().mean((1, 2, 3)).clamp_min(1e-2)
-    psnr = 10 * torch.log10(255**2 / error)
-    return result, {
-        "psnr": float(psnr.mean()),
-        "perplexity": perplexity(counts),
-        "codes_used": float((counts > 0).sum()),
-    }
+def compare(world: WorldModel, codes: Tensor, actions: Tensor, context: int = 6) -> np.ndarray:
+    """What is dreamed from the first frames of (T, H, W) codes under their actions (T-1,), over what really came."""
+    state = world.start_from_codes(codes[None, :context], actions[None, : context - 1])
+    dreamt = world.imagine(state, actions[None, context - 1 :])[0].cpu()
+    rows = world.decode(torch.cat([codes[:context], dreamt, codes]))
+    return media.grid(rows.unflatten(0, (2, -1)).numpy())
 
 
 if __name__ == "__main__":

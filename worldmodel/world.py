@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core.dynamics import Dynamics, Memory
@@ -82,6 +83,25 @@ class WorldModel:
             raise ValueError(f"temperature must be 0 or more, got {temperature}")
         state, outlook = self.dynamics.step(state, actions.to(self.device), uniforms.to(self.device), temperature)
         return Step(state, state.codes[:, 1], outlook.rewards, outlook.termination.sigmoid())
+
+    def imagine(
+        self, state: Memory, actions: Tensor, seed: int = 0, temperature: float = 1.0, progress: bool = False
+    ) -> Tensor:
+        """Dream on under actions (B, T) int64, in code space alone.
+
+        Args:
+            seed: dream b draws from a generator of its own, seeded with ``seed + b``.
+            progress: show a bar.
+
+        Returns:
+            The codes of the imagined frames, (B, T, h, w) int64.
+        """
+        generators, codes = [torch.Generator().manual_seed(seed + number) for number in range(len(actions))], []
+        for action in tqdm(actions.T, unit="frame", desc="dream", leave=False, disable=not progress):
+            step = self.step(state, action, self.uniforms(generators), temperature)
+            state = step.state
+            codes.append(step.codes)
+        return torch.stack(codes, 1)
 
     def uniforms(self, generators: Sequence[torch.Generator]) -> Tensor:
         """The chance of one step, (B, h, w): each dream draws from a CPU generator of its own."""

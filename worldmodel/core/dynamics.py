@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.core.layers import gated
+from worldmodel.core.context import Block, Motion
 from worldmodel.core.wavefront import WavefrontNet
 
 
@@ -113,9 +113,9 @@ class Dynamics(nn.Module):
         self.patches = nn.Linear(config.patch**2 * config.dim, config.width)
         self.position = nn.Parameter(torch.randn(patches, config.width) * 0.02)
         self.remembered = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.context) for _ in range(config.blocks))
         self.unpatched = nn.Linear(config.width, config.patch**2 * config.motion)
-        self.motion = Motion(config)
+        self.motion = Motion(config.dim, config.motion, config.motion_layers, config.width)
         self.wavefront = WavefrontNet(
             nn.Embedding(config.codes, config.dim), config.motion, config.hidden, config.layers
         )
@@ -136,10 +136,7 @@ class Dynamics(nn.Module):
             noisy = torch.rand(known.shape, generator=generator, device=known.device) < self.config.noise
             random = torch.randint(self.config.codes, known.shape, generator=generator, device=known.device)
             known = torch.where(noisy, random, known)
-        outlook = self.outlook(known, batch.actions)
-        logits = self.wavefront(batch.codes[:, 1:].flatten(0, 1), outlook.condition.flatten(0, 1))
-        nats = F.cross_entropy(logits.flatten(0, 2).float(), batch.codes[:, 1:].flatten(), reduction="none")
-        nats = nats.view(batch.codes[:, 1:].shape).mean((2, 3))  # (B, T-1)
+        nats, outlook = self.score(batch.codes, known, batch.actions)
         scale = self.config.reward_scale or 1.0
         squared = ((outlook.rewards - batch.rewards) / scale).square()
         surprise = F.binary_cross_entropy_with_logits(outlook.termination, batch.terminated, reduction="none")
@@ -150,6 +147,22 @@ class Dynamics(nn.Module):
             "reward_error": reward_loss.detach(),
             "termination_nats": termination_loss.detach(),
         }
+
+    def score(self, codes: Tensor, known: Tensor, actions: Tensor) -> tuple[Tensor, Outlook]:
+        """How surprising each frame but the first is.
+
+        Args:
+            codes: (B, T, H, W) int64.
+            known: (B, T-1, H, W) int64, the frames that the prior is told came before; these, or noisy ones.
+            actions: (B, T-1) int64.
+
+        Returns:
+            Nats per code (B, T-1), and the outlook.
+        """
+        outlook, targets = self.outlook(known, actions), codes[:, 1:]
+        logits = self.wavefront(targets.flatten(0, 1), outlook.condition.flatten(0, 1))
+        nats = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none")
+        return nats.view(targets.shape).mean((2, 3)), outlook
 
     def outlook(self, codes: Tensor, actions: Tensor) -> Outlook:
         """What follows each of T known frames and the action taken there, all at once.
@@ -279,67 +292,6 @@ class Dynamics(nn.Module):
             )
         if codes.min() < 0 or codes.max() >= self.config.codes:
             raise ValueError(f"codes must be in [0, {self.config.codes}), got {codes.min()} to {codes.max()}")
-
-
-class Block(nn.Module):
-    """Attention over the remembered frames, patch by patch; attention over the patches; a feed-forward net."""
-
-    def __init__(self, config: DynamicsConfig) -> None:
-        super().__init__()
-        width, self.heads = config.width, config.heads
-        self.lag_bias = nn.Parameter(torch.zeros(config.heads, config.context))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.query, self.keys_values = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.over_time = nn.Linear(width, width)
-        self.spatial = nn.Linear(width, 3 * width)
-        self.over_space = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def remember(self, remembered: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of frames: (B, T, patches, width) -> two of the same shape."""
-        return self.keys_values(remembered).chunk(2, -1)
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, lags: Tensor) -> Tensor:
-        """Query frames (B, Q, patches, width), remembered frames (B, M, patches, width) and their lags (Q, M)."""
-        context = self.lag_bias.shape[1]
-        visible = (lags >= 0) & (lags < context)
-        bias = self.lag_bias[:, lags.clamp(0, context - 1)].masked_fill(~visible, float("-inf"))  # (heads, Q, M)
-
-        query = self._heads(self.query(self.norms[0](x)).transpose(1, 2))  # (B, patches, heads, Q, width/heads)
-        seen = F.scaled_dot_product_attention(
-            query,
-            self._heads(keys.transpose(1, 2)),
-            self._heads(values.transpose(1, 2)),
-            attn_mask=bias.to(query.dtype),
-        )
-        x = x + self.over_time(seen.transpose(2, 3).flatten(3).transpose(1, 2))
-        query, key, value = (self._heads(part) for part in self.spatial(self.norms[1](x)).chunk(3, -1))
-        seen = F.scaled_dot_product_attention(query, key, value)  # (B, Q, heads, patches, width/heads)
-        x = x + self.over_space(seen.transpose(2, 3).flatten(3))
-        return x + self.feed_forward(self.norms[2](x))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
-
-
-class Motion(nn.Module):
-    """Gated 3×3 convolutions over two frames at full resolution, told the coarse context and the actions."""
-
-    def __init__(self, config: DynamicsConfig) -> None:
-        super().__init__()
-        channels, layers = config.motion, config.motion_layers
-        sizes = [2 * config.dim + channels] + [channels] * (layers - 1)
-        self.convolutions = nn.ModuleList(nn.Conv2d(size, 2 * channels, 3, padding=1) for size in sizes)
-        self.action = nn.Linear(config.width, layers * 2 * channels)
-
-    def forward(self, fine: Tensor, coarse: Tensor, actions: Tensor) -> Tensor:
-        """(N, H, W, 2·dim), (N, H, W, motion), (N, width) -> (N, H, W, motion)."""
-        told = self.action(actions).chunk(len(self.convolutions), -1)
-        x, carried = torch.cat([fine, coarse], -1), coarse
-        for convolution, action in zip(self.convolutions, told, strict=True):
-            change = convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last throughout
-            x = carried = carried + gated(change + action[:, None, None])
-        return x
 
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:

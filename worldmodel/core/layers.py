@@ -9,7 +9,7 @@ TRANSPOSED_CONVOLUTION = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 
 
 class ResidualBlock(nn.Module):
-    """Adds ReLU, 3×3, ReLU, 1×1 to its input, (B, C, *grid) -> (B, C, *grid) (van den Oord et al. 2017, section 4.1)."""
+    """Adds ReLU, 3×3, ReLU, 1×1 to its input (van den Oord et al. 2017, section 4.1); (B, C, *grid) to the same."""
 
     def __init__(self, dims: int, channels: int, hidden: int) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ class VQVAE(nn.Module):
         return cls(Encoder(config), VectorQuantizer(config.quantizer), Decoder(config), config.variance or 1.0)
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss, equation 3, of frames (B, H, W, C) uint8: relative squared error plus the quantizer's terms."""
+        """The training loss, equation 3, of frames (B, H, W, C) uint8: relative squared error and quantizer's terms."""
         x = normalize(frames)
         quantized = self.quantizer(self.encoder(x), generator)
         reconstruction = self.decoder(quantized.vectors).float()

@@ -71,8 +71,8 @@ class WavefrontNet(nn.Module):
         fronts = wavefronts(height, width)
         told = self.condition(torch.cat([condition[:, front.rows, front.columns] for front in fronts], 1))
         *conditions, lasts = self._split(told)  # each (B, H·W, ·), in wavefront order
-        # Row i of wavefront s lies at [s + 3, :, i + 1]: whatever a wavefront sees is a slice of one of the three before
-        # it. What was never written is the zero beyond the border.
+        # Row i of wavefront s lies at [s + 3, :, i + 1]: whatever a wavefront sees is a slice of one of the three
+        # before it. What was never written is the zero beyond the border.
         shape = (len(fronts) + 3, batch, height + 1)
         embedded = condition.new_zeros(*shape, self.embedding.embedding_dim)
         maps = [condition.new_zeros(*shape, self.hidden) for _ in range(self.layers - 1)]

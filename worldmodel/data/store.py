@@ -229,7 +229,10 @@ class EpisodeStore:
             decompress = zstandard.ZstdDecompressor().decompress
             raw = b"".join(decompress(chunks[a:b]) for a, b in pairwise(borders))
             array = np.frombuffer(raw, self.schema.observation_dtype).reshape(-1, *self.schema.observation_shape)
-        return array[start - first * CHUNK :][:length]
+            wanted = array[start - first * CHUNK :][:length]
+            if len(wanted) != length:
+                raise ValueError(f"{length} observations expected from {start} on, {len(wanted)} found")
+        return wanted
 
     def steps(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Read all actions (T,) int64 and rewards (T,) float64 of an episode; raises as :meth:`observations` does."""
@@ -255,7 +258,7 @@ class EpisodeStore:
         try:
             with safe_open(self.path / entry.file, framework="np") as file:
                 yield file
-        except (OSError, SafetensorError, zstandard.ZstdError, ValueError) as error:
+        except (OSError, SafetensorError, zstandard.ZstdError, ValueError, OverflowError, MemoryError) as error:
             raise CorruptEpisodeError(f"{self.path / entry.file} is damaged: {error}") from error
 
     def _verify(self, entry: Entry) -> None:
@@ -282,11 +285,16 @@ class EpisodeStore:
             )
 
     def _read_index(self) -> Iterator[Entry]:
-        for line in (self.path / "index.jsonl").read_bytes().split(b"\n")[:-1]:  # what follows the last newline is torn
-            yield Entry(**json.loads(line))
+        lines = (self.path / "index.jsonl").read_bytes().split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn
+            try:
+                yield Entry(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{self.path / 'index.jsonl'} is damaged in line {number}: {error}") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step: whoever reads it, or whenever this process is killed, it is the old or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:
         file.write(data)

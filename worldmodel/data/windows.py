@@ -1,4 +1,4 @@
-"""Batches from a store. Batch number n is a function of the seed and n, so a resumed run sees what it would have seen."""
+"""Batches from a store. Number n is a function of the seed and n, so a resumed run sees what it would have seen."""
 
 import numpy as np
 import torch

@@ -1,0 +1,90 @@
+"""The house rules that a machine can check."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [  # low to high; a file imports only from lines above its own, or from its own package below
+    {"worldmodel.config", "worldmodel.core", "worldmodel.data", "worldmodel.media", "worldmodel.environment"},
+    {"worldmodel.checkpoint"},
+    {"worldmodel.world", "worldmodel.training", "worldmodel.codes", "worldmodel.scores"},
+    {f"worldmodel.{name}" for name in ("collect", "episodes", "train", "dream", "evaluate")},
+    {"envs"},
+    {"agents"},
+]
+FILES = sorted(path for folder in ("worldmodel", "envs", "agents") for path in (ROOT / folder).rglob("*.py"))
+
+
+def place(module: str) -> tuple[int, str]:
+    """The layer of a module, and the entry of the table that says so."""
+    for number, layer in enumerate(LAYERS):
+        for entry in layer:
+            if module == entry or module.startswith(entry + "."):
+                return number, entry
+    raise AssertionError(f"{module} stands in no layer of tests/test_architecture.py")
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            is_package = (ROOT / node.module.replace(".", "/")).is_dir()
+            found |= inner if is_package and node.module == "worldmodel" else {node.module}
+    return {name for name in found if name.split(".")[0] in ("worldmodel", "envs", "agents")}
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if module(path) != "worldmodel"], ids=module)
+def test_imports_flow_one_way(path):
+    layer, entry = place(module(path))
+    for name in imports(path):
+        below, other = place(name)
+        assert below < layer or other == entry, f"{module(path)} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_every_public_name_has_a_docstring(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or not tree.body, f"{path} has none"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name} has none"
+
+
+def test_importing_the_package_and_the_worlds_loads_nothing_heavy():
+    heavy = ["torch", "vizdoom", "ray", "deepmind_lab"]
+    code = f"import sys, worldmodel, envs, worldmodel.collect; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_readme_names_only_programs_flags_and_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for program in set(re.findall(r"python -m ([\w.]+)", text)) - {"pytest"}:
+        assert (ROOT / (program.replace(".", "/") + ".py")).is_file(), program
+    for path in set(re.findall(r"(?:configs|tests|worldmodel|envs|docs)/[\w/.-]+\.\w+", text)):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_every_configuration_is_understood_by_the_program_that_its_header_names(path):
+    header = re.search(r"python -m (\S+) ?(vqvae|prior)?", path.read_text())
+    command = [sys.executable, "-m", header[1], *([header[2]] if header[2] else []), "--config", str(path)]
+    required = {"vqvae": ["--store=s", "--run=r"], "prior": ["--store=s", "--vqvae=v", "--run=r"]}
+    command += required.get(header[2], ["--store=s"])
+    result = subprocess.run([*command, "--print_config"], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
