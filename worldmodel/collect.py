@@ -149,7 +149,7 @@ def play(env: gym.Env, actions: Iterator[int], seed: int, longest: int) -> Episo
 def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, address: str) -> Iterator[Entry]:
     """Record in Ray actors; an episode whose actor is killed is played again, from its own seed."""
     import ray
-    from ray.exceptions import ActorDiedError, RayActorError
+    from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
     recorder.env.close()  # it has told the schema, and a running game must not be forked
     ray.init(address=address or "local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
@@ -173,6 +173,8 @@ def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, 
                 raise RuntimeError(f"a worker died and could not be restarted: {error}") from error
             except RayActorError:  # killed, and being restarted
                 again.append(number)
+            except RayTaskError as error:
+                raise error.cause from error  # what it would be without Ray
             else:
                 yield entry
             idle.append(actor)

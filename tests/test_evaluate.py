@@ -1,0 +1,92 @@
+"""The scores against cases worked by hand, and the programs that print and ship them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel import world
+from worldmodel.core.dynamics import Batch
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import StepWindows, split
+from worldmodel.evaluate import evaluate
+from worldmodel.release import release
+from worldmodel.scores import CopyLast, Unigram, bits, prior_scores, psnr, shuffle_actions
+from worldmodel.world import WorldModel
+
+
+def test_psnr_is_that_of_the_definition():
+    truth = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    off = truth.clone()
+    off[0] = 10
+    assert psnr(off, truth).tolist() == pytest.approx([20 * math.log10(25.5), 10 * math.log10(255**2 / 0.01)])
+
+
+def test_a_unigram_costs_the_entropy_of_uniform_codes():
+    codes = torch.arange(8).repeat(1, 4, 10, 1)  # (1, 4, 10, 8)
+    assert torch.allclose(Unigram(codes, 8).bits(codes), torch.full((1, 3), 3.0, dtype=torch.float64))
+
+
+def test_copying_finds_the_true_flip_probability():
+    random = torch.Generator().manual_seed(0)
+    frames = [torch.randint(16, (40, 12, 12), generator=random)]
+    for _ in range(5):
+        flips = torch.rand(frames[-1].shape, generator=random) < 0.3
+        frames.append(torch.where(flips, torch.randint(16, frames[-1].shape, generator=random), frames[-1]))
+    codes = torch.stack(frames, 1)
+    unigram = Unigram(codes, 16)
+    copy = CopyLast(codes, unigram)
+    assert copy.flip == pytest.approx(0.3, abs=0.01)
+    stay, change = 0.7 + 0.3 / 16, 0.3 / 16
+    entropy = -(stay * math.log2(stay) + 15 * change * math.log2(change))
+    assert copy.bits(codes).mean().item() == pytest.approx(entropy, abs=0.02)
+    assert copy.bits(codes).mean() < unigram.bits(codes).mean()
+
+
+def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
+    model = WorldModel.load(world_run)
+    codes = EpisodeStore(next((store / "codes").iterdir()))
+    batch = Batch(*StepWindows(codes, split(codes)[1], 3, 6, seed=0)(0))
+    scores = prior_scores(model.dynamics, [batch])
+    assert bits(model.dynamics, batch).mean().item() == pytest.approx(scores["bits_per_code"], rel=1e-4)
+    assert torch.equal(shuffle_actions(batch).actions[1], batch.actions[0])
+    assert torch.equal(shuffle_actions(batch).codes, batch.codes)
+
+
+def test_evaluate_prints_and_writes_every_number(store, world_run, tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    settings = {"store": str(store), "world": str(world_run), "blind": str(world_run), "out": str(out)}
+    evaluate(**settings, frames=16, stretches=8, length=10)
+    scores = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == scores
+    assert scores["held_out_episodes"] == 1
+    expected = {"true actions", "shuffled actions", "unigram", "copy last or flip", "no context, no actions"}
+    assert set(scores["bits_per_code"]) == expected | {"flip probability"}
+    assert all(scores["bits_per_code"][name]["mean"] > 0 for name in expected)
+
+
+def test_evaluate_measures_a_vqvae_alone(store, vqvae_run, capsys):
+    evaluate(str(store), vqvae=str(vqvae_run), frames=16)
+    assert set(json.loads(capsys.readouterr().out)) == {"held_out_episodes", "reconstruction"}
+
+
+def test_a_released_world_dreams_as_its_run_does(store, world_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(world, "PRETRAINED", tmp_path)
+    release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), length=8)
+    assert world.names() == ["stripes"]
+    shipped, trained = WorldModel.load("stripes"), WorldModel.load(world_run)
+    context, original = EpisodeStore(shipped.run / "context"), EpisodeStore(store).read(9)
+    assert np.array_equal(context.read(0).observations, original.observations[2:10])
+    assert np.array_equal(context.read(0).actions, original.actions[2:9])
+    frames = torch.from_numpy(original.observations[None, 2:5].copy())
+    taken, actions = torch.from_numpy(original.actions[None, 2:4]), torch.tensor([[0, 1]])
+    dreams = [model.imagine(model.start(frames, taken), actions) for model in (shipped, trained)]
+    assert torch.equal(*dreams)
+    assert not any(str(store) in path.read_text() for path in shipped.run.rglob("*.yaml"))
+
+
+def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
+    with pytest.raises(ValueError, match="episode 3 was not held out: expected one of 9"):
+        release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"))

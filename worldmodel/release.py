@@ -1,0 +1,60 @@
+"""Turn a run into a world that can be shipped: ``python -m worldmodel.release --run runs/doom-prior …``."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from worldmodel import checkpoint, config
+from worldmodel.data.episode import Episode
+from worldmodel.data.store import EpisodeStore, Schema
+from worldmodel.data.windows import split
+
+
+def release(run: str, store: str, clips: list[str], out: str, length: int = 56) -> None:
+    """Copy what dreaming needs from a prior's run into a folder, with a few recorded clips for dreams to begin from.
+
+    Weights are copied as they are; paths of this machine are left out of the configurations.
+
+    Args:
+        run: folder of the prior.
+        store: the frames that it was trained on.
+        clips: beginnings of the clips, each an episode that was held out and a frame of it, such as 109:40.
+        out: folder to write; its name is the world's.
+        length: frames of a clip, as far as its episode goes.
+    """
+    origin, target, episodes = Path(run), Path(out), EpisodeStore(store)
+    if target.exists():
+        raise ValueError(f"{target} is there already; remove it, or give another --out")
+    held_out = {entry.number: entry for entry in split(episodes)[1]}
+    places = [tuple(int(part) for part in clip.split(":")) for clip in clips]
+    for number, _ in places:
+        if number not in held_out:
+            raise ValueError(f"episode {number} was not held out: expected one of {', '.join(map(str, held_out))}")
+    for part in (Path(), Path("vqvae")):
+        values = checkpoint.read_config(origin / part)
+        values["data"] = {name: value for name, value in values["data"].items() if name not in ("store", "vqvae")}
+        (target / part).mkdir(parents=True)
+        (target / part / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        shutil.copyfile(origin / part / "model.safetensors", target / part / "model.safetensors")
+    schema = episodes.schema
+    context = EpisodeStore.create(
+        target / "context", Schema(**{**asdict(schema), "provenance": {**schema.provenance, "clips": clips}})
+    )
+    for number, start in places:
+        context.append(cut(episodes, number, start, length))
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{target}: {size / 1e6:.1f} MB, {len(context)} clips, {context.frames} frames")
+
+
+def cut(store: EpisodeStore, number: int, start: int, length: int) -> Episode:
+    """A part of an episode, ``length`` frames from ``start`` on or as far as it goes."""
+    entry = next(entry for entry in store.entries if entry.number == number)
+    length = min(length, entry.observations - start)
+    actions, rewards = (part[start : start + length - 1] for part in store.steps(number))
+    return Episode(store.observations(number, start, length), actions, rewards, False, False, entry.seed)
+
+
+if __name__ == "__main__":
+    config.run(release)
