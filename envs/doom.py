@@ -1,6 +1,5 @@
 """First-person Doom worlds on ViZDoom, 84×84 pixels, with the action names of :mod:`envs.actions`."""
 
-import difflib
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ import vizdoom
 from PIL import Image
 
 from envs.actions import ATTACK, NAVIGATION, Motion
+from worldmodel.names import unknown
 
 SCENARIOS = (
     "health_gathering_supreme",
@@ -59,15 +59,16 @@ class DoomEnv(gym.Env):
         self, scenario: str = "health_gathering_supreme", map: str | None = None, render_mode: str | None = None
     ) -> None:
         if map is None and scenario not in SCENARIOS:
-            raise ValueError(_unknown("scenario", scenario, SCENARIOS))
+            raise ValueError(unknown("scenario", scenario, SCENARIOS))
         if map is not None and map not in MAPS:
-            raise ValueError(_unknown("map", map, MAPS))
+            raise ValueError(unknown("map", map, MAPS))
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
         scratch = tempfile.mkdtemp(prefix="vizdoom-")  # the engine writes settings and logs; they leave with the game
-        self.game, motions = _launch(scenario, map, scratch)
+        self.game = vizdoom.DoomGame()
         self._shut = weakref.finalize(self, _shut, self.game, scratch)
+        motions = _launch(self.game, scenario, map, scratch)
         self.action_names = tuple(motions)
         self._commands = [_command(motion) for motion in motions.values()]
         self.action_space = gym.spaces.Discrete(len(motions))
@@ -109,9 +110,8 @@ class DoomEnv(gym.Env):
         return self._frame.copy()
 
 
-def _launch(scenario: str, map: str | None, scratch: str) -> tuple[vizdoom.DoomGame, dict[str, Motion]]:
-    """Start the game in the folder ``scratch``; the scenario's own buttons decide whether there is an attack."""
-    game = vizdoom.DoomGame()
+def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, scratch: str) -> dict[str, Motion]:
+    """Start a game in the folder ``scratch`` and say its actions: there is an attack if the scenario's own has one."""
     game.load_config(str(Path(vizdoom.scenarios_path) / f"{'freedoom1' if map else scenario}.cfg"))
     if map:
         game.set_doom_map(map)
@@ -128,7 +128,7 @@ def _launch(scenario: str, map: str | None, scratch: str) -> tuple[vizdoom.DoomG
         game.init()
     finally:
         os.chdir(here)
-    return game, {**NAVIGATION, **(ATTACK if attacks else {})}
+    return {**NAVIGATION, **(ATTACK if attacks else {})}
 
 
 def _shut(game: vizdoom.DoomGame, scratch: str) -> None:
@@ -145,9 +145,3 @@ def _command(motion: Motion) -> list[float]:
         motion.look * LOOK_DEGREES_PER_TIC,
         motion.attack == 1,
     ]
-
-
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}: expected one of {', '.join(known)}{hint}"

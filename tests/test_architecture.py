@@ -10,10 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # low to high; a file imports only from lines above its own, or from its own package below
+    {"worldmodel.names"},
     {"worldmodel.config", "worldmodel.core", "worldmodel.data", "worldmodel.media", "worldmodel.environment"},
     {"worldmodel.checkpoint"},
     {"worldmodel.world", "worldmodel.training", "worldmodel.codes", "worldmodel.scores"},
-    {f"worldmodel.{name}" for name in ("collect", "episodes", "train", "dream", "evaluate")},
+    {f"worldmodel.{name}" for name in ("collect", "episodes", "train", "dream", "evaluate", "release")},
     {"envs"},
     {"agents"},
 ]

@@ -119,7 +119,7 @@ def test_actions_that_do_not_parse_are_explained(text, message):
     ("arguments", "message"),
     [
         ({"out": "a.avi"}, "a.avi must end in one of .gif, .mp4, .png"),
-        ({"world": "no-such-world"}, "there is no world 'no-such-world': expected a run folder or one of"),
+        ({"world": "no-such-world"}, "unknown world 'no-such-world': expected one of the folder of a run"),
         ({"frames": 0}, "--frames and --context must be 1 or more"),
         ({"action": "left", "compare": True}, "give one of --action, --actions and --compare"),
         ({"episode": 77}, "has no episode 77: expected one of 0 to 11"),
@@ -147,7 +147,7 @@ def test_the_program_prints_one_line_for_a_mistake(tmp_path):
     ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: there is no world 'doom-helth-gathering'")
+    assert result.stderr.startswith("error: unknown world 'doom-helth-gathering'")
     assert "did you mean 'doom-health-gathering'?" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -119,12 +119,13 @@ class Recorder:
 
 def act(policy: str, action_names: tuple[str, ...], random: np.random.Generator) -> Iterator[int]:
     """The endless actions of a policy that does not look."""
-    weights = np.array([STICKY_WEIGHTS.get(name, 1.0) for name in action_names])
+    cumulated = np.cumsum([STICKY_WEIGHTS.get(name, 1.0) for name in action_names])
+    cumulated /= cumulated[-1]
     while True:
         if policy == "random":
             yield int(random.integers(len(action_names)))
         else:
-            action = int(random.choice(len(action_names), p=weights / weights.sum()))
+            action = int(cumulated.searchsorted(random.random(), side="right"))
             yield from [action] * int(random.integers(1, LONGEST_HOLD + 1))
 
 

@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import auto_cli, set_parsing_settings
+
+from worldmodel.names import unknown
 
 T = TypeVar("T")
 
@@ -47,10 +48,7 @@ def build(kind: type[T], values: dict[str, Any], source: Path) -> T:
     known = [field.name for field in fields(kind)]
     for name in values:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"{source}: {kind.__name__} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise ValueError(f"{source}: {unknown(kind.__name__ + ' setting', name, known)}")
     return kind(**values)
 
 

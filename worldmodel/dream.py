@@ -1,6 +1,5 @@
 """Imagine a walk: ``python -m worldmodel.dream --action forward`` writes a film of it."""
 
-import difflib
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from worldmodel import config, media
 from worldmodel.data.store import EpisodeStore
+from worldmodel.names import unknown
 from worldmodel.world import DEFAULT, WorldModel
 
 REAL, IMAGINED, TO_COME = (235, 235, 235), (255, 140, 0), (40, 40, 40)  # colours of the bar under a film
@@ -85,9 +85,7 @@ def parse(actions: str, known: tuple[str, ...]) -> Tensor:
     for part in actions.split(","):
         name, _, times = part.strip().partition(":")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown action {name!r}: expected one of {', '.join(known)}{hint}")
+            raise ValueError(unknown("action", name, known))
         if times and not (times.isdigit() and int(times) > 0):
             raise ValueError(f"{part!r} must be an action, a colon and a number of frames, such as {name}:10")
         numbers += [known.index(name)] * int(times or 1)

@@ -1,6 +1,5 @@
 """A world that can be dreamed: a VQ-VAE and the prior over its codes, behind ``start`` and ``step``."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from worldmodel import checkpoint
 from worldmodel.core.dynamics import Dynamics, Memory
 from worldmodel.core.vqvae import VQVAE
+from worldmodel.names import unknown
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 DEFAULT = "doom-health-gathering"
@@ -128,8 +128,4 @@ def find(world: str | Path) -> Path:
     for folder in (PRETRAINED / str(world), Path(world)):
         if (folder / "config.yaml").is_file():
             return folder
-    near = difflib.get_close_matches(str(world), names(), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise FileNotFoundError(
-        f"there is no world {str(world)!r}: expected a run folder or one of {', '.join(names())}{hint}"
-    )
+    raise FileNotFoundError(unknown("world", str(world), ["the folder of a run", *names()]))

@@ -175,12 +175,14 @@ class EpisodeStore:
         if entry.number in self._entries:
             raise ValueError(f"{self.path} already holds episode {entry.number}")
         with open(self.path / "index.jsonl", "rb+") as file:
-            whole = file.read().rfind(b"\n") + 1  # drops half a line that a killed process may have left
-            file.seek(whole)
-            file.truncate()
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # half a line, which a killed process left
+                    file.seek(0)
+                    whole = file.read().rfind(b"\n") + 1
+                    file.seek(whole)
+                    file.truncate()
             file.write(json.dumps(asdict(entry)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
         self._entries[entry.number] = entry
 
     def append(self, episode: Episode) -> Entry:
@@ -301,6 +303,3 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)  # the rename itself reaches the disk with its folder
-    os.fsync(directory)
-    os.close(directory)
