@@ -12,6 +12,7 @@ from jsonargparse import auto_cli, set_parsing_settings
 from worldmodel.names import unknown
 
 T = TypeVar("T")
+SWITCHES = ("--help", "--print_config")  # jsonargparse's own, which take no value
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, validate_defaults=True)
 
@@ -20,12 +21,15 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
     """Run a program, or one of several named ones, with what the command line gives its parameters.
 
     ``--config file.yaml`` may come anywhere and more than once: files are read first, in their order, so that flags
-    win. ``--env.scenario x`` is short for ``--env_kwargs.scenario x``. A mistake of the caller's, an exception that
-    names it, is printed as one line and ends the process with 1; a flag that does not parse ends it with 2.
+    win. ``--env.scenario x`` is short for ``--env_kwargs.scenario x``, ``--compare`` for ``--compare=true``.
+
+    A mistake of the caller's, an exception that names it, is printed as one line and ends the process with 1; a flag
+    that does not parse ends it with 2.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        auto_cli(program, args=_files_first([_expand(argument) for argument in arguments]), as_positional=False)
+        arguments = _files_first([_expand(argument) for argument in arguments])
+        auto_cli(program, args=arguments, as_positional=False, allow_abbrev=False)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -57,13 +61,16 @@ def _expand(argument: str) -> str:
 
 
 def _files_first(arguments: list[str]) -> list[str]:
-    """Move ``--config`` options before all other flags, but behind the subcommand."""
+    """Move ``--config`` options before all other flags, but behind the subcommand; a flag without a value is true."""
     files, rest = [], []
-    position = 0
-    while position < len(arguments):
-        taken = 2 if arguments[position] == "--config" else 1
-        group = arguments[position : position + taken]
-        (files if group[0].startswith("--config") else rest).extend(group)
-        position += taken
+    for position, argument in enumerate(arguments):
+        following = arguments[position + 1 : position + 2]
+        alone = argument.startswith("--") and "=" not in argument and (not following or following[0].startswith("--"))
+        if argument.startswith("--config") or arguments[position - 1 : position] == ["--config"]:
+            files.append(argument)
+        elif alone and argument not in SWITCHES:
+            rest.append(f"{argument}=true")
+        else:
+            rest.append(argument)
     subcommand = 1 if rest and not rest[0].startswith("-") else 0
     return rest[:subcommand] + files + rest[subcommand:]

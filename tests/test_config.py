@@ -1,0 +1,91 @@
+"""Command lines: files before flags, short forms, and mistakes that end in one line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldmodel import config
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Some sizes."""
+
+    width: int = 1
+    depth: int = 2
+
+
+@pytest.fixture
+def seen() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def program(seen):
+    def program(store: str, sizes: Sizes = Sizes(), env_kwargs: dict[str, Any] = {}, fast: bool = False) -> None:
+        """A program."""
+        if store == "broken":
+            raise ValueError("the store is broken: give another")
+        seen.update(store=store, sizes=sizes, env_kwargs=env_kwargs, fast=fast)
+
+    return program
+
+
+def test_flags_win_over_files_wherever_they_stand_and_later_files_over_earlier(program, seen, tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("sizes: {width: 10, depth: 20}\nstore: a\n")
+    second.write_text("sizes: {depth: 30}\n")
+    config.run(program, ["--sizes.width", "5", "--config", str(first), "--config", str(second)])
+    assert seen["sizes"] == Sizes(5, 30)
+    assert seen["store"] == "a"
+
+
+def test_a_flag_without_a_value_is_true(program, seen):
+    config.run(program, ["--fast", "--store", "s"])
+    assert seen["fast"] is True
+    config.run(program, ["--store", "s", "--fast"])
+    assert seen["fast"] is True
+
+
+def test_env_settings_have_a_short_form_and_their_types(program, seen):
+    config.run(program, ["--store=s", "--env.scenario", "my_way_home", "--env.fps", "30"])
+    assert seen["env_kwargs"] == {"scenario": "my_way_home", "fps": 30}
+
+
+def test_subcommands_take_files_too(program, seen, tmp_path):
+    (tmp_path / "a.yaml").write_text("store: a\n")
+    config.run({"first": program, "other": program}, ["first", "--fast", "--config", str(tmp_path / "a.yaml")])
+    assert seen["store"] == "a"
+    assert seen["fast"]
+
+
+def test_a_mistake_is_one_line_and_exit_code_1(program, capsys):
+    with pytest.raises(SystemExit) as exit:
+        config.run(program, ["--store", "broken"])
+    assert exit.value.code == 1
+    assert capsys.readouterr().err == "error: the store is broken: give another\n"
+
+
+@pytest.mark.parametrize("arguments", [["--stor", "s", "--unknown", "3"], ["--store=s", "--sizes.width", "wide"], []])
+def test_a_flag_that_does_not_parse_is_exit_code_2(program, arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        config.run(program, arguments)
+    assert exit.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_saved_is_built_again(tmp_path):
+    @dataclass(frozen=True)
+    class Model:
+        width: int = 3
+        names: tuple[str, ...] = field(default=("a",))
+
+    path = tmp_path / "config.yaml"
+    config.save(path, kind="model", model=Model(width=7))
+    import yaml
+
+    values = yaml.safe_load(path.read_text())
+    assert values["kind"] == "model"
+    assert config.build(Model, values["model"], Path("config.yaml")).width == 7
