@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
+from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_config
 from worldmodel import checkpoint, training
 from worldmodel.codes import encoded
 from worldmodel.config import build
@@ -144,8 +145,19 @@ def test_the_wrong_kind_of_run_is_refused(world_run, vqvae_run, tmp_path):
 def test_resuming_with_other_sizes_is_refused(store, vqvae_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(vqvae_run, run)
-    with pytest.raises(ValueError, match="trained with other settings"):
-        vqvae(str(store), str(run), VQVAEConfig(hidden=24), train_config(16), batch=8)
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="was begun with hidden 16, got 24; use another --run, or the old setting"):
+        vqvae(str(store), str(run), replace(VQVAE_SIZES, hidden=24), train_config(16), batch=8)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_run_goes_on_when_the_store_has_grown(store, vqvae_run, tmp_path):
+    run, grown = tmp_path / "run", tmp_path / "store"
+    shutil.copytree(vqvae_run, run)
+    shutil.copytree(store, grown)
+    EpisodeStore(grown).append(sliding_stripes(99))
+    vqvae(str(grown), str(run), VQVAE_SIZES, train_config(16), batch=8)
+    assert checkpoint.read_step(run / "train.safetensors") == 16
 
 
 def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from worldmodel.config import build
+from worldmodel import config
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import write_atomically
@@ -75,6 +75,28 @@ def read_step(path: Path) -> int:
         return int(file.metadata()["step"])
 
 
+def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any]) -> None:
+    """Make a run's folder and its config.yaml, or get an existing run ready to go on.
+
+    Raises:
+        ValueError: if the run is there with a model of another kind or size; nothing is changed then.
+    """
+    text = config.dump(kind=kind, model=model, train=train, data=data)
+    if (run / "config.yaml").exists():
+        there, asked = read_config(run), yaml.safe_load(text)
+        for name, old in {"kind": there["kind"], **there["model"]}.items():
+            new = {"kind": kind, **asked["model"]}.get(name)
+            if new != old:
+                raise ValueError(f"{run} was begun with {name} {old}, got {new}; use another --run, or the old setting")
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / "config.yaml", text.encode())
+
+
+def remembered(run: Path, name: str) -> float:
+    """A measured setting of a run's model, which stays what it was when the data grow; 0 if there is no such run."""
+    return read_config(run)["model"].get(name, 0.0) if (run / "config.yaml").exists() else 0.0
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """The config.yaml of a run.
 
@@ -94,7 +116,7 @@ def read_config(run: Path) -> dict[str, Any]:
 def load_vqvae(run: Path) -> VQVAE:
     """The VQ-VAE of a run, in evaluation mode on the CPU."""
     values = _read_kind(run, "vqvae")
-    network = VQVAE.from_config(build(VQVAEConfig, values["model"], run / "config.yaml"))
+    network = VQVAE.from_config(config.build(VQVAEConfig, values["model"], run / "config.yaml"))
     load_weights(run / "model.safetensors", network)
     return network.eval()
 
@@ -102,7 +124,7 @@ def load_vqvae(run: Path) -> VQVAE:
 def load_dynamics(run: Path) -> Dynamics:
     """The dynamics prior of a run, in evaluation mode on the CPU."""
     values = _read_kind(run, "prior")
-    network = Dynamics(build(DynamicsConfig, values["model"], run / "config.yaml"))
+    network = Dynamics(config.build(DynamicsConfig, values["model"], run / "config.yaml"))
     load_weights(run / "model.safetensors", network)
     return network.eval()
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,10 +37,10 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
         sys.exit(130)
 
 
-def save(path: Path, **parts: Any) -> None:
-    """Write dataclasses and plain values as one YAML file, a section each."""
-    plain = {name: asdict(part) if hasattr(part, "__dataclass_fields__") else part for name, part in parts.items()}
-    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+def dump(**parts: Any) -> str:
+    """Dataclasses and plain values as YAML, a section each."""
+    plain = {name: asdict(part) if is_dataclass(part) else part for name, part in parts.items()}
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def build(kind: type[T], values: dict[str, Any], source: Path) -> T:

@@ -45,11 +45,11 @@ def vqvae(
     episodes = EpisodeStore(store)
     learnt, held_out = split(episodes)
     folder = Path(run)
-    folder.mkdir(parents=True, exist_ok=True)
     batches = FrameBatches(episodes, learnt, batch, train.seed)
-    model = replace(model, variance=model.variance or float((batches(0) / 255).var()))
+    variance = model.variance or checkpoint.remembered(folder, "variance") or float((batches(0) / 255).var())
+    model = replace(model, variance=variance)
     data = {"store": store, "batch": batch, **asdict(episodes.schema)}
-    config.save(folder / "config.yaml", kind="vqvae", model=model, train=train, data=data)
+    checkpoint.begin(folder, "vqvae", model, train, data)
     torch.manual_seed(train.seed)
     places = spread(held_out, EVALUATED)
     frames = torch.stack([torch.from_numpy(episodes.observations(n, at, 1)[0].copy()) for n, at in places])
@@ -99,13 +99,13 @@ def prior(
         dim=tokenizer.quantizer.config.dim,
         grid=codes.schema.observation_shape,
         actions=len(codes.schema.action_names) if actions == "named" else 0,
-        reward_scale=model.reward_scale or reward_scale(codes),
+        reward_scale=model.reward_scale or checkpoint.remembered(folder, "reward_scale") or reward_scale(codes),
     )
-    (folder / "vqvae").mkdir(parents=True, exist_ok=True)
+    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, **asdict(codes.schema)}
+    checkpoint.begin(folder, "prior", model, train, data)
+    (folder / "vqvae").mkdir(exist_ok=True)
     for name in ("config.yaml", "model.safetensors"):
         shutil.copyfile(origin / name, folder / "vqvae" / name)
-    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, **asdict(codes.schema)}
-    config.save(folder / "config.yaml", kind="prior", model=model, train=train, data=data)
     torch.manual_seed(train.seed)
     windows = StepWindows(codes, learnt, batch, length, train.seed)
     unseen = StepWindows(codes, held_out, PRIOR_BATCH, length, train.seed + 1)

@@ -173,13 +173,8 @@ def _resume(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.o
     def part(name: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
-    try:
-        model.load_state_dict(part("model"))
-        averaged.load_state_dict(part("averaged"))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{run} was trained with other settings; use another --run, or the old ones: {error}"
-        ) from error
+    model.load_state_dict(part("model"))
+    averaged.load_state_dict(part("averaged"))
     checkpoint.unpack_optimizer(optimizer, part("optimizer"))
     return checkpoint.read_step(path)
 
