@@ -2,7 +2,6 @@
 
 import sys
 
-import fake_deepmind_lab
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.actions import NAVIGATION
 from envs.lab import LabEnv
+from tests import fake_deepmind_lab
 from worldmodel import config, environment
 from worldmodel.collect import collect, play
 from worldmodel.data.store import EpisodeStore

@@ -12,16 +12,18 @@ HELD_OUT_EVERY = 10
 def split(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
     """The training and the held-out episodes: every tenth by number is held out, at least one.
 
-    The rule does not depend on how many episodes there are, so a store that grows keeps its split.
+    From ten episodes on, the rule does not depend on how many there are, so a store that grows keeps its split; a
+    smaller one holds out its last episode.
 
     Raises:
         ValueError: if the store has fewer than two episodes.
     """
     if len(store) < 2:
         raise ValueError(f"{store.path} must hold two episodes or more, one to hold out, it holds {len(store)}")
-    held_out = [entry for entry in store.entries if entry.number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1]
-    held_out = held_out or store.entries[-1:]
-    return [entry for entry in store.entries if entry not in held_out], held_out
+    entries = store.entries
+    held_out = [entry for entry in entries if entry.number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1] or entries[-1:]
+    kept = {entry.number for entry in held_out}
+    return [entry for entry in entries if entry.number not in kept], held_out
 
 
 class FrameBatches:
