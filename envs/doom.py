@@ -53,7 +53,11 @@ class DoomEnv(gym.Env):
         ValueError: for an unknown scenario or map.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 35 / ACTION_REPEAT}
+    metadata = {
+        "render_modes": ["rgb_array"],
+        "render_fps": 35 / ACTION_REPEAT,
+        "engine": f"vizdoom {vizdoom.__version__}",
+    }
 
     def __init__(
         self, scenario: str = "health_gathering_supreme", map: str | None = None, render_mode: str | None = None

@@ -140,7 +140,7 @@ def test_a_world_that_breaks_in_a_worker_is_an_error_that_says_how(cluster, tmp_
     flags = ["--episodes", "20", "--workers", "2", "--address", cluster, "--env.breaks", "50"]
     done = run(tmp_path / "store", *flags)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: the world broke after 50 steps"
+    assert done.stderr.splitlines()[-1].endswith("RuntimeError: the world broke after 50 steps")
     content(tmp_path / "store")
 
 

@@ -122,7 +122,7 @@ def test_actions_that_do_not_parse_are_explained(text, message):
         ({"world": "no-such-world"}, "unknown world 'no-such-world': expected one of the folder of a run"),
         ({"frames": 0}, "--frames and --context must be 1 or more"),
         ({"action": "left", "compare": True}, "give one of --action, --actions and --compare"),
-        ({"episode": 77}, "has no episode 77: expected one of 0 to 11"),
+        ({"episode": 77}, "has no episode 77: expected one of 0, 1, 2"),
         ({"context": 40}, "episode 0 has 21 observations, got 40 from 0 on"),
         ({"temperature": -1.0}, "temperature must be 0 or more"),
         ({"store": "nowhere"}, "nowhere holds no store.json"),
@@ -150,6 +150,22 @@ def test_the_program_prints_one_line_for_a_mistake(tmp_path):
     assert result.stderr.startswith("error: unknown world 'doom-helth-gathering'")
     assert "did you mean 'doom-health-gathering'?" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_dreams_from_the_store_that_it_was_trained_on(world_run, tmp_path):
+    dream(action="right", world=str(world_run), out=str(tmp_path / "a.gif"))
+    assert (tmp_path / "a.gif").exists()
+
+
+def test_episodes_with_other_actions_are_refused(model):
+    with pytest.raises(ValueError, match="knows the actions"):
+        model.check_actions(("left", "right"))
+
+
+def test_the_default_world_is_shipped_and_small():
+    assert world.DEFAULT in world.names()
+    files = [path for path in (world.PRETRAINED / world.DEFAULT).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25e6
 
 
 @pytest.mark.parametrize("name", world.names())

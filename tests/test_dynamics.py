@@ -257,6 +257,20 @@ def test_a_start_that_does_not_fit_is_refused(codes, actions, message):
         prior().start(torch.zeros(codes, dtype=torch.int64), torch.zeros(actions, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("action", [-1, 3])
+def test_an_action_that_does_not_exist_is_refused(action):
+    with pytest.raises(ValueError, match=r"actions must be in \[0, 3\)"):
+        prior().start(torch.zeros(1, 2, 6, 9, dtype=torch.int64), torch.full((1, 1), action))
+
+
+def test_a_training_step_runs_in_bfloat16_and_compiled():
+    made, (codes, actions) = prior(noise=0.1).train(), film(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = torch.compile(made, backend="eager")(batch(codes, actions), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert torch.isfinite(made.wavefront.first.weight.grad).all()
+
+
 def test_a_code_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"codes must be in \[0, 11\)"):
         prior().start(torch.full((1, 1, 6, 9), 11), torch.zeros(1, 0, dtype=torch.int64))

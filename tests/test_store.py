@@ -290,3 +290,16 @@ def test_a_small_store_holds_out_its_last_episode_and_one_episode_is_too_few(tmp
         split(opened)
     opened.append(episode(2, CODES))
     assert [[entry.number for entry in part] for part in split(opened)] == [[0], [1]]
+
+
+def test_two_who_record_into_one_store_see_each_others_episodes(tmp_path):
+    one = EpisodeStore.create(tmp_path, FRAMES)
+    other = EpisodeStore(tmp_path)
+    for number in range(6):
+        recorder = (one, other)[number % 2]
+        recorder.record(recorder.write(number, episode(4, seed=number)))
+    with pytest.raises(ValueError, match="already holds episode 4: is another process recording there"):
+        other.record(other.write(4, episode(4, seed=4)))
+    assert [entry.number for entry in EpisodeStore(tmp_path).entries] == list(range(6))
+    assert EpisodeStore(tmp_path).frames == 30
+    assert all(not fault for _, fault in EpisodeStore(tmp_path).verify())

@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_named(world_run, tmp_path, damage):
     shutil.copytree(world_run, run)
     path = run / "model.safetensors"
     data = bytearray(path.read_bytes())
-    data[5] ^= 0xFF  # in the length of the header
+    data[-100] ^= 0x10  # in a weight
     if damage == "missing":
         path.unlink()
     else:
@@ -149,6 +149,19 @@ def test_resuming_with_other_sizes_is_refused(store, vqvae_run, tmp_path):
     with pytest.raises(ValueError, match="was begun with hidden 16, got 24; use another --run, or the old setting"):
         vqvae(str(store), str(run), replace(VQVAE_SIZES, hidden=24), train_config(16), batch=8)
     assert (run / "config.yaml").read_text() == before
+
+
+def test_a_prior_does_not_go_on_with_another_vqvae(store, world_run, vqvae_run, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "vqvae"
+    shutil.copytree(world_run, run)
+    shutil.copytree(vqvae_run, other)
+    tensors = checkpoint.read_tensors(other / "model.safetensors")
+    checkpoint.write_tensors(
+        other / "model.safetensors", {name: value + value.abs() for name, value in tensors.items()}
+    )
+    with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
+        prior(str(store), str(other), str(run), PRIOR_SIZES, train_config(8), batch=2, length=6)
+    prior(str(store), str(run / "vqvae"), str(run), PRIOR_SIZES, train_config(10), batch=2, length=6)
 
 
 def test_a_run_goes_on_when_the_store_has_grown(store, vqvae_run, tmp_path):

@@ -63,6 +63,21 @@ def test_frames_of_a_wrong_type_or_rank_are_refused(pictures):
         VQVAE.from_config(TINY).encode(pictures)
 
 
+@pytest.mark.parametrize("shape", [(2, 84, 84, 4), (2, 85, 84, 3)], ids=str)
+def test_frames_of_a_wrong_size_are_refused(shape):
+    with pytest.raises(ValueError, match="must have 3 channels and sides that are multiples of 4"):
+        VQVAE.from_config(TINY).encode(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_a_training_step_runs_in_bfloat16_and_compiled():
+    torch.manual_seed(0)
+    network = VQVAE.from_config(TINY)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = torch.compile(network, backend="eager")(frames(), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+
+
 def test_the_papers_layers_are_all_there():
     network = VQVAE.from_config(VQVAEConfig())
     strided = [layer for layer in network.encoder if getattr(layer, "stride", None) == (2, 2)]

@@ -13,6 +13,7 @@ No file is a pickle, and each is replaced in one step, so a process killed at an
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ from worldmodel import config
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import write_atomically
+
+
+def check_device(name: str | torch.device) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    try:
+        torch.zeros((), device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {str(name)!r} here ({error}); use --device cpu") from error
+    return torch.device(name)
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -46,10 +60,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically."""
-    write_atomically(
-        path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    )
+    """Write tensors as safetensors, atomically, with a checksum of what they hold."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = json.dumps({**(metadata or {}), "sha256": _checksum(tensors)})
+    write_atomically(path, save(tensors, {"worldmodel": facts}))  # one key: several come in a random order
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -64,15 +78,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path.parent} holds no {path.name}; train a model there with python -m worldmodel.train"
         )
     try:
-        return load(path.read_bytes())
+        tensors = load(path.read_bytes())
+        facts = _facts(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
+    if facts.get("sha256", _checksum(tensors)) != _checksum(tensors):
+        raise ValueError(f"{path} is damaged (its checksum is another); restore it, or train again")
+    return tensors
 
 
 def read_step(path: Path) -> int:
     """The training step at which a train.safetensors was saved."""
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["step"])
+    return int(_facts(path)["step"])
 
 
 def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any]) -> None:
@@ -92,6 +109,22 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any]) ->
     write_atomically(run / "config.yaml", text.encode())
 
 
+def adopt(run: Path, vqvae: Path) -> None:
+    """Put a copy of a VQ-VAE's run into a prior's run, as ``vqvae``; nothing happens if it is there already.
+
+    Raises:
+        ValueError: if the prior was begun on the codes of another one.
+    """
+    target = run / "vqvae"
+    if (target / "model.safetensors").exists():
+        if digest(target) != digest(vqvae):
+            raise ValueError(f"{run} predicts the codes of another VQ-VAE than {vqvae}; use another --run")
+        return
+    target.mkdir(exist_ok=True)
+    for name in ("config.yaml", "model.safetensors"):
+        write_atomically(target / name, (vqvae / name).read_bytes())
+
+
 def remembered(run: Path, name: str) -> float:
     """A measured setting of a run's model, which stays what it was when the data grow; 0 if there is no such run."""
     return read_config(run)["model"].get(name, 0.0) if (run / "config.yaml").exists() else 0.0
@@ -102,14 +135,18 @@ def read_config(run: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it does not say what kind of model it is.
+        ValueError: if it is damaged.
     """
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no config.yaml; train a model there with python -m worldmodel.train")
-    values = yaml.safe_load(path.read_text())
-    if not isinstance(values, dict) or "kind" not in values:
-        raise ValueError(f"{path} must name the kind of its model, such as 'kind: vqvae'")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    for name in ("kind", "model", "data"):
+        if not isinstance(values, dict) or name not in values:
+            raise ValueError(f"{path} lacks {name!r}; restore it, or train again")
     return values
 
 
@@ -131,7 +168,22 @@ def load_dynamics(run: Path) -> Dynamics:
 
 def digest(run: Path) -> str:
     """Twelve hexadecimal digits that name the weights of a run: the beginning of their sha256."""
-    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()[:12]
+    return _checksum(read_tensors(run / "model.safetensors"))[:12]
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """The sha256 of the names and bytes of tensors."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    return json.loads(metadata.get("worldmodel", "{}"))
 
 
 def _read_kind(run: Path, kind: str) -> dict[str, Any]:

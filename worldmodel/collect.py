@@ -86,6 +86,7 @@ def collect(
             for entry in recording:
                 there.record(entry)
                 bar.update(min(progress(), goal) - bar.n)
+                bar.set_postfix_str(f"{(there.frames - before) / (time.perf_counter() - start):.0f} frames/s")
     except KeyboardInterrupt:  # a world's engine may have got it first, and have failed
         print(f"stopped: {there.path} holds {len(there)} episodes, {there.frames} frames; run again to continue")
         raise
@@ -100,13 +101,14 @@ class Recorder:
         self.settings = (store, env, env_kwargs, policy, seed, longest)
         self.env = environment.make(env, **env_kwargs)
         self.policy, self.seed, self.longest = policy, seed, longest
+        engine = self.env.metadata.get("engine", f"gymnasium {version('gymnasium')}")
         schema = Schema(
             observation_shape=self.env.observation_space.shape,
             observation_dtype=str(self.env.observation_space.dtype),
             action_names=self.env.get_wrapper_attr("action_names"),
             environment=env,
             kwargs=env_kwargs,
-            provenance={"policy": policy, "seed": seed, "longest": longest, "gymnasium": version("gymnasium")},
+            provenance={"policy": policy, "seed": seed, "longest": longest, "engine": engine},
         )
         self.store = EpisodeStore.create(store, schema)
 
@@ -171,7 +173,7 @@ def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, 
             try:
                 entry = ray.get(done)
             except ActorDiedError as error:
-                raise RuntimeError(f"a worker died and could not be restarted: {error}") from error
+                raise ChildProcessError(f"a worker died and could not be restarted: {error}") from error
             except RayActorError:  # killed, and being restarted
                 again.append(number)
             except RayTaskError as error:

@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import auto_cli, set_parsing_settings
@@ -30,7 +30,7 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
     try:
         arguments = _files_first([_expand(argument) for argument in arguments])
         auto_cli(program, args=arguments, as_positional=False, allow_abbrev=False)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -49,11 +49,12 @@ def build(kind: type[T], values: dict[str, Any], source: Path) -> T:
     Raises:
         ValueError: naming the first key that ``kind`` does not have, and the nearest one it has.
     """
-    known = [field.name for field in fields(kind)]
+    hints = get_type_hints(kind)
     for name in values:
-        if name not in known:
-            raise ValueError(f"{source}: {unknown(kind.__name__ + ' setting', name, known)}")
-    return kind(**values)
+        if name not in hints:
+            raise ValueError(f"{source}: {unknown(kind.__name__ + ' setting', name, hints)}")
+    nested = {name: build(hints[name], value, source) for name, value in values.items() if is_dataclass(hints[name])}
+    return kind(**{**values, **nested})
 
 
 def _expand(argument: str) -> str:

@@ -56,22 +56,24 @@ def dream(
         raise ValueError("give one of --action, --actions and --compare, which dreams the recorded actions")
     torch.set_num_threads(1)  # many small steps: more threads only wait for each other
     model = WorldModel.load(world, device)
-    episodes = EpisodeStore(store or model.run / "context")
+    episodes = EpisodeStore(store or model.clips)
+    model.check_actions(episodes.schema.action_names)
     real, taken = read(episodes, episode, start, context + (frames if compare else 0))
     wanted = (
         taken[context - 1 :] if compare else parse(actions or f"{action or 'forward'}:{frames}", model.action_names)
     )
-    began = time.process_time()
     state = model.start(real[None, :context], taken[None, : context - 1])
+    clock, unit = (time.process_time, "CPU time") if device == "cpu" else (time.perf_counter, "time")
+    began = clock()
     codes = model.imagine(state, wanted[None], seed, temperature, progress=True)[0]
-    seconds = time.process_time() - began
+    seconds = clock() - began
     imagined = model.decode(codes)  # only now: the dream itself never left the codes
     film = mark(torch.cat([real[:context], imagined]), context)
     if compare:
         film = torch.cat([film, real], 1)
     media.write(Path(out), film.numpy())
     print(
-        f"wrote {out}: {context} real and {len(codes)} imagined frames, {len(codes) / seconds:.1f} frames/s of CPU time"
+        f"wrote {out}: {context} real and {len(codes)} imagined frames, {len(codes) / seconds:.1f} frames/s of {unit}"
     )
 
 
@@ -100,7 +102,7 @@ def read(store: EpisodeStore, episode: int, start: int, length: int) -> tuple[Te
     """
     numbers = [entry.number for entry in store.entries]
     if episode not in numbers:
-        raise ValueError(f"{store.path} has no episode {episode}: expected one of {numbers[0]} to {numbers[-1]}")
+        raise ValueError(f"{store.path} has no episode {episode}: expected one of {', '.join(map(str, numbers[:20]))}")
     frames = store.observations(episode, start, length)
     actions, _ = store.steps(episode)
     return torch.from_numpy(frames.copy()), torch.from_numpy(actions[start : start + length - 1].copy())

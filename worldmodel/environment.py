@@ -27,7 +27,8 @@ def make(env: str, **kwargs: Any) -> gym.Env:
             world.close()
             world = AddRenderObservation(gym.make(env, **{**kwargs, "render_mode": "rgb_array"}), render_only=True)
     except (gym.error.Error, ModuleNotFoundError) as error:
-        raise ValueError(f"cannot make --env {env}: {error}") from error
+        hint = "name the module that registers it before a colon, as in envs:Doom-v0 or ale_py:ALE/Breakout-v5"
+        raise ValueError(f"cannot make --env {env}: {error}; {hint}") from error
     except TypeError as error:
         raise ValueError(f"cannot make --env {env} with {kwargs}: {error}") from error
     if not isinstance(world.action_space, gym.spaces.Discrete) or world.action_space.start != 0:

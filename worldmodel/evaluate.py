@@ -49,13 +49,18 @@ def evaluate(
         out: file to write the JSON into as well.
         device: cpu or cuda.
     """
+    if length <= CONTEXT or stretches < BATCH:
+        raise ValueError(
+            f"--length must be more than {CONTEXT} and --stretches {BATCH} or more, got {length} and {stretches}"
+        )
     episodes = EpisodeStore(store)
     _, held_out = split(episodes)
     if vqvae:
-        network, model = checkpoint.load_vqvae(Path(vqvae)).to(device), None
+        network, model = checkpoint.load_vqvae(Path(vqvae)).to(checkpoint.check_device(device)), None
     else:
         model = WorldModel.load(world, device)
         network = model.vqvae
+        model.check_actions(episodes.schema.action_names)
     shown = [episodes.observations(number, at, 1)[0].copy() for number, at in spread(held_out, frames)]
     pictures = torch.stack([torch.from_numpy(picture) for picture in shown])
     result = {"held_out_episodes": len(held_out), "reconstruction": vqvae_scores(network, pictures)[1]}
@@ -75,7 +80,8 @@ def predict(
     learnt, held_out = split(codes)
     windows = StepWindows(codes, held_out, BATCH, length, seed)
     size = world.dynamics.config.codes
-    sample = torch.cat([StepWindows(codes, learnt, BATCH, length, seed)(number)[0] for number in range(stretches)])
+    seen = [Batch(*StepWindows(codes, learnt, BATCH, length, seed)(number)) for number in range(stretches)]
+    sample = torch.cat([batch.codes[batch.frame_valid.all(1)] for batch in seen])  # (N, T, H, W), none of it padding
     unigram = Unigram(sample, size)
     copy = CopyLast(sample, unigram)
     unaware = checkpoint.load_dynamics(Path(blind)).to(world.device) if blind else None
@@ -92,8 +98,9 @@ def predict(
         if unaware:
             scored["no context, no actions"] = bits(unaware, there).cpu()
         valid = batch.frame_valid[:, CONTEXT:]
+        some = valid.any(1)  # an episode may be too short to score
         for name, values in scored.items():
-            rows.setdefault(name, []).append((values[:, CONTEXT - 1 :] * valid).sum(1) / valid.sum(1).clamp_min(1))
+            rows.setdefault(name, []).append(((values[:, CONTEXT - 1 :] * valid).sum(1) / valid.sum(1))[some])
     return {name: summary(torch.cat(values)) for name, values in rows.items()} | {"flip probability": copy.flip}
 
 

@@ -1,6 +1,5 @@
 """Turn a run into a world that can be shipped: ``python -m worldmodel.release --run runs/doom-prior …``."""
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,7 +36,8 @@ def release(run: str, store: str, clips: list[str], out: str, length: int = 56) 
         values["data"] = {name: value for name, value in values["data"].items() if name not in ("store", "vqvae")}
         (target / part).mkdir(parents=True)
         (target / part / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        shutil.copyfile(origin / part / "model.safetensors", target / part / "model.safetensors")
+        weights = checkpoint.read_tensors(origin / part / "model.safetensors")
+        checkpoint.write_tensors(target / part / "model.safetensors", weights)
     schema = episodes.schema
     context = EpisodeStore.create(
         target / "context", Schema(**{**asdict(schema), "provenance": {**schema.provenance, "clips": clips}})

@@ -26,7 +26,7 @@ def vqvae_scores(network: VQVAE, frames: Tensor) -> tuple[Tensor, dict[str, floa
     result = torch.cat(reconstructions)
     return result, {
         "psnr": float(psnr(result, frames).mean()),
-        "perplexity": perplexity(counts),
+        "perplexity": float(perplexity(counts)),
         "codes_used": float((counts > 0).sum()),
     }
 

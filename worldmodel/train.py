@@ -1,6 +1,5 @@
 """Train the parts of a world model: ``python -m worldmodel.train {vqvae,prior}``."""
 
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -92,7 +91,7 @@ def prior(
     frames = EpisodeStore(store)
     codes = encoded(frames, origin, device)
     learnt, held_out = split(codes)
-    tokenizer = checkpoint.load_vqvae(origin)
+    tokenizer = checkpoint.load_vqvae(origin).to(device)
     model = replace(
         model,
         codes=tokenizer.quantizer.config.codes,
@@ -103,9 +102,7 @@ def prior(
     )
     data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, **asdict(codes.schema)}
     checkpoint.begin(folder, "prior", model, train, data)
-    (folder / "vqvae").mkdir(exist_ok=True)
-    for name in ("config.yaml", "model.safetensors"):
-        shutil.copyfile(origin / name, folder / "vqvae" / name)
+    checkpoint.adopt(folder, origin)
     torch.manual_seed(train.seed)
     windows = StepWindows(codes, learnt, batch, length, train.seed)
     unseen = StepWindows(codes, held_out, PRIOR_BATCH, length, train.seed + 1)

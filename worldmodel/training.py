@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldmodel import checkpoint
+from worldmodel.data.store import write_atomically
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def pick_device(config: TrainConfig) -> torch.device:
     if config.threads:
         torch.set_num_threads(config.threads)
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if config.device == "auto" else config.device)
+    return checkpoint.check_device(automatic if config.device == "auto" else config.device)
 
 
 class Log:
@@ -128,7 +129,7 @@ class Log:
         self.path, self.writer = path, writer
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
-        path.write_text("".join(line + "\n" for line in kept))
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, step: int, part: str, **values: float) -> None:
         row = {"step": step, "part": part, **{name: round(value, 6) for name, value in values.items()}}
@@ -159,8 +160,8 @@ def _save(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.opt
         "optimizer": checkpoint.pack_optimizer(optimizer),
     }
     tensors = {f"{part}.{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
+    checkpoint.save_weights(run / "model.safetensors", averaged)  # first, so that a resumed run never lacks it
     checkpoint.write_tensors(run / "train.safetensors", tensors, metadata={"step": str(step)})
-    checkpoint.save_weights(run / "model.safetensors", averaged)
 
 
 def _resume(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> int:

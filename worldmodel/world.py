@@ -45,10 +45,27 @@ class WorldModel:
             FileNotFoundError: if it is neither; the message lists the names and the nearest one.
             ValueError: if a file of it is damaged.
         """
-        run = find(world)
+        run, device = find(world), checkpoint.check_device(device)
         dynamics = checkpoint.load_dynamics(run).to(device)
         vqvae = checkpoint.load_vqvae(run / "vqvae").to(device)
         return cls(vqvae, dynamics, checkpoint.read_config(run)["data"]["action_names"], run)
+
+    @property
+    def clips(self) -> Path:
+        """The store of frames to begin dreams from: a shipped world's own, or the one that a run was trained on."""
+        own = self.run / "context"
+        return own if own.exists() else Path(checkpoint.read_config(self.run)["data"]["store"])
+
+    def check_actions(self, names: Sequence[str]) -> None:
+        """Refuse episodes whose actions have other names.
+
+        Raises:
+            ValueError: if they do.
+        """
+        if tuple(names) != self.action_names:
+            raise ValueError(
+                f"the world {self.run} knows the actions {self.action_names}, the episodes have {tuple(names)}"
+            )
 
     @property
     def device(self) -> torch.device:

@@ -61,8 +61,6 @@ class DynamicsConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))  # YAML gives a list
-        if self.grid[0] % self.patch or self.grid[1] % self.patch:
-            raise ValueError(f"model.grid must be a multiple of model.patch, got {self.grid} and {self.patch}")
         if self.width % self.heads:
             raise ValueError(f"model.width must be a multiple of model.heads, got {self.width} and {self.heads}")
 
@@ -105,6 +103,8 @@ class Dynamics(nn.Module):
 
     def __init__(self, config: DynamicsConfig, codebook: Tensor | None = None) -> None:
         super().__init__()
+        if config.grid[0] % config.patch or config.grid[1] % config.patch:
+            raise ValueError(f"the grid must be a multiple of model.patch, got {config.grid} and {config.patch}")
         self.config = config
         self.embedding = nn.Embedding(config.codes + 1, config.dim)  # the last one says that there is no such frame
         self.action = nn.Embedding(config.actions + 1, config.width)  # the last one says that none is known
@@ -290,6 +290,8 @@ class Dynamics(nn.Module):
                 f"a dream starts from codes (B, n, {', '.join(map(str, self.config.grid))}) and actions (B, n-1), "
                 f"got {tuple(codes.shape)} and {tuple(actions.shape)}"
             )
+        if self.config.actions and ((actions < 0) | (actions >= self.config.actions)).any():
+            raise ValueError(f"actions must be in [0, {self.config.actions}), got {actions.tolist()}")
         if codes.min() < 0 or codes.max() >= self.config.codes:
             raise ValueError(f"codes must be in [0, {self.config.codes}), got {codes.min()} to {codes.max()}")
 

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 ROWS = 1024  # vectors compared with the codebook at a time: the (rows, K) scores stay in the cache
 KMEANS_STEPS = 10
-SMALLEST = 1e-20  # an average count below this has nearly underflowed, and its code stays put
 
 
 class Quantized(NamedTuple):
@@ -76,6 +75,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("usage", torch.zeros(config.codes))  # chosen since the last revival
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    @torch.compiler.disable
     def forward(self, z: Tensor, generator: torch.Generator | None = None) -> Quantized:
         """Quantize ``z`` (B, D, *grid), floating.
 
@@ -120,8 +120,9 @@ class VectorQuantizer(nn.Module):
     def encode(self, z: Tensor) -> Tensor:
         """The nearest codes of ``z``: (B, D, *grid) -> (B, *grid) int64."""
         self._check(z)
-        rows = z.float().movedim(1, -1)
-        return nearest(rows.reshape(-1, self.config.dim), self.codebook).view(rows.shape[:-1])
+        with torch.autocast(z.device.type, enabled=False):
+            rows = z.float().movedim(1, -1)
+            return nearest(rows.reshape(-1, self.config.dim), self.codebook).view(rows.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
         """The vectors of ``codes``: (B, *grid) int64 -> (B, D, *grid)."""
@@ -144,20 +145,20 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _average(self, counts: Tensor, sums: Tensor) -> None:
-        """Equations 6 to 8; a code whose average count has vanished keeps its vector."""
+        """Equations 6 to 8; a code that nothing chose keeps its vector."""
         counts, sums = _sum_over_workers(counts), _sum_over_workers(sums)
         self.usage += counts
         self.ema_count.lerp_(counts, 1 - self.config.decay)
         self.ema_sum.lerp_(sums, 1 - self.config.decay)
-        counted = self.ema_count[:, None]
-        self.codebook.copy_(torch.where(counted > SMALLEST, self.ema_sum / counted.clamp_min(SMALLEST), self.codebook))
+        chosen = counts[:, None] > 0
+        self.codebook.copy_(torch.where(chosen, self.ema_sum / self.ema_count[:, None], self.codebook))
 
     def _check(self, z: Tensor) -> None:
         if z.ndim < 3 or z.shape[1] != self.config.dim or not z.is_floating_point():
             raise ValueError(
                 f"the quantizer expects floating (B, {self.config.dim}, *grid), got {z.dtype} {tuple(z.shape)}"
             )
-        if not torch.isfinite(z.sum()):
+        if not torch.isfinite(z.float().sum()):
             raise ValueError("the quantizer got a NaN or infinite vector: lower the learning rate, or look at the data")
 
 
@@ -177,10 +178,10 @@ def sample_codes(rows: Tensor, codebook: Tensor, samples: int, generator: torch.
     return torch.cat(drawn)
 
 
-def perplexity(counts: Tensor) -> float:
-    """2 to the entropy of how often the codes were chosen, (K,) counts; between 1 and K."""
-    p = counts.double() / counts.sum()
-    return float(torch.exp(-torch.special.xlogy(p, p).sum()))
+def perplexity(counts: Tensor) -> Tensor:
+    """2 to the entropy in bits of how often the codes were chosen, (K,) counts -> (); between 1 and K."""
+    p = counts / counts.sum()
+    return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
 def _sums(rows: Tensor, codes: Tensor, size: int) -> Tensor:
@@ -206,6 +207,7 @@ def _choose(rows: Tensor, size: int, generator: torch.Generator | None) -> Tenso
 
 def _sum_over_workers(tensor: Tensor) -> Tensor:
     if distributed.is_available() and distributed.is_initialized():
+        tensor = tensor.clone()
         distributed.all_reduce(tensor)
     return tensor
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.layers import CONVOLUTION, TRANSPOSED_CONVOLUTION, ResidualBlock
-from worldmodel.core.quantizer import Quantized, QuantizerConfig, VectorQuantizer
+from worldmodel.core.quantizer import Quantized, QuantizerConfig, VectorQuantizer, perplexity
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,6 @@ class VQVAEConfig:
     variance: float = 0.0
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.quantizer, dict):  # as it comes from a YAML file
-            object.__setattr__(self, "quantizer", QuantizerConfig(**self.quantizer))
-
 
 class Encoder(nn.Sequential):
     """Strided 4×4 convolutions, then residual blocks: (B, channels, *grid) -> (B, D, *grid / 2^halvings)."""
@@ -48,6 +44,7 @@ class Encoder(nn.Sequential):
             layers += [convolution(hidden if number else config.channels, hidden, 4, stride=2, padding=1), nn.ReLU()]
         layers[-1:] = [ResidualBlock(dims, hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
         super().__init__(*layers, nn.ReLU(), convolution(hidden, config.quantizer.dim, 1))
+        self.channels, self.multiple = config.channels, 2**config.halvings  # what a picture must have
 
 
 class Decoder(nn.Sequential):
@@ -79,24 +76,33 @@ class VQVAE(nn.Module):
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, equation 3, of frames (B, H, W, C) uint8: relative squared error and quantizer's terms."""
-        x = normalize(frames)
+        x = self._normalized(frames)
         quantized = self.quantizer(self.encoder(x), generator)
         reconstruction = self.decoder(quantized.vectors).float()
         error = F.mse_loss(reconstruction, x) / self.variance
         return error + quantized.loss, {
             "reconstruction_error": error.detach(),
             "quantizer_loss": quantized.loss.detach(),
-            "counts": quantized.counts,
+            "perplexity": perplexity(quantized.counts),
         }
 
     def reconstruct(self, frames: Tensor) -> tuple[Tensor, Quantized]:
         """Frames (B, H, W, C) uint8 through the bottleneck and back, with what the quantizer made of them."""
-        quantized = self.quantizer(self.encoder(normalize(frames)))
+        quantized = self.quantizer(self.encoder(self._normalized(frames)))
         return denormalize(self.decoder(quantized.vectors)), quantized
+
+    def _normalized(self, frames: Tensor) -> Tensor:
+        channels, multiple = self.encoder.channels, self.encoder.multiple
+        if frames.ndim == 4 and (frames.shape[3] != channels or any(side % multiple for side in frames.shape[1:3])):
+            raise ValueError(
+                f"frames must have {channels} channels and sides that are multiples of {multiple}, "
+                f"got {tuple(frames.shape)}"
+            )
+        return normalize(frames)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (B, H, W, C) uint8 -> codes (B, H/4, W/4) int64."""
-        return self.quantizer.encode(self.encoder(normalize(frames)))
+        return self.quantizer.encode(self.encoder(self._normalized(frames)))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, H/4, W/4) int64 -> frames (B, H, W, C) uint8."""

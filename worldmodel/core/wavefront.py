@@ -21,7 +21,7 @@ class WavefrontNet(nn.Module):
     """p(codes | condition) over an (H, W) grid: gated layers of five taps, each told the condition.
 
     Args:
-        embedding: of the codes, (K, E); shared with the caller's.
+        embedding: of the codes, (K, E).
         condition: channels C of the condition.
         hidden: channels of each layer.
         layers: of them, two or more.

@@ -12,6 +12,7 @@ synced, then renamed; its index line is appended after that. Zstd level 1 on chu
 measurement: see ``python -m worldmodel.episodes benchmark``.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -94,8 +95,11 @@ class EpisodeStore:
             raise FileNotFoundError(
                 f"{self.path} holds no store.json; record one with python -m worldmodel.collect --store {self.path}"
             )
-        self.schema = Schema(**json.loads((self.path / "store.json").read_text()))
-        self._entries = {entry.number: entry for entry in self._read_index()}
+        try:
+            self.schema = Schema(**json.loads((self.path / "store.json").read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.path / 'store.json'} is damaged: {error}") from error
+        self._load_index()
 
     @classmethod
     def create(cls, path: str | Path, schema: Schema) -> "EpisodeStore":
@@ -134,7 +138,7 @@ class EpisodeStore:
     @property
     def frames(self) -> int:
         """Observations in all episodes together."""
-        return sum(entry.observations for entry in self._entries.values())
+        return self._frames
 
     def write(self, number: int, episode: Episode) -> Entry:
         """Write an episode's file, atomically; :meth:`record` makes it part of the store.
@@ -171,19 +175,27 @@ class EpisodeStore:
         return entry
 
     def record(self, entry: Entry) -> None:
-        """Add a written episode to the index; recording a number again is an error, so no episode counts twice."""
-        if entry.number in self._entries:
-            raise ValueError(f"{self.path} already holds episode {entry.number}")
+        """Add a written episode to the index.
+
+        Raises:
+            ValueError: if the number is taken, by this process or another: no episode counts twice.
+        """
         with open(self.path / "index.jsonl", "rb+") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # half a line, which a killed process left
-                    file.seek(0)
-                    whole = file.read().rfind(b"\n") + 1
-                    file.seek(whole)
-                    file.truncate()
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+            size = file.seek(0, os.SEEK_END)
+            if size != self._indexed:  # others have added lines, or half a line before they were killed
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+                self._load_index()
+            if entry.number in self._entries:
+                raise ValueError(
+                    f"{self.path} already holds episode {entry.number}: is another process recording there?"
+                )
+            file.seek(0, os.SEEK_END)
             file.write(json.dumps(asdict(entry)).encode() + b"\n")
+            self._indexed = file.tell()
         self._entries[entry.number] = entry
+        self._frames += entry.observations
 
     def append(self, episode: Episode) -> Entry:
         """Write an episode under the next free number and record it."""
@@ -286,9 +298,15 @@ class EpisodeStore:
                 f"{episode.actions.min()} to {episode.actions.max()}"
             )
 
+    def _load_index(self) -> None:
+        self._entries = {entry.number: entry for entry in self._read_index()}
+        self._frames = sum(entry.observations for entry in self._entries.values())
+
     def _read_index(self) -> Iterator[Entry]:
-        lines = (self.path / "index.jsonl").read_bytes().split(b"\n")
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn
+        data = (self.path / "index.jsonl").read_bytes()
+        self._indexed = data.rfind(b"\n") + 1  # what follows the last newline is torn
+        lines = data[: self._indexed].split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):
             try:
                 yield Entry(**json.loads(line))
             except (ValueError, TypeError) as error:
