@@ -58,8 +58,11 @@ def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
 def test_evaluate_prints_and_writes_every_number(store, world_run, tmp_path, capsys):
     out = tmp_path / "scores.json"
     settings = {"store": str(store), "world": str(world_run), "blind": str(world_run), "out": str(out)}
-    evaluate(**settings, frames=16, stretches=8, length=10)
+    evaluate(**settings, frames=16, stretches=8, length=10, dreams=3)
     scores = json.loads(out.read_text())
+    for name, by_horizon in scores["dream_psnr"].items():
+        assert list(by_horizon) == ["1", "2"], name
+    assert scores["dream_psnr"]["vqvae alone"]["2"] > 0
     assert json.loads(capsys.readouterr().out) == scores
     assert scores["held_out_episodes"] == 1
     expected = {"true actions", "shuffled actions", "unigram", "copy last or flip", "no context, no actions"}

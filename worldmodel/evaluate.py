@@ -12,11 +12,12 @@ from worldmodel.codes import encoded
 from worldmodel.core.dynamics import Batch
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split, spread
-from worldmodel.scores import CopyLast, Unigram, bits, shuffle_actions, vqvae_scores
+from worldmodel.scores import CopyLast, Unigram, bits, psnr, shuffle_actions, vqvae_scores
 from worldmodel.world import DEFAULT, WorldModel
 
 CONTEXT = 6  # frames that are given, and not scored, in every stretch
 BATCH = 4
+HORIZONS = (1, 2, 5, 10, 20, 50)
 
 
 def evaluate(
@@ -27,6 +28,8 @@ def evaluate(
     frames: int = 2048,
     stretches: int = 256,
     length: int = 16,
+    dreams: int = 64,
+    temperature: float = 1.0,
     seed: int = 0,
     out: str = "",
     device: str = "cpu",
@@ -36,6 +39,8 @@ def evaluate(
     Reconstruction is the mean PSNR over frames, with the perplexity and number of the codes they use. Prediction is
     in bits per code, over all frames of random stretches but the first six, with a standard error over stretches;
     beside it the same with the actions of another stretch, and baselines fitted to the training episodes' codes.
+    Dreams begin with the first six frames of stretches and follow the recorded actions; their mean PSNR against the
+    recorded frames is given by horizon, beside that of repeating the last frame and of the VQ-VAE alone.
 
     Args:
         store: folder of recorded episodes.
@@ -45,7 +50,9 @@ def evaluate(
         frames: to reconstruct.
         stretches: to predict.
         length: frames of a stretch.
-        seed: of the choice of stretches.
+        dreams: stretches to dream.
+        temperature: of the dreams.
+        seed: of the choice of stretches, and of the dreams.
         out: file to write the JSON into as well.
         device: cpu or cuda.
     """
@@ -67,6 +74,7 @@ def evaluate(
     if model:
         codes = encoded(episodes, model.run / "vqvae", torch.device(device))
         result["bits_per_code"] = predict(model, codes, blind, stretches, length, seed)
+        result["dream_psnr"] = open_loop(model, episodes, dreams, length, temperature, seed)
     text = json.dumps(result, indent=2)
     print(text)
     if out:
@@ -102,6 +110,31 @@ def predict(
         for name, values in scored.items():
             rows.setdefault(name, []).append(((values[:, CONTEXT - 1 :] * valid).sum(1) / valid.sum(1))[some])
     return {name: summary(torch.cat(values)) for name, values in rows.items()} | {"flip probability": copy.flip}
+
+
+def open_loop(
+    world: WorldModel, frames: EpisodeStore, dreams: int, length: int, temperature: float, seed: int
+) -> dict[str, dict[int, float]]:
+    """Mean PSNR in dB of dreams, of the last frame repeated and of the VQ-VAE, by frames after the last real one."""
+    long_enough = [entry for entry in split(frames)[1] if entry.observations > length]
+    windows = StepWindows(frames, long_enough, dreams, length, seed)
+    real, actions = (part[:dreams] for part in windows(0)[:2])
+    real = real.to(torch.uint8)
+    state = world.start(real[:, :CONTEXT], actions[:, : CONTEXT - 1])
+    dreamt = world.imagine(state, actions[:, CONTEXT - 1 :], seed, temperature, progress=True)
+    truth = real[:, CONTEXT:]
+    shown = {
+        "dream": world.decode(dreamt.flatten(0, 1)),
+        "copy last": real[:, CONTEXT - 1 : CONTEXT].expand_as(truth).flatten(0, 1),
+        "vqvae alone": world.decode(world.vqvae.encode(truth.flatten(0, 1).to(world.device))),
+    }
+    result = {}
+    for name, pictures in shown.items():
+        by_horizon = psnr(pictures, truth.flatten(0, 1)).unflatten(0, truth.shape[:2]).mean(0)
+        result[name] = {
+            horizon: round(float(by_horizon[horizon - 1]), 2) for horizon in HORIZONS if horizon <= len(by_horizon)
+        }
+    return result
 
 
 def summary(values: Tensor) -> dict[str, float]:
