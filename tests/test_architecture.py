@@ -71,12 +71,23 @@ def test_importing_the_package_and_the_worlds_loads_nothing_heavy():
     assert result.stdout.strip() == "[]"
 
 
-def test_the_readme_names_only_programs_flags_and_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    for program in set(re.findall(r"python -m ([\w.]+)", text)) - {"pytest"}:
-        assert (ROOT / (program.replace(".", "/") + ".py")).is_file(), program
-    for path in set(re.findall(r"(?:configs|tests|worldmodel|envs|docs)/[\w/.-]+\.\w+", text)):
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"python -m (worldmodel[\w.]+)( vqvae| prior| info| import| benchmark)?([^\n`|]*)", README)
+
+
+def test_the_readme_names_only_files_that_exist():
+    for path in set(re.findall(r"(?:configs|tests|worldmodel|envs|docs)/[\w/.-]+\.\w+", README)):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("program", sorted({(name, part.strip()) for name, part, _ in COMMANDS}), ids=" ".join)
+def test_the_readme_names_only_programs_and_flags_that_exist(program):
+    flags = {
+        flag for name, part, rest in COMMANDS if (name, part.strip()) == program for flag in re.findall(r"--\w+", rest)
+    }
+    command = [sys.executable, "-m", *filter(None, program), "--help"]
+    known = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert flags <= set(re.findall(r"--\w+", known)), program
 
 
 @pytest.mark.parametrize(
