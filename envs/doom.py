@@ -1,7 +1,9 @@
 """First-person Doom worlds on ViZDoom, 84×84 pixels, with the action names of :mod:`envs.actions`."""
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import weakref
 from pathlib import Path
@@ -69,7 +71,9 @@ class DoomEnv(gym.Env):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
-        scratch = tempfile.mkdtemp(prefix="vizdoom-")  # the engine writes settings and logs; they leave with the game
+        _sweep()
+        # The engine writes settings and logs; they leave with the game.
+        scratch = tempfile.mkdtemp(prefix=f"vizdoom-{os.getpid()}-")
         self.game = vizdoom.DoomGame()
         self._shut = weakref.finalize(self, _shut, self.game, scratch)
         motions = _launch(self.game, scenario, map, scratch)
@@ -138,6 +142,21 @@ def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, scratch: str
 def _shut(game: vizdoom.DoomGame, scratch: str) -> None:
     game.close()
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """End the engines and remove the folders of processes that were killed: an engine does not notice by itself."""
+    for scratch in Path(tempfile.gettempdir()).glob("vizdoom-[0-9]*-*"):
+        try:
+            os.kill(int(scratch.name.split("-")[1]), 0)  # asks only whether there is such a process
+        except ProcessLookupError:
+            for process in Path("/proc").glob("[0-9]*"):  # empty where there is no /proc
+                with contextlib.suppress(OSError):
+                    if os.fsencode(scratch) in (process / "cmdline").read_bytes():
+                        os.kill(int(process.name), signal.SIGKILL)
+            shutil.rmtree(scratch, ignore_errors=True)
+        except (PermissionError, ValueError):
+            continue  # another user's, or no folder of ours
 
 
 def _command(motion: Motion) -> list[float]:

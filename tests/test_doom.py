@@ -1,9 +1,12 @@
 """envs:Doom-v0, on the real engine."""
 
+import contextlib
 import gc
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -223,3 +226,30 @@ def test_importing_the_worlds_loads_no_engine_and_no_torch():
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_the_engine_of_a_killed_process_is_ended_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "import envs.doom, sys; game = envs.doom.DoomEnv(); print(flush=True); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    (left,) = tmp_path.glob("vizdoom-*")
+
+    def engines() -> list[Path]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # a process may end while we look
+                found += [path] if os.fsencode(left) in path.read_bytes() else []
+        return found
+
+    process.kill()
+    process.wait()
+    assert len(engines()) == 1
+    DoomEnv().close()
+    assert not left.exists()
+    deadline = time.monotonic() + 10
+    while engines() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not engines()
