@@ -95,7 +95,7 @@ class Outlook(NamedTuple):
 
 
 class Dynamics(nn.Module):
-    """See the module. ``forward`` scores known frames in parallel; ``start``, ``look`` and ``draw`` dream.
+    """See the module. ``forward`` and ``score`` take known frames in parallel; ``start`` and ``step`` dream.
 
     Args:
         codebook: (K, dim) vectors that the embedding and the output start from, so that near codes look near.
