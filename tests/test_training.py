@@ -159,8 +159,10 @@ def test_a_prior_does_not_go_on_with_another_vqvae(store, world_run, vqvae_run, 
     checkpoint.write_tensors(
         other / "model.safetensors", {name: value + value.abs() for name, value in tensors.items()}
     )
+    before = (run / "config.yaml").read_text()
     with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
         prior(str(store), str(other), str(run), PRIOR_SIZES, train_config(8), batch=2, length=6)
+    assert (run / "config.yaml").read_text() == before
     prior(str(store), str(run / "vqvae"), str(run), PRIOR_SIZES, train_config(10), batch=2, length=6)
 
 

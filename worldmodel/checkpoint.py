@@ -120,7 +120,7 @@ def adopt(run: Path, vqvae: Path) -> None:
         if digest(target) != digest(vqvae):
             raise ValueError(f"{run} predicts the codes of another VQ-VAE than {vqvae}; use another --run")
         return
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name in ("config.yaml", "model.safetensors"):
         write_atomically(target / name, (vqvae / name).read_bytes())
 

@@ -101,8 +101,8 @@ def prior(
         reward_scale=model.reward_scale or checkpoint.remembered(folder, "reward_scale") or reward_scale(codes),
     )
     data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, **asdict(codes.schema)}
-    checkpoint.begin(folder, "prior", model, train, data)
     checkpoint.adopt(folder, origin)
+    checkpoint.begin(folder, "prior", model, train, data)
     torch.manual_seed(train.seed)
     windows = StepWindows(codes, learnt, batch, length, train.seed)
     unseen = StepWindows(codes, held_out, PRIOR_BATCH, length, train.seed + 1)

@@ -66,7 +66,7 @@ Evaluation = Callable[[nn.Module, int], dict[str, float]]
 def fit(
     model: nn.Module, batches: Callable[[int], Any], evaluate: Evaluation, config: TrainConfig, run: Path
 ) -> nn.Module:
-    """Train ``model`` on ``batches(step)`` and return it with its final weights.
+    """Train ``model`` on ``batches(step)`` and return a copy with the average of its last weights.
 
     ``model(batch, generator)`` gives a loss and its metrics. The run continues from ``train.safetensors`` if there is
     one; on the CPU a run that was stopped and resumed ends with the same weights as one that was not.

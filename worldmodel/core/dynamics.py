@@ -8,6 +8,7 @@ What is remembered of a frame depends on that frame and its action alone, so the
 depends on the last eight exactly, however long the dream.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ class Dynamics(nn.Module):
         code_loss = _mean(nats, batch.frame_valid[:, 1:])
         reward_loss, termination_loss = _mean(squared, batch.step_valid), _mean(surprise, batch.step_valid)
         return code_loss + 0.1 * (reward_loss + termination_loss), {
-            "bits_per_code": code_loss.detach() / torch.log(torch.tensor(2.0)),
+            "bits_per_code": code_loss.detach() / math.log(2),
             "reward_error": reward_loss.detach(),
             "termination_nats": termination_loss.detach(),
         }
