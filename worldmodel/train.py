@@ -71,6 +71,7 @@ def prior(
     batch: int = 2,
     length: int = 10,
     actions: Literal["named", "none"] = "named",
+    init: str = "",
 ) -> None:
     """Train a dynamics prior on the codes that a VQ-VAE gives a store's frames; an existing run is continued.
 
@@ -85,6 +86,7 @@ def prior(
         batch: stretches of episodes in a batch.
         length: frames of a stretch; all but the first are predicted.
         actions: none trains a prior that is told no actions.
+        init: run folder of a trained prior over the same VQ-VAE to begin with, of as many blocks or fewer.
     """
     device = pick_device(train)
     folder, origin = Path(run), Path(vqvae)
@@ -100,7 +102,9 @@ def prior(
         actions=len(codes.schema.action_names) if actions == "named" else 0,
         reward_scale=model.reward_scale or checkpoint.remembered(folder, "reward_scale") or reward_scale(codes),
     )
-    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, **asdict(codes.schema)}
+    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, "init": init, **asdict(codes.schema)}
+    if init and checkpoint.digest(Path(init) / "vqvae") != checkpoint.digest(origin):
+        raise ValueError(f"--init {init} predicts the codes of another VQ-VAE than {vqvae}; use that one, or no --init")
     checkpoint.adopt(folder, origin)
     checkpoint.begin(folder, "prior", model, train, data)
     torch.manual_seed(train.seed)
@@ -114,6 +118,8 @@ def prior(
         return prior_scores(network, [Batch(*unseen(number)) for number in range(PRIOR_BATCHES)])
 
     network = Dynamics(model, tokenizer.quantizer.codebook)
+    if init:
+        network.grow_from(checkpoint.load_dynamics(Path(init)))
     fit(network, lambda step: Batch(*windows(step)), evaluate, train, folder)
 
 

@@ -3,10 +3,9 @@
 import copy
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensorboardX import SummaryWriter
@@ -34,6 +33,7 @@ class TrainConfig:
         seed: of the first weights, the batches and all sampling.
         device: cuda, cpu, or auto for the first that is there.
         threads: of torch on the CPU; 0 leaves torch's own choice.
+        precision: of activations; auto is bfloat16 wherever the hardware multiplies it: CUDA, AVX512-BF16, AMX.
     """
 
     steps: int = 10_000
@@ -48,6 +48,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     threads: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "evaluate_every"):
@@ -80,7 +81,7 @@ def fit(
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
     first = _resume(run, model, averaged, optimizer)
     forward = torch.compile(model) if device.type == "cuda" else model
-    bfloat16 = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(config, device))
     generator = torch.Generator(device)
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
     log = Log(run / "metrics.jsonl", writer, first)
@@ -92,7 +93,7 @@ def fit(
                 group["lr"] = config.rate(step)
 
             model.train()
-            with bfloat16:
+            with autocast:
                 loss, metrics = forward(batch, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -120,6 +121,13 @@ def pick_device(config: TrainConfig) -> torch.device:
         torch.set_num_threads(config.threads)
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return checkpoint.check_device(automatic if config.device == "auto" else config.device)
+
+
+def _bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot say
+    return device.type == "cuda" or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class Log:

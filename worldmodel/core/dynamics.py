@@ -9,7 +9,7 @@ depends on the last eight exactly, however long the dream.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -275,6 +275,21 @@ class Dynamics(nn.Module):
     def _known(self, actions: Tensor) -> Tensor:
         """The actions that the prior is told: -1, "none", for all of them if it knows no actions."""
         return actions if self.config.actions else torch.full_like(actions, -1)
+
+    def grow_from(self, other: "Dynamics") -> None:
+        """Start with the weights of a shallower prior: the blocks that it lacks change nothing until they learn to.
+
+        Raises:
+            ValueError: if the two differ in more than blocks, noise and the scale of rewards.
+        """
+        free = {"blocks": 0, "noise": 0.0, "reward_scale": 0.0}
+        if replace(self.config, **free) != replace(other.config, **free) or self.config.blocks < other.config.blocks:
+            raise ValueError(f"a prior grows by blocks alone, got {other.config} to grow into {self.config}")
+        self.load_state_dict(other.state_dict(), strict=False)
+        for block in self.blocks[other.config.blocks :]:
+            for output in (block.over_time, block.over_space, block.feed_forward[-1]):
+                nn.init.zeros_(output.weight)
+                nn.init.zeros_(output.bias)
 
     def _start_from(self, codebook: Tensor) -> None:
         """Let codes with near vectors have near embeddings and near logits from the first step on."""
