@@ -40,6 +40,7 @@ class DynamicsConfig:
         layers: of it.
         noise: share of the remembered codes replaced by random ones in training, so that small mistakes of a dream
             do not add up.
+        untold: share of stretches whose actions are kept from it in training, so that it can also do without.
         reward_scale: typical size of a reward, which the squared error is measured in; 0 has ``worldmodel.train``
             measure it.
     """
@@ -58,6 +59,7 @@ class DynamicsConfig:
     hidden: int = 64
     layers: int = 6
     noise: float = 0.02
+    untold: float = 0.0
     reward_scale: float = 0.0
 
     def __post_init__(self) -> None:
@@ -132,12 +134,15 @@ class Dynamics(nn.Module):
         Args:
             generator: for the noise on the remembered codes, in training mode.
         """
-        known = batch.codes[:, :-1]
+        known, actions = batch.codes[:, :-1], batch.actions
+        if self.training and self.config.untold:
+            untold = torch.rand(len(actions), 1, generator=generator, device=actions.device) < self.config.untold
+            actions = torch.where(untold, -1, actions)
         if self.training and self.config.noise:
             noisy = torch.rand(known.shape, generator=generator, device=known.device) < self.config.noise
             random = torch.randint(self.config.codes, known.shape, generator=generator, device=known.device)
             known = torch.where(noisy, random, known)
-        nats, outlook = self.score(batch.codes, known, batch.actions)
+        nats, outlook = self.score(batch.codes, known, actions)
         scale = self.config.reward_scale or 1.0
         squared = ((outlook.rewards - batch.rewards) / scale).square()
         surprise = F.binary_cross_entropy_with_logits(outlook.termination, batch.terminated, reduction="none")
@@ -155,7 +160,7 @@ class Dynamics(nn.Module):
         Args:
             codes: (B, T, H, W) int64.
             known: (B, T-1, H, W) int64, the frames that the prior is told came before; these, or noisy ones.
-            actions: (B, T-1) int64.
+            actions: (B, T-1) int64, -1 where it is not told.
 
         Returns:
             Nats per code (B, T-1), and the outlook.
@@ -280,9 +285,9 @@ class Dynamics(nn.Module):
         """Start with the weights of a shallower prior: the blocks that it lacks change nothing until they learn to.
 
         Raises:
-            ValueError: if the two differ in more than blocks, noise and the scale of rewards.
+            ValueError: if the two differ in more than blocks, the ways of training and the scale of rewards.
         """
-        free = {"blocks": 0, "noise": 0.0, "reward_scale": 0.0}
+        free = {"blocks": 0, "noise": 0.0, "untold": 0.0, "reward_scale": 0.0}
         if replace(self.config, **free) != replace(other.config, **free) or self.config.blocks < other.config.blocks:
             raise ValueError(f"a prior grows by blocks alone, got {other.config} to grow into {self.config}")
         self.load_state_dict(other.state_dict(), strict=False)
