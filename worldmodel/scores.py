@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from worldmodel.core.dynamics import Batch, Dynamics
 from worldmodel.core.quantizer import perplexity
@@ -15,7 +16,8 @@ def vqvae_scores(network: VQVAE, frames: Tensor) -> tuple[Tensor, dict[str, floa
     """Reconstruct frames (N, H, W, 3) uint8 and say how well.
 
     Returns:
-        The reconstructions, and ``psnr`` (dB, the mean over frames), ``perplexity`` and ``codes_used`` of all.
+        The reconstructions, and ``psnr`` (dB) and ``ssim``, means over frames, ``perplexity`` and ``codes_used`` of
+        all, and ``bits_per_frame`` that the codes take as they are.
     """
     device = next(network.parameters()).device
     reconstructions, counts = [], 0
@@ -26,8 +28,10 @@ def vqvae_scores(network: VQVAE, frames: Tensor) -> tuple[Tensor, dict[str, floa
     result = torch.cat(reconstructions)
     return result, {
         "psnr": float(psnr(result, frames).mean()),
+        "ssim": float(ssim(result, frames).mean()),
         "perplexity": float(perplexity(counts)),
         "codes_used": float((counts > 0).sum()),
+        "bits_per_frame": float(counts.sum()) / len(frames) * math.log2(len(counts)),
     }
 
 
@@ -35,6 +39,64 @@ def psnr(frames: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each frame, (N, H, W, 3) uint8 twice -> (N,); equal frames score 68."""
     error = (frames.float() - truth.float()).square().mean((1, 2, 3))
     return 10 * torch.log10(255**2 / error.clamp_min(1e-2))
+
+
+def ssim(frames: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity of each frame, (N, H, W, 3) uint8 twice -> (N,), 1 for equal frames.
+
+    Wang et al. 2004, equation 13, with their Gaussian window of 11 pixels and deviation 1.5, without padding.
+    """
+    places = torch.arange(11.0) - 5
+    weights = (-places.square() / (2 * 1.5**2)).exp()
+    weights = weights / weights.sum()
+
+    def blurred(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, weights.view(1, 1, 1, 11)), weights.view(1, 1, 11, 1))
+
+    values = []
+    for a, b in zip(frames.split(64), truth.split(64), strict=True):
+        x, y = (part.movedim(3, 1).flatten(0, 1)[:, None].float() for part in (a, b))  # (64·3, 1, H, W)
+        mean_x, mean_y = blurred(x), blurred(y)
+        variances = blurred(x * x) - mean_x**2 + blurred(y * y) - mean_y**2
+        covariance = blurred(x * y) - mean_x * mean_y
+        alike = (2 * mean_x * mean_y + 2.55**2) * (2 * covariance + 7.65**2)
+        result = alike / ((mean_x**2 + mean_y**2 + 2.55**2) * (variances + 7.65**2))
+        values.append(result.mean((1, 2, 3)).unflatten(0, (-1, a.shape[3])).mean(1))
+    return torch.cat(values)
+
+
+def interval(values: Tensor, seed: int = 0, resamples: int = 1000) -> dict[str, float]:
+    """The mean of (N,) values, and the interval that holds 95 % of the means of bootstrap resamples."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(values), (resamples, len(values)), generator=generator)
+    low, high = values.double()[chosen].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"mean": float(values.double().mean()), "low": low, "high": high}
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float:
+    """How often a positive scores above a negative, ties counting half: (N,) and (N,) bool; 0.5 if one kind lacks."""
+    yes, no = scores[positive], scores[~positive].sort().values
+    if not len(yes) or not len(no):
+        return 0.5
+    below, not_above = (torch.searchsorted(no, yes, right=right) for right in (False, True))
+    return float((below + not_above).double().mean() / 2 / len(no))
+
+
+def calibration(probabilities: Tensor, outcomes: Tensor, bins: int = 10) -> list[dict[str, float]]:
+    """Predicted beside observed frequency in ``bins`` groups of equal size, from the least to the most probable."""
+    order = probabilities.argsort()
+    return [
+        {"predicted": float(probabilities[part].mean()), "observed": float(outcomes[part].float().mean())}
+        for part in order.tensor_split(bins)
+        if len(part)
+    ]
+
+
+def divergence(counts: Tensor, others: Tensor) -> float:
+    """Jensen–Shannon divergence in bits between two histograms (K,): 0 for equal ones, 1 for disjoint ones."""
+    p, q = (part.double() / part.sum() for part in (counts, others))
+    middle = (p + q) / 2
+    return float(sum(torch.xlogy(part, part / middle).nan_to_num().sum() for part in (p, q)) / 2 / math.log(2))
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ class WorldModel:
     @torch.no_grad()
     def start(self, frames: Tensor, actions: Tensor) -> Memory:
         """Begin B dreams from n real frames each (B, n, H, W, 3) uint8, and the n-1 actions (B, n-1) between them."""
-        codes = self.vqvae.encode(frames.to(self.device).flatten(0, 1)).unflatten(0, frames.shape[:2])
+        codes = self.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return self.start_from_codes(codes, actions)
 
     @torch.no_grad()
@@ -124,6 +124,11 @@ class WorldModel:
         """The chance of one step, (B, h, w): each dream draws from a CPU generator of its own."""
         grid = self.dynamics.config.grid
         return torch.stack([torch.rand(grid, generator=generator) for generator in generators])
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (N, H, W, 3) uint8 -> codes (N, h, w) int64, on the CPU."""
+        return torch.cat([self.vqvae.encode(part.to(self.device)).cpu() for part in frames.split(64)])
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

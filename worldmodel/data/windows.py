@@ -52,7 +52,7 @@ class StepWindows:
     """Random stretches of episodes: ``windows(n)`` is a batch of T observations and the T-1 steps between them.
 
     A stretch that passes the end of its episode is filled up with zeros, and marked so. The result is the tuple
-    observations (B, T, *shape) int64, actions (B, T-1) int64, rewards (B, T-1) float32, terminated (B, T-1) float32,
+    observations (B, T, *shape) uint8 for frames and int64 for codes, actions (B, T-1) int64, rewards (B, T-1) float32, terminated (B, T-1) float32,
     observation_valid (B, T) bool, step_valid (B, T-1) bool.
     """
 
@@ -80,7 +80,9 @@ class StepWindows:
         if start + len(actions) == entry.steps:
             terminated[-1:] = entry.terminated
         seen = min(length, entry.observations - start)
-        observations = self.store.observations(entry.number, start, seen).astype(np.int64)
+        observations = self.store.observations(entry.number, start, seen)
+        if observations.dtype != np.uint8:
+            observations = observations.astype(np.int64)
         valid = np.arange(length)
         return (
             _fill(observations, length),
