@@ -77,6 +77,7 @@ def test_sampling_by_wavefront_equals_drawing_from_the_parallel_logits(height, w
 def test_cached_logits_equal_parallel_logits(monkeypatch):
     made, _, condition = net()
     seen = []
+    monkeypatch.setattr("worldmodel.core.wavefront.FEW", 0)  # not the compiled loop: see test_kernels
     monkeypatch.setattr(
         "worldmodel.core.wavefront.draw", lambda logits, *rest: (seen.append(logits), draw(logits, *rest))[1]
     )

@@ -5,6 +5,8 @@ a smaller j + 2i, so positions on one such line, the wavefront, do not see each 
 codes take 61 steps instead of 441, and the distribution is that of drawing one after the other.
 """
 
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from worldmodel.core.layers import gated
 
 # (rows up, columns left) of what a layer sees; the last is the position itself, which the first layer must not see
 TAPS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, 0))
+FEW = 16  # grids, up to which the compiled loop is the faster one: below it the calls cost more than the arithmetic
 
 
 class WavefrontNet(nn.Module):
@@ -58,6 +61,9 @@ class WavefrontNet(nn.Module):
     def sample(self, condition: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
         """Draw all codes, a wavefront at a time.
 
+        A few grids in float32 on the CPU are drawn by one compiled function if Numba is installed: the same codes,
+        but for rounding.
+
         Args:
             condition: (B, H, W, C).
             uniforms: (B, H, W) in [0, 1): position by position, the code drawn is the one at which the cumulated
@@ -68,6 +74,8 @@ class WavefrontNet(nn.Module):
             (B, H, W) int64.
         """
         batch, height, width = condition.shape[:3]
+        if batch <= FEW and self._compilable(condition) and (kernels := _kernels()):
+            return self._sample_compiled(kernels, condition, uniforms, temperature)
         fronts = wavefronts(height, width)
         told = self.condition(torch.cat([condition[:, front.rows, front.columns] for front in fronts], 1))
         *conditions, lasts = self._split(told)  # each (B, H·W, ·), in wavefront order
@@ -90,6 +98,31 @@ class WavefrontNet(nn.Module):
             embedded[number + 3, :, low + 1 : high + 2] = self.embedding(drawn)
             codes[:, front.rows, front.columns] = drawn
         return codes
+
+    def _compilable(self, condition: Tensor) -> bool:
+        fits = self.hidden % 4 == self.embedding.embedding_dim % 4 == 0  # it takes four inputs at a time
+        return fits and condition.device.type == "cpu" and condition.dtype == self.first.weight.dtype == torch.float32
+
+    def _sample_compiled(self, kernels: ModuleType, condition: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+        def inputs_first(linear: nn.Linear) -> Tensor:
+            return linear.weight.t().contiguous()
+
+        weights = (
+            self.embedding.weight,
+            inputs_first(self.first),
+            torch.stack([inputs_first(layer) for layer in self.rest]),
+            inputs_first(self.readout),
+            inputs_first(self.logits),
+            self.logits.bias,
+        )
+        told = self.condition(condition).float()
+        drawn = kernels.sample(
+            told.contiguous().numpy(),
+            uniforms.contiguous().numpy(),
+            temperature,
+            kernels.Weights(*(weight.detach().numpy() for weight in weights)),
+        )
+        return torch.from_numpy(drawn)
 
     def _split(self, told: Tensor) -> tuple[Tensor, ...]:
         return told.split([2 * self.hidden] * self.layers + [self.embedding.embedding_dim], dim=-1)
@@ -114,6 +147,16 @@ def wavefronts(height: int, width: int) -> list[Wavefront]:
         fronts.append(Wavefront(rows, number - 2 * rows, low, high, start))
         start += len(rows)
     return fronts
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """The compiled loop, imported when it is first needed; None where there is no Numba that works."""
+    try:
+        from worldmodel.core import kernels
+    except (ImportError, OSError):
+        return None
+    return kernels
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
