@@ -1,23 +1,25 @@
-"""Measure a world on held-out episodes: ``python -m worldmodel.evaluate --store stores/doom``."""
+"""Measure a world on held-out episodes: ``python -m worldmodel.evaluate --store stores/doom`` writes a page."""
 
 import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from worldmodel import checkpoint, config
+from worldmodel import checkpoint, config, media
 from worldmodel.codes import encoded
-from worldmodel.core.dynamics import Batch
-from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import StepWindows, split, spread
-from worldmodel.scores import CopyLast, Unigram, bits, psnr, shuffle_actions, vqvae_scores
+from worldmodel.data.store import EpisodeStore, write_atomically
+from worldmodel.data.windows import split, spread
+from worldmodel.evaluation import page, plots
+from worldmodel.evaluation.clips import CONTEXT, dream, held_out_clips
+from worldmodel.evaluation.drift import drift
+from worldmodel.evaluation.heads import heads
+from worldmodel.evaluation.judges import inverse_dynamics
+from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actions
+from worldmodel.evaluation.prediction import BATCH, predict
+from worldmodel.scores import vqvae_scores
 from worldmodel.world import DEFAULT, WorldModel
 
-CONTEXT = 6  # frames that are given, and not scored, in every stretch
-BATCH = 4
-HORIZONS = (1, 2, 5, 10, 20, 50)
+SHOWN = 12  # frames in the picture of reconstructions
 
 
 def evaluate(
@@ -28,19 +30,25 @@ def evaluate(
     frames: int = 2048,
     stretches: int = 256,
     length: int = 16,
-    dreams: int = 64,
+    clips: int = 256,
+    samples: int = 2,
+    horizon: int = 50,
+    long: int = 16,
+    long_frames: int = 1000,
+    episodes: int = 64,
     temperature: float = 1.0,
     seed: int = 0,
-    out: str = "",
+    out: str = "evaluation",
     device: str = "cpu",
+    threads: int = 0,
 ) -> None:
-    """Measure reconstruction and prediction on the episodes of a store that training held out, as JSON.
+    """Measure a world on the episodes of a store that training held out.
 
-    Reconstruction is the mean PSNR over frames, with the perplexity and number of the codes they use. Prediction is
-    in bits per code, over all frames of random stretches but the first six, with a standard error over stretches;
-    beside it the same with the actions of another stretch, and baselines fitted to the training episodes' codes.
-    Dreams begin with the first six frames of stretches and follow the recorded actions; their mean PSNR against the
-    recorded frames is given by horizon, beside that of repeating the last frame and of the VQ-VAE alone.
+    The folder ``out`` gets scores.json, index.html, one page with every number, plot and strip, and the pictures as
+    files. What is measured: reconstruction; bits per code with true, shuffled and no actions, beside baselines; dreams
+    from six real frames under the recorded actions, beside those frames; whether the actions can be read off the
+    dream, and what random ones cost; how far long dreams drift from real video; rewards and ends. Each part's exact
+    definition stands in the docstring of worldmodel/evaluation/.
 
     Args:
         store: folder of recorded episodes.
@@ -49,100 +57,94 @@ def evaluate(
         blind: run folder of a prior trained with --model.context 0, for the baseline that knows no past.
         frames: to reconstruct.
         stretches: to predict.
-        length: frames of a stretch.
-        dreams: stretches to dream.
-        temperature: of the dreams.
-        seed: of the choice of stretches, and of the dreams.
-        out: file to write the JSON into as well.
+        length: frames of such a stretch.
+        clips: to dream and compare with what came.
+        samples: dreams of each clip.
+        horizon: frames of such a dream.
+        long: dreams that drift is measured on; 0 for none.
+        long_frames: of each.
+        episodes: held-out ones that rewards and ends are foretold in.
+        temperature: of all dreams.
+        seed: of the choice of stretches and clips, of the nets that judge, and of the dreams.
+        out: folder to write.
         device: cpu or cuda.
+        threads: of torch on the CPU; 0 leaves torch's own choice.
     """
-    if length <= CONTEXT or stretches < BATCH:
+    if length <= CONTEXT or stretches < BATCH or min(clips, samples, horizon) < 1:
         raise ValueError(
-            f"--length must be more than {CONTEXT} and --stretches {BATCH} or more, got {length} and {stretches}"
+            f"--length must be more than {CONTEXT}, --stretches {BATCH} or more, --clips, --samples and --horizon 1 or "
+            f"more, got {length}, {stretches}, {clips}, {samples} and {horizon}"
         )
-    episodes = EpisodeStore(store)
-    _, held_out = split(episodes)
-    if vqvae:
-        network, model = checkpoint.load_vqvae(Path(vqvae)).to(checkpoint.check_device(device)), None
-    else:
-        model = WorldModel.load(world, device)
-        network = model.vqvae
-        model.check_actions(episodes.schema.action_names)
-    shown = [episodes.observations(number, at, 1)[0].copy() for number, at in spread(held_out, frames)]
-    pictures = torch.stack([torch.from_numpy(picture) for picture in shown])
-    result = {"held_out_episodes": len(held_out), "reconstruction": vqvae_scores(network, pictures)[1]}
+    torch.set_num_threads(threads or torch.get_num_threads())
+    recorded, folder = EpisodeStore(store), Path(out)
+    model = None if vqvae else WorldModel.load(world, device)
     if model:
-        codes = encoded(episodes, model.run / "vqvae", torch.device(device))
-        result["bits_per_code"] = predict(model, codes, blind, stretches, length, seed)
-        result["dream_psnr"] = open_loop(model, episodes, dreams, length, temperature, seed)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if out:
-        Path(out).write_text(text + "\n")
-
-
-def predict(
-    world: WorldModel, codes: EpisodeStore, blind: str, stretches: int, length: int, seed: int
-) -> dict[str, dict[str, float]]:
-    """Bits per code of the world and of its baselines, each with a standard error."""
-    learnt, held_out = split(codes)
-    windows = StepWindows(codes, held_out, BATCH, length, seed)
-    size = world.dynamics.config.codes
-    seen = [Batch(*StepWindows(codes, learnt, BATCH, length, seed)(number)) for number in range(stretches)]
-    sample = torch.cat([batch.codes[batch.frame_valid.all(1)] for batch in seen])  # (N, T, H, W), none of it padding
-    unigram = Unigram(sample, size)
-    copy = CopyLast(sample, unigram)
-    unaware = checkpoint.load_dynamics(Path(blind)).to(world.device) if blind else None
-    rows: dict[str, list[Tensor]] = {}
-    for number in tqdm(range(stretches // BATCH), unit="batch", desc="predict", leave=False):
-        batch = Batch(*windows(number))
-        there = Batch(*(part.to(world.device) for part in batch))
-        scored = {
-            "true actions": bits(world.dynamics, there).cpu(),
-            "shuffled actions": bits(world.dynamics, shuffle_actions(there)).cpu(),
-            "unigram": unigram.bits(batch.codes),
-            "copy last or flip": copy.bits(batch.codes),
-        }
-        if unaware:
-            scored["no context, no actions"] = bits(unaware, there).cpu()
-        valid = batch.frame_valid[:, CONTEXT:]
-        some = valid.any(1)  # an episode may be too short to score
-        for name, values in scored.items():
-            rows.setdefault(name, []).append(((values[:, CONTEXT - 1 :] * valid).sum(1) / valid.sum(1))[some])
-    return {name: summary(torch.cat(values)) for name, values in rows.items()} | {"flip probability": copy.flip}
-
-
-def open_loop(
-    world: WorldModel, frames: EpisodeStore, dreams: int, length: int, temperature: float, seed: int
-) -> dict[str, dict[int, float]]:
-    """Mean PSNR in dB of dreams, of the last frame repeated and of the VQ-VAE, by frames after the last real one."""
-    long_enough = [entry for entry in split(frames)[1] if entry.observations > length]
-    windows = StepWindows(frames, long_enough, dreams, length, seed)
-    real, actions = (part[:dreams] for part in windows(0)[:2])
-    real = real.to(torch.uint8)
-    state = world.start(real[:, :CONTEXT], actions[:, : CONTEXT - 1])
-    dreamt = world.imagine(state, actions[:, CONTEXT - 1 :], seed, temperature, progress=True)
-    truth = real[:, CONTEXT:]
-    shown = {
-        "dream": world.decode(dreamt.flatten(0, 1)),
-        "copy last": real[:, CONTEXT - 1 : CONTEXT].expand_as(truth).flatten(0, 1),
-        "vqvae alone": world.decode(world.vqvae.encode(truth.flatten(0, 1).to(world.device))),
+        model.check_actions(recorded.schema.action_names)
+    network = model.vqvae if model else checkpoint.load_vqvae(Path(vqvae)).to(checkpoint.check_device(device))
+    _, held_out = split(recorded)
+    shown = [recorded.observations(number, at, 1)[0].copy() for number, at in spread(held_out, frames)]
+    originals = torch.stack([torch.from_numpy(picture) for picture in shown])
+    reconstructions, reconstruction = vqvae_scores(network, originals)
+    settings = {
+        "store": store,
+        "world": world,
+        "vqvae": vqvae,
+        "blind": blind,
+        "context": CONTEXT,
+        "stretches": stretches,
+        "length": length,
+        "clips": clips,
+        "samples": samples,
+        "horizon": horizon,
+        "long": long,
+        "long_frames": long_frames,
+        "temperature": temperature,
+        "seed": seed,
     }
-    result = {}
-    for name, pictures in shown.items():
-        by_horizon = psnr(pictures, truth.flatten(0, 1)).unflatten(0, truth.shape[:2]).mean(0)
-        result[name] = {
-            horizon: round(float(by_horizon[horizon - 1]), 2) for horizon in HORIZONS if horizon <= len(by_horizon)
+    scores = {"settings": settings, "held_out_episodes": len(held_out), "reconstruction": reconstruction}
+    every = slice(None, None, max(1, len(originals) // SHOWN))
+    parts = [part[every][:SHOWN] for part in (originals, reconstructions)]
+    pictures, figures, milestones = {"reconstruction": plots.pairs_of_rows(*(part[None] for part in parts))}, {}, []
+
+    if model:
+        codes = encoded(recorded, model.run / "vqvae", torch.device(device))
+        scores["bits_per_code"], scores["flip_probability"] = predict(model, codes, blind, stretches, length, seed)
+
+        chosen = held_out_clips(recorded, clips, horizon, seed)
+        dreams = dream(model, chosen, chosen.to_take, samples, temperature, seed)
+        measured = open_loop(model, chosen, dreams)
+        scores["open_loop"] = {
+            measure: {name: by_horizon(values) for name, values in rows.items()} for measure, rows in measured.items()
         }
-    return result
+        figures["open_loop"] = [
+            plots.svg(plots.curves(measured["psnr"], "PSNR (dB)")),
+            plots.svg(plots.curves(measured["ssim"], "SSIM")),
+        ]
+        pictures["strips"] = plots.strips(model, recorded, temperature, seed)
+        pictures["worst"] = plots.worst(model, chosen, dreams, measured["psnr"]["dream"])
 
+        scores["delta_psnr"] = worth_of_actions(model, chosen, temperature, seed)
+        scores["actions"] = inverse_dynamics(model, recorded, chosen, dreams, seed=seed)
+        figures["confusion"] = plots.svg(plots.matrices(scores["actions"]["confusion"], model.action_names))
+        if long:
+            scores["drift"], walked = drift(
+                model, recorded, codes, dreams, long, long_frames, temperature=temperature, seed=seed
+            )
+            pictures["long"], milestones = plots.milestones(model, walked)
+        scores["heads"] = heads(model, codes, episodes)
+        figures["reliability"] = plots.svg(plots.reliability(scores["heads"]["termination"]["calibration"]))
 
-def summary(values: Tensor) -> dict[str, float]:
-    """Mean and standard error of (N,) values."""
-    return {
-        "mean": round(float(values.mean()), 4),
-        "standard_error": round(float(values.std() / len(values) ** 0.5), 4),
-    }
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {f"strip_{action}": picture for action, picture in pictures.get("strips", {}).items()}
+    for name, picture in {**{name: picture for name, picture in pictures.items() if name != "strips"}, **named}.items():
+        media.write(folder / f"{name}.png", picture[None], scale=1)
+    write_atomically(folder / "scores.json", (json.dumps(scores, indent=2) + "\n").encode())
+    title = f"The VQ-VAE {vqvae}" if vqvae else f"The world {world}"
+    page.write(
+        folder / "index.html", title=title, scores=scores, plots=figures, pictures=pictures, milestones=milestones
+    )
+    print(json.dumps({name: part for name, part in scores.items() if name != "settings"}, indent=2))
+    print(f"wrote {folder}/index.html and scores.json")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The scores against cases worked by hand, and the programs that print and ship them."""
 
-import json
 import math
 
 import numpy as np
@@ -11,7 +10,6 @@ from worldmodel import world
 from worldmodel.core.dynamics import Batch
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split
-from worldmodel.evaluate import evaluate
 from worldmodel.release import release
 from worldmodel.scores import CopyLast, Unigram, bits, prior_scores, psnr, shuffle_actions
 from worldmodel.world import WorldModel
@@ -53,26 +51,6 @@ def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
     assert bits(model.dynamics, batch).mean().item() == pytest.approx(scores["bits_per_code"], rel=1e-4)
     assert torch.equal(shuffle_actions(batch).actions[1], batch.actions[0])
     assert torch.equal(shuffle_actions(batch).codes, batch.codes)
-
-
-def test_evaluate_prints_and_writes_every_number(store, world_run, tmp_path, capsys):
-    out = tmp_path / "scores.json"
-    settings = {"store": str(store), "world": str(world_run), "blind": str(world_run), "out": str(out)}
-    evaluate(**settings, frames=16, stretches=8, length=10, dreams=3)
-    scores = json.loads(out.read_text())
-    for name, by_horizon in scores["dream_psnr"].items():
-        assert list(by_horizon) == ["1", "2"], name
-    assert scores["dream_psnr"]["vqvae alone"]["2"] > 0
-    assert json.loads(capsys.readouterr().out) == scores
-    assert scores["held_out_episodes"] == 1
-    expected = {"true actions", "shuffled actions", "unigram", "copy last or flip", "no context, no actions"}
-    assert set(scores["bits_per_code"]) == expected | {"flip probability"}
-    assert all(scores["bits_per_code"][name]["mean"] > 0 for name in expected)
-
-
-def test_evaluate_measures_a_vqvae_alone(store, vqvae_run, capsys):
-    evaluate(str(store), vqvae=str(vqvae_run), frames=16)
-    assert set(json.loads(capsys.readouterr().out)) == {"held_out_episodes", "reconstruction"}
 
 
 def test_a_released_world_dreams_as_its_run_does(store, world_run, tmp_path, monkeypatch):

@@ -1,0 +1,250 @@
+"""The measures of a dream against worlds whose scores are known: one that is perfect, one that stands still, …"""
+
+import json
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import sliding_stripes
+from worldmodel.data.store import EpisodeStore, Schema
+from worldmodel.evaluate import evaluate
+from worldmodel.evaluation import drift, judges, plots
+from worldmodel.evaluation.clips import CONTEXT, Clips, dream, held_out_clips, stretches
+from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actions
+from worldmodel.scores import auroc, calibration, divergence, interval, psnr, ssim
+
+SETTINGS = {"stretches": 8, "length": 10, "clips": 6, "samples": 2, "horizon": 8, "frames": 16}
+
+
+class Film:
+    """A world of stripes that knows the rule, and takes ``obey(actions)`` for the actions; a code is a whole frame."""
+
+    action_names = ("left", "stay", "right")
+
+    def __init__(self, obey: Callable[[Tensor], Tensor]) -> None:
+        self.obey, self.seen = obey, []
+        self.dynamics = SimpleNamespace(config=SimpleNamespace(codes=10_000))
+        self.numbers: dict[bytes, int] = {}
+
+    def encode(self, frames: Tensor) -> Tensor:
+        numbers = []
+        for frame in frames:
+            numbers.append(self.numbers.setdefault(frame.numpy().tobytes(), len(self.seen)))
+            if numbers[-1] == len(self.seen):
+                self.seen.append(frame)
+        return torch.tensor(numbers).view(-1, 1, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return torch.stack([self.seen[number] for number in codes.flatten()])
+
+    def start(self, frames: Tensor, actions: Tensor) -> Tensor:
+        return frames[:, -1]
+
+    def imagine(self, state: Tensor, actions: Tensor, seed: int, temperature: float) -> Tensor:
+        films = []
+        for frame, taken in zip(state, self.obey(actions), strict=True):
+            for action in taken:
+                frame = frame.roll(4 * (int(action) - 1), 1)
+                films.append(frame)
+        return self.encode(torch.stack(films)).view(*actions.shape, 1, 1)
+
+
+WORLDS = {
+    "perfect": lambda actions: actions,
+    "still": torch.ones_like,
+    "another's actions": lambda actions: actions.roll(1, 0),
+    "deaf": lambda actions: torch.arange(actions.numel()).view_as(actions) * 7 % 3,
+}
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory) -> EpisodeStore:
+    made = EpisodeStore.create(
+        tmp_path_factory.mktemp("many") / "store", Schema((24, 24, 3), "uint8", Film.action_names, "stripes")
+    )
+    for seed in range(80):
+        made.append(sliding_stripes(seed))
+    return made
+
+
+@pytest.fixture(scope="module")
+def clips(stripes) -> Clips:
+    return held_out_clips(stripes, 40, 10, seed=0)
+
+
+def test_a_perfect_world_scores_as_well_as_can_be(clips):
+    world = Film(WORLDS["perfect"])
+    scores = open_loop(world, clips, dream(world, clips, clips.to_take, samples=2))
+    assert scores["psnr"]["dream"].shape == (40, 10)
+    assert scores["psnr"]["dream"].min() == scores["psnr"]["vqvae alone"].min() == psnr(*[clips.truth[0]] * 2).min()
+    assert torch.allclose(scores["ssim"]["dream"], torch.ones(40, 10))
+
+
+def test_a_still_world_scores_as_the_last_frame_does(clips):
+    world = Film(WORLDS["still"])
+    scores = open_loop(world, clips, dream(world, clips, clips.to_take))
+    for measure in ("psnr", "ssim"):
+        assert torch.equal(scores[measure]["dream"], scores[measure]["copy last"])
+        assert (scores[measure]["dream"] < scores[measure]["vqvae alone"]).any()
+
+
+def test_the_best_of_several_dreams_is_no_worse_than_their_mean(clips):
+    world = Film(lambda actions: torch.where(torch.arange(len(actions))[:, None] % 2 == 0, actions, 1))
+    scores = open_loop(world, clips, dream(world, clips, clips.to_take, samples=2))["psnr"]
+    assert torch.equal(scores["best dream"], scores["vqvae alone"]), "one of the two dreams obeys"
+    assert torch.allclose(scores["dream"], (scores["vqvae alone"] + scores["copy last"]) / 2)
+
+
+def test_actions_are_worth_nothing_to_a_world_that_ignores_them_and_much_to_one_that_obeys(clips):
+    deaf = worth_of_actions(Film(WORLDS["deaf"]), clips, 1.0, seed=0)
+    assert deaf[4] == {"mean": 0, "low": 0, "high": 0}
+    perfect = worth_of_actions(Film(WORLDS["perfect"]), clips, 1.0, seed=0)
+    assert set(perfect) == {1, 4, 10}
+    assert perfect[4]["low"] > 10
+
+
+def test_the_judge_of_actions_tells_who_obeys(stripes, clips, monkeypatch):
+    monkeypatch.setattr(judges, "PAIRS", 1024)
+    scores = {}
+    for name in ("perfect", "another's actions"):
+        world = Film(WORLDS[name])
+        scores[name] = judges.inverse_dynamics(world, stripes, clips, dream(world, clips, clips.to_take))
+    obeying, other = scores["perfect"], scores["another's actions"]
+    assert obeying["real"] > 0.9
+    assert obeying["dreamed"] == obeying["vqvae"] == obeying["real"]
+    assert obeying["ratio"] == 1
+    assert other["real"] == obeying["real"]
+    assert other["dreamed"] < 0.5, "that is chance, among three actions"
+    for row in obeying["confusion"]["real"]:
+        assert sum(row) == pytest.approx(1)
+
+
+def test_the_judge_of_dreams_is_fooled_by_real_ones_alone(stripes):
+    generator = torch.Generator().manual_seed(0)
+    films, _ = stretches(stripes, stripes.entries, 200, 3, seed=0)
+    pairs = judges.neighbours(films)
+    noisy = (pairs + torch.randint(60, pairs.shape, generator=generator)).clamp_max(255).to(torch.uint8)
+    judge = judges.teach_to_tell_dreams(pairs[:200], noisy[:200])
+    assert judges.told_apart(judge, pairs[200:], noisy[200:]) > 0.85
+    assert judges.told_apart(judge, pairs[200:300], pairs[300:]) == pytest.approx(0.5, abs=0.15)
+
+
+def test_clips_are_held_out_whole_and_the_same_every_time(stripes):
+    clips = held_out_clips(stripes, 30, 8, seed=3)
+    assert clips.frames.shape == (30, CONTEXT + 8, 24, 24, 3)
+    assert torch.equal(clips.frames, held_out_clips(stripes, 30, 8, seed=3).frames)
+    own = {stripes.read(number).observations[0, 0].tobytes() for number in range(9, 80, 10)}
+    still = [frame for frame in clips.frames[:, 0] if any(same_stripes(frame, start) for start in own)]
+    assert len(still) == 30
+    world = Film(WORLDS["perfect"])
+    assert torch.equal(world.decode(dream(world, clips, clips.to_take)[:, 0].flatten(0, 1)), clips.truth.flatten(0, 1))
+
+
+def same_stripes(frame: Tensor, row: bytes) -> bool:
+    """Whether a frame is a shift of the picture whose rows are ``row``."""
+    return any(frame[0].roll(4 * shift, 0).numpy().tobytes() == row for shift in range(6))
+
+
+def test_too_long_a_horizon_is_refused_with_the_longest_episode(stripes):
+    with pytest.raises(ValueError, match=r"stretches of 56 frames .* has 21; ask for a shorter --horizon"):
+        held_out_clips(stripes, 4, 50, seed=0)
+
+
+def test_ssim_is_one_for_equal_frames_and_that_of_the_formula_for_flat_ones():
+    dark, light = torch.full((1, 24, 24, 3), 50, dtype=torch.uint8), torch.full((1, 24, 24, 3), 100, dtype=torch.uint8)
+    assert ssim(dark, dark).item() == pytest.approx(1)
+    assert ssim(dark, light).item() == pytest.approx((2 * 5000 + 2.55**2) / (12500 + 2.55**2), rel=1e-3)
+    noise = torch.randint(256, (2, 24, 24, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert ssim(noise[:1], noise[1:]).item() == pytest.approx(0, abs=0.1)
+
+
+def test_an_interval_holds_the_mean_and_narrows_with_the_root_of_the_number():
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(0)) + 3
+    few, many = interval(values[:250]), interval(values)
+    assert few["low"] < few["mean"] < few["high"]
+    assert many["high"] - many["low"] == pytest.approx(2 * 1.96 / math.sqrt(4000), rel=0.1)
+    assert (few["high"] - few["low"]) / (many["high"] - many["low"]) == pytest.approx(4, rel=0.2)
+    assert interval(torch.full((5,), 2.0)) == {"mean": 2, "low": 2, "high": 2}
+
+
+def test_auroc_counts_the_pairs_in_order():
+    positive = torch.tensor([False, False, True, True])
+    assert auroc(torch.tensor([0.1, 0.2, 0.3, 0.4]), positive) == 1
+    assert auroc(torch.tensor([0.4, 0.3, 0.2, 0.1]), positive) == 0
+    assert auroc(torch.tensor([0.1, 0.3, 0.2, 0.4]), positive) == 0.75
+    assert auroc(torch.ones(4), positive) == 0.5
+    assert auroc(torch.ones(4), torch.zeros(4, dtype=torch.bool)) == 0.5
+
+
+def test_calibration_of_true_probabilities_is_the_diagonal():
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.rand(50_000, generator=generator)
+    groups = calibration(chance, torch.rand(50_000, generator=generator) < chance)
+    assert len(groups) == 10
+    for group in groups:
+        assert group["observed"] == pytest.approx(group["predicted"], abs=0.03)
+
+
+def test_divergence_is_zero_for_equal_histograms_and_one_bit_for_disjoint_ones():
+    assert divergence(torch.tensor([2, 0, 6]), torch.tensor([1, 0, 3])) == pytest.approx(0)
+    assert divergence(torch.tensor([5, 0]), torch.tensor([0, 1])) == pytest.approx(1)
+
+
+def test_growth_counts_what_is_below_chance_as_chance():
+    real = {"histogram": 0.1, "change": 0.1, "judge": 0.1}
+    rows = {"real": real, 100: {**real, "change": 0.05, "judge": 0.2}, 1000: {**real, "histogram": 0.3, "judge": 0.2}}
+    assert drift.growth(rows) == pytest.approx({"histogram": 3, "change": 1, "judge": 1})
+
+
+def test_walks_take_the_held_out_actions_in_their_order(stripes):
+    walks = drift.walks(stripes, 3, 30, seed=0)
+    taken = torch.cat([torch.from_numpy(stripes.read(number).actions.copy()) for number in range(9, 80, 10)])
+    assert walks.shape == (3, 30)
+    for walk in walks:
+        assert any(torch.equal(taken.roll(-shift)[:30], walk) for shift in range(len(taken)))
+
+
+def test_the_strip_of_an_action_is_where_it_is_held_longest(stripes):
+    for action in range(3):
+        _, actions = plots.longest(stripes, action)
+        best = (actions[CONTEXT - 1 :] == action).sum()
+        clips = held_out_clips(stripes, 60, plots.STRIP, seed=1)
+        assert best >= (clips.to_take == action).sum(1).max()
+
+
+def test_evaluate_writes_a_page_with_every_number_and_picture(store, world_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(judges, "PAIRS", 64)
+    out = tmp_path / "page"
+    paths = {"store": str(store), "world": str(world_run), "blind": str(world_run), "out": str(out)}
+    evaluate(**paths, **SETTINGS, long=3, long_frames=14, episodes=1)
+    scores = json.loads((out / "scores.json").read_text())
+    assert capsys.readouterr().out.endswith(f"wrote {out / 'index.html'} and scores.json\n")
+    expected = {"true actions", "shuffled actions", "unigram", "copy last or flip", "no context, no actions"}
+    assert set(scores["bits_per_code"]) == expected
+    row = scores["bits_per_code"]["true actions"]
+    assert row["bits_per_frame"] == pytest.approx(36 * row["bits_per_code"]["mean"])
+    assert list(scores["open_loop"]["psnr"]["dream"]) == ["1", "2", "4", "5", "8"]
+    assert set(scores["drift"]["rows"]) == {"real", "14"}
+    assert scores["heads"]["termination"]["steps"] == 20
+    assert {path.name for path in out.glob("*.png")} >= {"reconstruction.png", "worst.png", "long.png"}
+    page = (out / "index.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == len(list(out.glob("*.png")))
+    assert page.count("<svg") == 4
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ), "the page must need nothing from elsewhere"
+
+
+def test_a_vqvae_can_be_measured_alone(store, vqvae_run, tmp_path):
+    evaluate(str(store), vqvae=str(vqvae_run), frames=16, out=str(tmp_path))
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(scores) == {"settings", "held_out_episodes", "reconstruction"}
+    assert scores["reconstruction"]["bits_per_frame"] == 36 * 4
+
+
+def test_horizons_beyond_the_dream_are_left_out():
+    assert list(by_horizon(torch.zeros(3, 9))) == [1, 2, 4, 5, 8]

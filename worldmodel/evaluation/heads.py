@@ -1,0 +1,45 @@
+"""How well a world foretells rewards and ends."""
+
+import torch
+from tqdm import tqdm
+
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import StepWindows, split
+from worldmodel.scores import auroc, calibration
+from worldmodel.world import WorldModel
+
+
+@torch.no_grad()
+def heads(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
+    """Score the heads on whole held-out episodes, told the true codes and actions.
+
+    Returns:
+        ``reward``: root mean squared error, and that of always saying the mean. ``termination``: AUROC, mean squared
+        error of the probability (Brier score) and that of always saying the frequency, how many ends there were, and
+        predicted beside observed frequency in ten groups.
+    """
+    expected, rewards, probabilities, ends = [], [], [], []
+    for entry in tqdm(split(codes)[1][:episodes], unit="episode", desc="heads", leave=False):
+        whole = StepWindows(codes, [entry], 1, entry.steps + 1, 0)
+        seen, actions, reward, terminated, _, _ = (torch.from_numpy(part)[None] for part in whole.read(entry, 0))
+        outlook = world.dynamics.outlook(seen[:, :-1].to(world.device), actions.to(world.device))
+        expected.append(outlook.rewards[0].cpu())
+        probabilities.append(outlook.termination[0].sigmoid().cpu())
+        rewards.append(reward[0])
+        ends.append(terminated[0] > 0)
+    said, was, chance, ended = (torch.cat(parts) for parts in (expected, rewards, probabilities, ends))
+    frequency = ended.float().mean()
+    return {
+        "reward": {
+            "error": float((said - was).square().mean().sqrt()),
+            "error of the mean": float(was.std(correction=0)),
+        },
+        "termination": {
+            "auroc": auroc(chance, ended),
+            "brier": float((chance - ended.float()).square().mean()),
+            "brier of the frequency": float(frequency * (1 - frequency)),
+            "ends": int(ended.sum()),
+            "steps": len(ended),
+            "calibration": calibration(chance, ended),
+        },
+    }

@@ -1,0 +1,127 @@
+"""The pictures of an evaluation: curves, matrices, and films laid out as strips."""
+
+import io
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from worldmodel import media
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import split
+from worldmodel.evaluation.clips import CONTEXT, Clips, dream
+from worldmodel.scores import interval
+from worldmodel.world import WorldModel
+
+matplotlib.rcParams.update({"svg.hashsalt": "worldmodel", "font.size": 9, "axes.spines.top": False})
+matplotlib.rcParams.update({"axes.spines.right": False, "figure.constrained_layout.use": True})
+STYLES = {"dream": "C1-", "best dream": "C1:", "copy last": "C7--", "vqvae alone": "C0--"}
+STRIP = 10  # imagined frames in a strip
+WORST = 4
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG element, the same text every time."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()[file.getvalue().index("<svg") :]
+
+
+def curves(values: dict[str, Tensor], label: str) -> Figure:
+    """(N, T) values of several contestants over the horizon, with the interval of the mean."""
+    figure = Figure((5.5, 3))
+    axes = figure.subplots()
+    for name, rows in values.items():
+        points = [interval(column) for column in rows.T]
+        horizons = range(1, len(points) + 1)
+        axes.plot(horizons, [point["mean"] for point in points], STYLES[name], label=name)
+        low, high = ([point[end] for point in points] for end in ("low", "high"))
+        axes.fill_between(horizons, low, high, color=STYLES[name][:2], alpha=0.15, linewidth=0)
+    axes.set(xlabel="frames after the last real one", ylabel=label, xscale="log")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def matrices(tables: dict[str, list[list[float]]], names: tuple[str, ...]) -> Figure:
+    """Confusion matrices side by side; rows are what is true."""
+    figure = Figure((3.2 * len(tables) + 1, 3.4))
+    for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
+        axes.imshow(table, vmin=0, vmax=1, cmap="Blues")
+        for row, column in np.ndindex(len(names), len(names)):
+            share = table[row][column]
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.6 else "black")
+        axes.set(title=title, xlabel="named", ylabel="taken")
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+    return figure
+
+
+def reliability(groups: list[dict[str, float]]) -> Figure:
+    """Observed over predicted frequency."""
+    figure = Figure((3.2, 3))
+    axes = figure.subplots()
+    predicted, observed = ([group[name] for group in groups] for name in ("predicted", "observed"))
+    top = max(*predicted, *observed, 1e-3)
+    axes.plot([0, top], [0, top], "C7--")
+    axes.plot(predicted, observed, "C0o-")
+    axes.set(xlabel="predicted probability of an end", ylabel="observed frequency")
+    return figure
+
+
+def pairs_of_rows(above: Tensor, below: Tensor) -> np.ndarray:
+    """Films (N, T, H, W, 3) twice, each one over its counterpart, as one picture."""
+    height = above.shape[2]
+    rows = torch.stack([above, below], 1).flatten(0, 1)  # (2N, T, H, W, 3)
+    gap = rows.new_full((1, 1, 1), 255)
+    picture = torch.from_numpy(media.grid(rows.numpy()))
+    picture[2 * height :: 2 * height] = gap  # a line between the pairs
+    return picture.numpy()
+
+
+def strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int) -> dict[str, np.ndarray]:
+    """For each action, the held-out clip that holds it longest: what came, over what was dreamed."""
+    made = {}
+    for number, name in enumerate(world.action_names):
+        place = longest(store, number)
+        if place is None:
+            continue
+        frames, actions = (torch.from_numpy(part.copy())[None] for part in place)
+        clip = Clips(frames, actions)
+        codes = dream(world, clip, clip.to_take, temperature=temperature, seed=seed)[0, 0]
+        made[name] = pairs_of_rows(frames, torch.cat([frames[0, :CONTEXT], world.decode(codes)])[None])
+    return made
+
+
+def longest(store: EpisodeStore, action: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The frames and actions of the held-out clip that takes an action most often once dreaming; None if never."""
+    best, place = 0, None
+    for entry in split(store)[1]:
+        taken = store.steps(entry.number)[0]
+        for start in range(entry.observations - CONTEXT - STRIP + 1):
+            times = int((taken[start + CONTEXT - 1 : start + CONTEXT + STRIP - 1] == action).sum())
+            if times > best:
+                best, place = times, (entry.number, start)
+    if place is None:
+        return None
+    number, start = place
+    actions = store.steps(number)[0][start : start + CONTEXT + STRIP - 1]
+    return store.observations(number, start, CONTEXT + STRIP), actions
+
+
+def worst(world: WorldModel, clips: Clips, dreams: Tensor, psnr: Tensor) -> np.ndarray:
+    """The clips whose dreams (N, S, T, h, w) miss the truth furthest at STRIP frames, by (N, T) PSNR."""
+    reach = min(STRIP, psnr.shape[1])
+    chosen = psnr[:, reach - 1].argsort()[:WORST]
+    imagined = world.decode(dreams[chosen, 0, :reach].flatten(0, 1)).unflatten(0, (len(chosen), reach))
+    real = clips.frames[chosen, : CONTEXT + reach]
+    return pairs_of_rows(real, torch.cat([real[:, :CONTEXT], imagined], 1))
+
+
+def milestones(world: WorldModel, dreams: Tensor, rows: int = 6) -> tuple[np.ndarray, list[int]]:
+    """Frames of long dreams (N, T, h, w) at growing horizons, a row for each of the first dreams."""
+    horizons = [h for h in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if h <= dreams.shape[1]]
+    films = dreams[:rows, [h - 1 for h in horizons]]
+    return media.grid(world.decode(films.flatten(0, 1)).unflatten(0, films.shape[:2]).numpy()), horizons
