@@ -164,6 +164,19 @@ def test_a_batch_of_two_is_two_of_one():
 
 
 @torch.no_grad()
+def test_dreams_with_more_and_with_less_behind_them_go_on_side_by_side():
+    made, (codes, actions) = prior(), film(8)
+    short, long = made.start(codes[:1, :2], actions[:1, :1]), made.start(codes[1:], actions[1:, :7])
+    both = Memory(*(torch.cat(pair, 1 if pair[0].ndim == 5 else 0) for pair in zip(short, long, strict=True)))
+    uniforms = torch.rand(2, *TINY.grid)
+    together, outlook = made.step(both, actions[:, 7], uniforms)
+    for row, alone in enumerate((short, long)):
+        alone, view = made.step(alone, actions[row : row + 1, 7], uniforms[row : row + 1])
+        assert torch.equal(alone.codes[0], together.codes[row])
+        assert torch.allclose(view.rewards[0], outlook.rewards[row], atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_prior_without_actions_does_not_know_them():
     made, (codes, actions) = prior(actions=0), film(6)
     assert torch.equal(made.outlook(codes, actions).condition, made.outlook(codes, 0 * actions).condition)

@@ -21,10 +21,6 @@ class Block(nn.Module):
         self.over_space = nn.Linear(width, width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def remember(self, remembered: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of frames: (B, T, patches, width) -> two of the same shape."""
-        return self.keys_values(remembered).chunk(2, -1)
-
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, lags: Tensor) -> Tensor:
         """Query frames (B, Q, patches, width), remembered frames (B, M, patches, width) and their lags (Q, M)."""
         context = self.lag_bias.shape[1]
@@ -38,10 +34,29 @@ class Block(nn.Module):
             self._heads(values.transpose(1, 2)),
             attn_mask=bias.to(query.dtype),
         )
-        x = x + self.over_time(seen.transpose(2, 3).flatten(3).transpose(1, 2))
-        query, key, value = (self._heads(part) for part in self.spatial(self.norms[1](x)).chunk(3, -1))
-        seen = F.scaled_dot_product_attention(query, key, value)  # (B, Q, heads, patches, width/heads)
-        x = x + self.over_space(seen.transpose(2, 3).flatten(3))
+        return self._within(x + self.over_time(seen.transpose(2, 3).flatten(3).transpose(1, 2)))
+
+    def look(self, x: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+        """The same for one frame (B, 1, patches, width), the newest of those remembered, oldest first.
+
+        Products of whole tensors and their sums: matrix products of a single query are slower.
+
+        Args:
+            hidden: (B, M) bool, the remembered frames that are none.
+        """
+        query, keys, values = (
+            part.unflatten(-1, (self.heads, -1)) for part in (self.query(self.norms[0](x)), keys, values)
+        )
+        bias = self.lag_bias.flip(1).T[:, None]  # (M, 1, heads)
+        scores = (query * query.shape[-1] ** -0.5 * keys).sum(-1) + bias  # (B, M, patches, heads)
+        shares = scores.masked_fill(hidden[:, :, None, None], float("-inf")).softmax(1)
+        return self._within(x + self.over_time((shares[..., None] * values).sum(1, keepdim=True).flatten(3)))
+
+    def _within(self, x: Tensor) -> Tensor:
+        """What happens within each frame."""
+        parts = self.spatial(self.norms[1](x)).flatten(0, 1).chunk(3, -1)  # three dimensions: what is fast asks for it
+        seen = F.scaled_dot_product_attention(*map(self._heads, parts))  # (B·Q, heads, patches, width/heads)
+        x = x + self.over_space(seen.transpose(1, 2).flatten(2).view_as(x))
         return x + self.feed_forward(self.norms[2](x))
 
     def _heads(self, x: Tensor) -> Tensor:

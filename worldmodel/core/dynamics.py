@@ -85,7 +85,7 @@ class Memory(NamedTuple):
     keys: Tensor  # (blocks, B, context, patches, width), oldest first
     values: Tensor  # (blocks, B, context, patches, width)
     actions: Tensor  # (B, context) int64, -1 before the first
-    filled: int  # how many of the context are real
+    filled: Tensor  # (B,) int64, how many of the context are real
     codes: Tensor  # (B, 2, H, W) int64, the last two frames; K stands for "none"
 
 
@@ -185,10 +185,11 @@ class Dynamics(nn.Module):
         length, context = codes.shape[1], self.config.context
         features = self._frame_features(codes, actions)  # (B, T, patches, width)
         remembered = self.remembered(features)
-        lags = torch.arange(length)[:, None] - torch.arange(length)  # query minus key
+        frames = torch.arange(length, device=codes.device)
+        lags = frames[:, None] - frames  # query minus key
         x = features
         for block in self.blocks:
-            x = block(x, *block.remember(remembered), lags.to(codes.device))
+            x = block(x, *block.keys_values(remembered).chunk(2, -1), lags)
         before = F.pad(codes[:, :-1], (0, 0, 0, 0, 1, 0), value=self.config.codes)
         past = F.pad(self._known(actions), (context - 1, 0), value=-1).unfold(1, context, 1)  # (B, T, context)
         return self._outlook(x, torch.stack([before, codes], 2), past)
@@ -205,7 +206,8 @@ class Dynamics(nn.Module):
         empty = self.position.new_zeros(config.blocks, batch, config.context, patches, config.width)
         none = torch.full((batch, *config.grid), config.codes, dtype=torch.int64, device=codes.device)
         unknown = torch.full((batch, config.context), -1, dtype=torch.int64, device=codes.device)
-        memory = Memory(empty, empty, unknown, 0, torch.stack([none, codes[:, 0]], 1))
+        filled = torch.zeros(batch, dtype=torch.int64, device=codes.device)
+        memory = Memory(empty, empty, unknown, filled, torch.stack([none, codes[:, 0]], 1))
         for number in range(actions.shape[1]):
             memory = self.remember(memory, actions[:, number])[0] if self.config.context else memory
             memory = memory._replace(codes=torch.stack([memory.codes[:, 1], codes[:, number + 1]], 1))
@@ -214,14 +216,12 @@ class Dynamics(nn.Module):
     def remember(self, memory: Memory, actions: Tensor) -> tuple[Memory, Tensor]:
         """Add the present frame and the action taken at it; returns also its features (B, 1, patches, width)."""
         features = self._frame_features(memory.codes[:, 1:], actions[:, None])
-        pairs = [block.remember(self.remembered(features)) for block in self.blocks]
-        fresh = [torch.stack(part) for part in zip(*pairs, strict=True)]
-        slid = [
-            torch.cat([old[:, :, 1:], new], 2) for old, new in zip((memory.keys, memory.values), fresh, strict=True)
-        ]
+        remembered = self.remembered(features)
+        fresh = torch.stack([block.keys_values(remembered) for block in self.blocks]).chunk(2, -1)
+        keys, values = (torch.cat([old[:, :, 1:], new], 2) for old, new in zip(memory[:2], fresh, strict=True))
         past = torch.cat([memory.actions[:, 1:], self._known(actions[:, None])], 1)
-        filled = min(memory.filled + 1, self.config.context)
-        return Memory(*slid, past, filled, memory.codes), features
+        filled = (memory.filled + 1).clamp_max(self.config.context)
+        return Memory(keys, values, past, filled, memory.codes), features
 
     @torch.no_grad()
     def step(
@@ -241,11 +241,10 @@ class Dynamics(nn.Module):
         if not self.config.context:
             return memory, self._nothing(actions.shape)
         memory, x = self.remember(memory, actions)
-        context = self.config.context
-        lags = torch.arange(context - 1, -1, -1, device=actions.device)[None]  # of the oldest to the newest
-        lags = lags.masked_fill(lags >= memory.filled, -1)
+        age = torch.arange(self.config.context - 1, -1, -1, device=actions.device)  # of the oldest to the newest
+        hidden = age >= memory.filled[:, None]
         for number, block in enumerate(self.blocks):
-            x = block(x, memory.keys[number], memory.values[number], lags)
+            x = block.look(x, memory.keys[number], memory.values[number], hidden)
         outlook = self._outlook(x, memory.codes[:, None], memory.actions[:, None])
         return memory, Outlook(*(part[:, 0] for part in outlook))
 

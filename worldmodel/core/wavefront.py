@@ -76,15 +76,15 @@ class WavefrontNet(nn.Module):
         batch, height, width = condition.shape[:3]
         if batch <= FEW and self._compilable(condition) and (kernels := _kernels()):
             return self._sample_compiled(kernels, condition, uniforms, temperature)
-        fronts = wavefronts(height, width)
-        told = self.condition(torch.cat([condition[:, front.rows, front.columns] for front in fronts], 1))
-        *conditions, lasts = self._split(told)  # each (B, H·W, ·), in wavefront order
+        fronts, (order, back) = wavefronts(height, width), _order(height, width, condition.device)
+        uniforms = uniforms.flatten(1)[:, order]  # (B, H·W), in wavefront order
+        *conditions, lasts = self._split(self.condition(condition.flatten(1, 2)[:, order]))  # each (B, H·W, ·)
         # Row i of wavefront s lies at [s + 3, :, i + 1]: whatever a wavefront sees is a slice of one of the three
         # before it. What was never written is the zero beyond the border.
         shape = (len(fronts) + 3, batch, height + 1)
         embedded = condition.new_zeros(*shape, self.embedding.embedding_dim)
         maps = [condition.new_zeros(*shape, self.hidden) for _ in range(self.layers - 1)]
-        codes = torch.empty(batch, height, width, dtype=torch.int64, device=condition.device)
+        codes = []
         for number, front in enumerate(fronts):
             low, high, here = front.low, front.high, slice(front.start, front.start + len(front.rows))
             x = gated(
@@ -94,10 +94,9 @@ class WavefrontNet(nn.Module):
                 kept[number + 3, :, low + 1 : high + 2] = x
                 x = x + gated(layer(_seen(kept, number, low, high)) + told[:, here])
             logits = self.logits(F.relu(self.readout(x) + lasts[:, here]))  # (B, n, K)
-            drawn = draw(logits, uniforms[:, front.rows, front.columns], temperature)
-            embedded[number + 3, :, low + 1 : high + 2] = self.embedding(drawn)
-            codes[:, front.rows, front.columns] = drawn
-        return codes
+            codes.append(draw(logits, uniforms[:, here], temperature))
+            embedded[number + 3, :, low + 1 : high + 2] = self.embedding(codes[-1])
+        return torch.cat(codes, 1)[:, back].view(batch, height, width)
 
     def _compilable(self, condition: Tensor) -> bool:
         fits = self.hidden % 4 == self.embedding.embedding_dim % 4 == 0  # it takes four inputs at a time
@@ -138,6 +137,7 @@ class Wavefront(NamedTuple):
     start: int  # positions in the wavefronts before
 
 
+@cache
 def wavefronts(height: int, width: int) -> list[Wavefront]:
     """All wavefronts of a grid, in the order in which they are drawn; together they hold each position once."""
     fronts, start = [], 0
@@ -157,6 +157,13 @@ def _kernels() -> ModuleType | None:
     except (ImportError, OSError):
         return None
     return kernels
+
+
+@cache
+def _order(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where in a flat grid each position in wavefront order lies, and the way back; both (H·W,)."""
+    order = torch.cat([front.rows * width + front.columns for front in wavefronts(height, width)])
+    return order.to(device), order.argsort().to(device)
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
