@@ -242,13 +242,3 @@ def test_without_minari_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     make(tmp_path)
     with pytest.raises(ImportError, match=r"pip install 'minari\[arrow\]'"):
         episodes.export(str(tmp_path), "test/store-v0")
-
-
-def test_the_benchmark_compares_settings_and_marks_the_one_in_use(tmp_path, capsys):
-    make(tmp_path)
-    episodes.benchmark(str(tmp_path), frames=48, repeats=1)
-    rows = capsys.readouterr().out.splitlines()
-    assert sum("<- in use" in row for row in rows) == 1
-    assert {row.split()[0] for row in rows[2:]} >= {"zstd", "files"}
-    with pytest.raises(ValueError, match="the benchmark needs an episode of 16 frames"):
-        episodes.benchmark(str(tmp_path), frames=3)

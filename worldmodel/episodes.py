@@ -1,25 +1,16 @@
-"""Look after a store: ``python -m worldmodel.episodes {info,verify,import,export,benchmark} --store stores/doom``."""
+"""Look after a store: ``python -m worldmodel.episodes {info,verify,import,export} --store stores/doom``."""
 
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import zstandard
 from tqdm import tqdm
 
 from worldmodel import config
 from worldmodel.data import foreign
-from worldmodel.data.store import CHUNK, LEVEL, Entry, EpisodeStore
-
-WINDOW = 16  # frames that the benchmark reads together
-WINDOWS = 128  # that it reads in one measurement
+from worldmodel.data.store import EpisodeStore
 
 
 def info(store: str) -> None:
@@ -122,94 +113,6 @@ def export(store: str, name: str, pad: bool = False) -> None:
     print(f"{folder}: {len(episodes)} episodes; open them with minari.load_dataset({name!r})")
 
 
-def benchmark(store: str, frames: int = 1024, repeats: int = 3) -> None:
-    """Measure codecs and chunk lengths on a store's own frames: the evidence for the store's CHUNK and LEVEL.
-
-    Every figure is a median over the repeats, in process CPU time, so on one core however busy the others are.
-
-    Args:
-        store: folder of recorded episodes; it is only read.
-        frames: how many to measure on, from episodes spread over the store.
-        repeats: measurements of each setting, taken in turns.
-    """
-    episodes = EpisodeStore(store)
-    entries = [entry for entry in episodes.entries if entry.observations >= WINDOW]
-    if not entries or frames < WINDOW or repeats < 1:
-        raise ValueError(
-            f"the benchmark needs an episode of {WINDOW} frames, --frames {WINDOW} and --repeats 1, or more, got "
-            f"{len(entries)} such episodes in {store}, {frames} frames and {repeats} repeats"
-        )
-    np.random.default_rng(0).shuffle(entries)
-    chosen = entries[: 1 + int(np.searchsorted(np.cumsum([entry.observations for entry in entries]), frames))]
-    raw = np.concatenate([episodes.observations(entry.number, 0, entry.observations) for entry in chosen])[:frames]
-    codecs = _codecs()
-    measured: dict[tuple[str, int], list] = {setting: [] for setting in product(codecs, (4, 8, 16))}
-    ours = []
-    for _ in tqdm(range(repeats), unit="round"):
-        for (codec, chunk), results in measured.items():
-            results.append(_measure(raw, chunk, *codecs[codec]))
-        ours.append(_measure_store(episodes, chosen))
-    print(f"{len(raw)} frames of {store}, {raw[0].nbytes} bytes each; windows of {WINDOW} frames; frames/s of one core")
-    print(f"{'codec':8}{'chunk':>6}{'size/raw':>10}{'write':>10}{'window':>10}")
-    for (codec, chunk), results in measured.items():
-        size, write, window = map(statistics.median, zip(*results, strict=True))
-        used = "  <- in use" if (codec, chunk) == (f"zstd {LEVEL}", CHUNK) else ""
-        print(f"{codec:8}{chunk:6}{size:10.3f}{write:10.0f}{window:10.0f}{used}")
-    size, write, window = map(statistics.median, zip(*ours, strict=True))
-    print(f"{'files':14}{size:10.3f}{write:10.0f}{window:10.0f}  <- EpisodeStore: checksums, fsync and opening, too")
-
-
-def _codecs() -> dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], bytes]]]:
-    """Names and both directions of the codecs to compare."""
-    decompress = zstandard.ZstdDecompressor().decompress
-    codecs = {f"zstd {level}": (zstandard.ZstdCompressor(level=level).compress, decompress) for level in (1, 3, 9)}
-    try:
-        import lz4.block
-    except ImportError:
-        return codecs
-    return {**codecs, "lz4": (lz4.block.compress, lz4.block.decompress)}
-
-
-def _measure(raw: np.ndarray, chunk: int, compress: Callable, decompress: Callable) -> tuple[float, float, float]:
-    """Share of the raw size, frames/s written and frames/s read in windows."""
-    random = np.random.default_rng(0)
-    began = time.process_time()
-    chunks = [compress(raw[i : i + chunk]) for i in range(0, len(raw), chunk)]
-    written = time.process_time()
-    for _ in range(WINDOWS):
-        start = int(random.integers(len(raw) - WINDOW + 1))
-        first, last = start // chunk, (start + WINDOW - 1) // chunk
-        joined = b"".join(decompress(part) for part in chunks[first : last + 1])
-        window = np.frombuffer(joined, raw.dtype).reshape(-1, *raw.shape[1:])[start - first * chunk :][:WINDOW]
-    read = time.process_time()
-    assert np.array_equal(window, raw[start : start + WINDOW])
-    size = sum(map(len, chunks)) / raw.nbytes
-    return size, len(raw) / (written - began), WINDOWS * WINDOW / (read - written)
-
-
-def _measure_store(store: EpisodeStore, entries: list[Entry]) -> tuple[float, float, float]:
-    """The same of whole episode files: written to a temporary folder, and read in windows from this store."""
-    episodes = [store.read(entry.number) for entry in entries]
-    with tempfile.TemporaryDirectory() as folder:
-        copy = EpisodeStore.create(folder, store.schema)
-        began = time.process_time()
-        for episode in episodes:
-            copy.append(episode)
-        written = time.process_time()
-    random = np.random.default_rng(0)
-    began_reading = time.process_time()
-    for _ in range(WINDOWS):
-        entry = entries[random.integers(len(entries))]
-        store.observations(entry.number, int(random.integers(entry.observations - WINDOW + 1)), WINDOW)
-    read = time.process_time()
-    raw = sum(episode.observations.nbytes for episode in episodes)
-    return (
-        sum(entry.bytes for entry in entries) / raw,
-        copy.frames / (written - began),
-        WINDOWS * WINDOW / (read - began_reading),
-    )
-
-
 def _listed(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
@@ -217,4 +120,4 @@ def _listed(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    config.run({"info": info, "verify": verify, "import": import_, "export": export, "benchmark": benchmark})
+    config.run({"info": info, "verify": verify, "import": import_, "export": export})

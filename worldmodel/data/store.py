@@ -9,7 +9,7 @@ Layout of a store::
 An episode file is plain safetensors: ``actions``, ``rewards``, and the observations in chunks of eight, each chunk
 one zstd frame, laid end to end in ``chunks`` with their borders in ``offsets``. It is written under a temporary name,
 synced, then renamed; its index line is appended after that. Zstd level 1 on chunks of eight was chosen by
-measurement: see ``python -m worldmodel.episodes benchmark``.
+measurement: see ``python -m worldmodel.benchmark --only store``.
 """
 
 import fcntl

@@ -1,0 +1,167 @@
+"""python -m worldmodel.benchmark: what it times is what it says, with and without the peers."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from worldmodel.benchmark import SECTIONS, benchmark
+from worldmodel.benchmarks import dreaming, peers, recording, storing
+from worldmodel.benchmarks.clock import Contestant, Row, Stopwatch, on_threads, race, table
+from worldmodel.benchmarks.settings import CONTEXT, Settings, parameters
+from worldmodel.core.wavefront import WavefrontNet, draw
+from worldmodel.world import WorldModel
+
+TINY = "tests.tiny_world:Tiny-v0"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less of everything."""
+    monkeypatch.setattr(recording, "EPISODES", 2)
+    monkeypatch.setattr(storing, "FRAMES", 40)
+    monkeypatch.setattr(storing, "WINDOWS", 4)
+    monkeypatch.setattr(dreaming, "FRAMES", 2)
+    monkeypatch.setattr(peers, "IMAGES", 8)
+
+
+def test_contestants_take_turns_and_their_ratios_are_to_the_first():
+    now, order = [0.0], []
+
+    def taking(name: str, seconds: float, count: int) -> Contestant:
+        def run() -> None:
+            order.append(name)
+            now[0] += seconds if len(order) > 2 else 100  # the first time of each, which is to warm up
+
+        return Contestant(name, run, count, "frame")
+
+    rows = race([taking("a", 4, 2), taking("b", 3, 1)], 3, Stopwatch(CPU, lambda: now[0]))
+    assert "".join(order) == "abbaabba"
+    assert [row.cpu for row in rows] == [[2] * 3, [3] * 3]
+    assert [(row.ratio, row.beside) for row in rows] == [(1, "a"), (1.5, "a")]
+    assert all(len(row.wall) == 3 for row in rows)
+
+
+def test_a_row_is_told_by_its_median_and_extremes():
+    row = Row("a", "frame", [0.003, 0.001, 0.002, 0.009, 0.002], [0.004] * 5)
+    assert row.summary()["cpu_seconds"] == {"median": 0.002, "min": 0.001, "max": 0.009}
+    assert row.summary()["rounds"] == 5
+    heading, line = table([row]).splitlines()
+    assert line.split() == ["a", "frame", "2", "1", "9", "500", "250"] and len(heading) >= len(line)
+    assert Row("a", "frame", [1.0], [2.0], by_wall=True).seconds == [2.0]
+
+
+def test_the_number_of_threads_is_what_it_was_whatever_happens():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), on_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_full_passes_draw_the_codes_that_the_wavefronts_draw(temperature):
+    torch.manual_seed(0)
+    net = WavefrontNet(nn.Embedding(16, 8), condition=12, hidden=8, layers=3)
+    condition, uniforms = torch.randn(3, 6, 9, 12), torch.rand(3, 6, 9)
+    codes = peers.sample_by_full_passes(net, condition, uniforms, temperature)
+    for grids in (0, 3):  # in torch, compiled
+        with dreaming.compiled_up_to(grids):
+            assert torch.equal(net.sample(condition, uniforms, temperature), codes)
+
+
+@pytest.mark.parametrize("size", [1_000_000, 3_200_000, 8_000_000])
+@pytest.mark.parametrize(("layers", "context"), peers.GPTS)
+def test_a_gpt_has_as_many_parameters_as_it_should(size, layers, context):
+    pytest.importorskip("transformers")
+    gpt = peers.GPTSampler(size, 512, 49, 9, layers, context, CPU)
+    assert gpt.parameters == pytest.approx(size, rel=0.05)
+
+
+def test_a_gpt_with_its_cache_draws_what_it_draws_without_one():
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    gpt, uniforms = peers.GPTSampler(100_000, 16, 9, 3, layers=2, context=2, device=CPU), torch.rand(9)
+    codes = gpt.sample(uniforms)
+    assert torch.equal(gpt.sample(uniforms), codes)
+    begun = torch.cat([gpt.past, torch.tensor([[0, gpt.action]])], 1)
+    with torch.no_grad():
+        logits = gpt.net(torch.cat([begun, codes[None, :-1]], 1)).logits[0, begun.shape[1] - 1 :, :16]
+    assert torch.equal(draw(logits, uniforms, 1.0), codes)
+
+
+def test_the_peers_are_measured_where_they_are_installed(world_run, small):
+    pytest.importorskip("transformers")
+    pytest.importorskip("vector_quantize_pytorch")
+    settings = Settings(WorldModel.load(world_run), "", TINY, 1, (1,), 1)
+    drawn, quantized = peers.peers(settings), peers.quantizer(settings)
+    assert [row.name for row in drawn.rows][3:] == [
+        "GPT-2, 10 layers, after 1 frame",
+        "GPT-2, 6 layers, after 1 frame",
+        "GPT-2, 10 layers, after 6 frames",
+    ]
+    assert drawn.rows[2].remark == "36 of 36 codes equal ours"
+    assert [row.beside for row in quantized.rows] == ["train, worldmodel"] * 2 + ["evaluate, worldmodel"] * 2
+    assert not any("is not installed" in remark for remark in drawn.remarks + quantized.remarks)
+
+
+def test_every_section_goes_into_a_table_and_the_json_and_a_missing_peer_is_named(
+    world_run, small, tmp_path, monkeypatch, capsys
+):
+    for module in ("transformers", "vector_quantize_pytorch", "lz4"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "lz4.block", raising=False)
+    out = tmp_path / "benchmark.json"
+    benchmark(str(world_run), repeats=2, batches="1,3", threads=2, env=TINY, out=str(out))
+    printed, result = capsys.readouterr().out, json.loads(out.read_text())
+    assert list(result["sections"]) == list(SECTIONS)
+    for name, section in result["sections"].items():
+        assert f"{name}\n" in printed
+        for row in section["rows"]:
+            assert row["name"] in printed and row["ratio"] > 0 and row["wall_seconds"]["median"] > 0
+    for section, package in (("peers", "transformers"), ("quantizer", "vector-quantize-pytorch"), ("store", "lz4")):
+        line = f"{package} is not installed: needs pip install worldmodel[bench]"
+        assert line in result["sections"][section]["remarks"] and printed.count(line) == 1
+    world = WorldModel.load(world_run)
+    weights = sum(p.numel() for net in (world.vqvae, world.dynamics) for p in net.parameters())
+    assert result["parameters"] == parameters(world)
+    assert sum(result["parameters"].values()) == weights + world.vqvae.quantizer.codebook.numel()
+    assert result["versions"]["torch"] == torch.__version__ and result["cores"] > 0
+
+
+def test_only_the_sections_that_are_asked_for_are_measured(world_run, store, small, tmp_path, capsys):
+    out = tmp_path / "benchmark.json"
+    benchmark(str(world_run), "store,codec", repeats=1, store=str(store), out=str(out))
+    assert list(json.loads(out.read_text())["sections"]) == ["store", "codec"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"only": "codec,dreams"}, "unknown section 'dreams': expected one of dream, .*did you mean 'dream'"),
+        ({"repeats": 0}, "--repeats and --threads 1 or more, got 1,16,64, 0 and 2"),
+        ({"batches": "1,two"}, "--batches must be numbers such as 1,16 .* got 1,two"),
+        ({"store": "nowhere"}, "nowhere holds no store.json"),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_is_measured(flags, message, world_run, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        benchmark(str(world_run), **flags, out=str(tmp_path / "benchmark.json"))
+
+
+def test_a_store_of_short_episodes_is_refused(world_run, store, small, monkeypatch):
+    monkeypatch.setattr(storing, "WINDOW", 22)
+    with pytest.raises(ValueError, match="has no episode of 22 frames"):
+        storing.store(Settings(WorldModel.load(world_run), str(store), TINY, 1, (1,), 1))
+
+
+def test_dreams_begin_with_real_frames_and_go_on(world_run):
+    dreams = dreaming.Dreams(WorldModel.load(world_run), 2)
+    assert (torch.as_tensor(dreams.state.filled) == dreams.world.dynamics.config.context).all()
+    before = dreams.state.codes
+    assert dreams.imagine(1).shape == (2, 6, 6)
+    assert torch.equal(dreams.state.codes[:, 0], before[:, 1])
+    assert CONTEXT > 1 and dreams.frames == dreams.steps * 2

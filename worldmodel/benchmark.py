@@ -1,0 +1,113 @@
+"""Measure what everything costs, beside its peers: ``python -m worldmodel.benchmark``."""
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldmodel import config
+from worldmodel.benchmarks import dreaming, learning, peers, recording, storing
+from worldmodel.benchmarks.clock import on_threads, table
+from worldmodel.benchmarks.settings import Settings, parameters
+from worldmodel.data.store import EpisodeStore
+from worldmodel.names import unknown
+from worldmodel.world import DEFAULT, WorldModel
+
+SECTIONS = {
+    "dream": dreaming.dream,
+    "peers": peers.peers,
+    "quantizer": peers.quantizer,
+    "codec": dreaming.codec,
+    "training": learning.training,
+    "collect": recording.collect,
+    "store": storing.store,
+}
+PACKAGES = ("torch", "numpy", "numba", "transformers", "vector-quantize-pytorch", "zstandard", "lz4", "vizdoom")
+
+
+def benchmark(
+    world: str = DEFAULT,
+    only: str = "",
+    repeats: int = 7,
+    batches: str = "1,16,64",
+    threads: int = 2,
+    store: str = "",
+    env: str = "envs:Doom-v0",
+    out: str = "benchmark.json",
+    device: str = "cpu",
+) -> None:
+    """Measure speed in CPU time on one thread, as tables and as JSON.
+
+    Every figure is the median of several runs, and every ratio the median of ratios within a round, where contestants
+    take turns; the first row of each group is the one that the others' ratios are to. On cuda, time is the clock's.
+
+    Args:
+        world: a shipped world's name, or the run folder of a prior.
+        only: the sections to measure, such as dream,quantizer; all of them by default: dream, peers, quantizer, codec,
+            training, collect, store.
+        repeats: rounds of every measurement.
+        batches: dreams at a time.
+        threads: that the largest batch is also dreamed with; everything else has one.
+        store: recorded episodes to read; a few are recorded if not given.
+        env: Gymnasium id of the world to record.
+        out: file to write the JSON into.
+        device: cpu or cuda.
+    """
+    chosen = only.split(",") if only else list(SECTIONS)
+    for name in chosen:
+        if name not in SECTIONS:
+            raise ValueError(unknown("section", name, SECTIONS))
+    sizes = batches.split(",")
+    if not all(size.isdigit() and int(size) > 0 for size in sizes) or repeats < 1 or threads < 1:
+        raise ValueError(
+            f"--batches must be numbers such as 1,16 and --repeats and --threads 1 or more, got {batches}, {repeats} "
+            f"and {threads}"
+        )
+    if store:
+        EpisodeStore(store)  # to say now that there is none
+    model = WorldModel.load(world, device)
+    settings = Settings(model, store, env, repeats, tuple(sorted(map(int, sizes))), threads)
+    result = {**machine(), "device": device, "world": world, "parameters": parameters(model), "sections": {}}
+    for name in chosen:
+        measured = measure(name, settings)
+        result["sections"][name] = measured
+        Path(out).write_text(json.dumps(result, indent=2) + "\n")  # after each, so that nothing is lost
+
+
+def measure(name: str, settings: Settings) -> dict[str, Any]:
+    """Measure one section on one thread, print its table, and return it as plain values."""
+    with on_threads(1):
+        section = SECTIONS[name](settings)
+    print(f"{name}\n{table(section.rows)}")
+    print(*(f"  {remark}" for remark in section.remarks), "", sep="\n", flush=True)
+    return {"rows": [row.summary() for row in section.rows], "remarks": section.remarks}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on: processor, cores, how busy it is, and versions."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load": list(os.getloadavg()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+if __name__ == "__main__":
+    config.run(benchmark)

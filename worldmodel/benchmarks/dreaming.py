@@ -1,0 +1,138 @@
+"""What a dream costs, all at once and part by part, and what the VQ-VAE does alone."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from worldmodel.benchmarks.clock import Contestant, Section, on_threads, race
+from worldmodel.benchmarks.settings import Settings, clip
+from worldmodel.core import wavefront
+from worldmodel.world import WorldModel
+
+FRAMES = 8  # in a run of a small batch
+CODEC_BATCHES = (1, 32)
+
+
+class Dreams:
+    """B dreams of random actions that go on for as long as they are asked to."""
+
+    def __init__(self, world: WorldModel, batch: int) -> None:
+        frames, actions = clip(world)
+        self.world, self.batch = world, batch
+        self.state = world.start(frames.expand(batch, *frames.shape), actions.expand(batch, -1))
+        self.generators = [torch.Generator().manual_seed(number) for number in range(batch)]
+        self.steps = max(1, FRAMES // batch)  # of one run
+        self.frames = self.steps * batch
+        self.imagine(world.dynamics.config.context)  # so that the memory is full
+
+    def imagine(self, steps: int = 0) -> Tensor:
+        """Go on for some steps, by default those of a run, and return the last codes (B, H, W)."""
+        for _ in range(steps or self.steps):
+            step = self.world.step(self.state, self._actions(), self._uniforms())
+            self.state = step.state
+        return step.codes
+
+    def show(self) -> None:
+        """The same, with each frame decoded when it has been imagined."""
+        for _ in range(self.steps):
+            self.world.decode(self.imagine(1))
+
+    @torch.no_grad()
+    def parts(self) -> list[Contestant]:
+        """What a step is made of, with the decoder behind it: each part over and over, from where the dreams are."""
+        dynamics, device = self.world.dynamics, self.world.device
+        actions, uniforms = self._actions().to(device), self._uniforms().to(device)
+        condition = dynamics.look(self.state, actions)[1].condition
+
+        @torch.no_grad()
+        def look() -> None:
+            for _ in range(self.steps):
+                dynamics.look(self.state, actions)
+
+        def sample(limit: int) -> None:
+            with compiled_up_to(limit):
+                for _ in range(self.steps):
+                    dynamics.wavefront.sample(condition, uniforms)
+
+        def decode() -> None:
+            for _ in range(self.steps):
+                self.world.decode(self.state.codes[:, 1])
+
+        both = device.type == "cpu" and find_spec("numba")
+        limits = {"sample, compiled": self.batch, "sample, in torch": 0} if both else {"sample": wavefront.FEW}
+        parts = {"look": look, **{name: partial(sample, limit) for name, limit in limits.items()}, "decode": decode}
+        return [Contestant(f"  {name}", part, self.frames) for name, part in parts.items()]
+
+    def _actions(self) -> Tensor:
+        return torch.randint(len(self.world.action_names), (self.batch,), generator=self.generators[0])
+
+    def _uniforms(self) -> Tensor:
+        return self.world.uniforms(self.generators)
+
+
+@contextmanager
+def compiled_up_to(grids: int) -> Iterator[None]:
+    """Let :meth:`WavefrontNet.sample` use its compiled loop for batches of so many grids, whichever is the faster."""
+    before, wavefront.FEW = wavefront.FEW, grids
+    try:
+        yield
+    finally:
+        wavefront.FEW = before
+
+
+def dream(settings: Settings) -> Section:
+    """Imagine and decode, a batch of dreams at a time: the whole, its parts, and the whole on several threads."""
+    contestants = []
+    for batch in settings.batches:
+        dreams = Dreams(settings.world, batch)
+        contestants.append(Contestant(f"batch {batch}", dreams.show, dreams.frames))
+        contestants += dreams.parts()
+    if settings.threads > 1:
+        contestants += _on_several(settings, dreams)
+    height, width = settings.world.dynamics.config.grid
+    remark = f"a frame is {height * width} codes drawn and then decoded; one thread unless said"
+    return Section(race(contestants, settings.rounds, settings.watch), [remark])
+
+
+def _on_several(settings: Settings, dreams: Dreams) -> list[Contestant]:
+    """The same dreams with torch's own threads, and shared out among threads that do not wait for each other."""
+    number, share = settings.threads, max(1, dreams.batch // settings.threads)
+    pool = ThreadPoolExecutor(number)
+    parts = [Dreams(settings.world, share) for _ in range(number)]
+
+    def within() -> None:
+        with on_threads(number):
+            dreams.show()
+
+    def apart() -> None:
+        for done in [pool.submit(part.show) for part in parts]:
+            done.result()
+
+    frames = sum(part.frames for part in parts)
+    return [
+        Contestant(f"batch {dreams.batch}, {number} threads in torch", within, dreams.frames),
+        Contestant(f"{number} threads of batch {share}", apart, frames),
+    ]
+
+
+def codec(settings: Settings) -> Section:
+    """Encode and decode real frames with the VQ-VAE, one at a time and in batches."""
+    world, contestants = settings.world, []
+    for batch in CODEC_BATCHES:
+        frames = clip(world)[0].repeat(batch, 1, 1, 1)[:batch]
+        codes = world.vqvae.encode(frames.to(world.device))
+
+        @torch.no_grad()
+        def encode(frames: Tensor = frames) -> None:
+            world.vqvae.encode(frames.to(world.device))
+
+        def decode(codes: Tensor = codes) -> None:
+            world.decode(codes)
+
+        contestants += [Contestant(f"{part.__name__}, batch {batch}", part, batch) for part in (encode, decode)]
+    return Section(race(contestants, settings.rounds, settings.watch))
