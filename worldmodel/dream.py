@@ -63,9 +63,12 @@ def dream(
         taken[context - 1 :] if compare else parse(actions or f"{action or 'forward'}:{frames}", model.action_names)
     )
     state = model.start(real[None, :context], taken[None, : context - 1])
+    model.step(
+        state, wanted[:1], torch.zeros(1, *model.dynamics.config.grid), temperature
+    )  # sets up what the others use
     clock, unit = (time.process_time, "CPU time") if device == "cpu" else (time.perf_counter, "time")
     began = clock()
-    codes = model.imagine(state, wanted[None], seed, temperature, progress=True)[0]
+    codes = model.imagine(state, wanted[None], seed, temperature, progress=True)[0].cpu()
     seconds = clock() - began
     imagined = model.decode(codes)  # only now: the dream itself never left the codes
     film = mark(torch.cat([real[:context], imagined]), context)

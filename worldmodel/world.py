@@ -1,6 +1,7 @@
 """A world that can be dreamed: a VQ-VAE and the prior over its codes, behind ``start`` and ``step``."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core.dynamics import Dynamics, Memory
+from worldmodel.core.graphs import Replayed
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.names import unknown
 
@@ -71,6 +73,11 @@ class WorldModel:
     def device(self) -> torch.device:
         return next(self.dynamics.parameters()).device
 
+    @cached_property
+    def _replayed(self) -> Replayed:
+        """The prior's step, which on a GPU costs little more than its arithmetic when it is replayed."""
+        return Replayed(lambda *given: self.dynamics.step(*given), lambda: self.dynamics.parameters())
+
     @torch.no_grad()
     def start(self, frames: Tensor, actions: Tensor) -> Memory:
         """Begin B dreams from n real frames each (B, n, H, W, 3) uint8, and the n-1 actions (B, n-1) between them."""
@@ -98,7 +105,8 @@ class WorldModel:
             raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {actions.tolist()}")
         if temperature < 0:
             raise ValueError(f"temperature must be 0 or more, got {temperature}")
-        state, outlook = self.dynamics.step(state, actions.to(self.device), uniforms.to(self.device), temperature)
+        take = self._replayed if self.device.type == "cuda" else self.dynamics.step
+        state, outlook = take(state, actions.to(self.device), uniforms.to(self.device), temperature)
         return Step(state, state.codes[:, 1], outlook.rewards, outlook.termination.sigmoid())
 
     def imagine(
