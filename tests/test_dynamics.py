@@ -204,6 +204,18 @@ def batch(codes: torch.Tensor, actions: torch.Tensor) -> Batch:
     return Batch(codes, steps, rewards, (steps == 2).float(), valid, valid[:, 1:])
 
 
+def test_a_prior_whose_actions_are_kept_from_it_in_training_learns_to_do_without():
+    codes, actions = film(5)
+    steps = torch.zeros(2, 4)
+    batch = Batch(codes, actions[:, :-1], steps, steps, torch.ones(2, 5, dtype=torch.bool), steps == 0)
+    other = batch._replace(actions=(batch.actions + 1) % TINY.actions)
+    for untold in (1.0, 0.0):
+        made = prior(untold=untold).train()
+        same = torch.equal(made(batch)[0], made(other)[0])
+        assert same == (untold == 1.0)
+        assert not torch.equal(made.eval()(batch)[0], made(other)[0]), "in use it is told"
+
+
 def test_what_lies_beyond_an_episodes_end_does_not_count():
     made, (codes, actions) = prior(), film(6)
     whole = batch(codes, actions)

@@ -19,6 +19,7 @@ from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_conf
 from worldmodel import checkpoint, training
 from worldmodel.codes import encoded
 from worldmodel.config import build
+from worldmodel.core.dynamics import Dynamics
 from worldmodel.core.vqvae import VQVAEConfig
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split
@@ -173,6 +174,52 @@ def test_a_run_goes_on_when_the_store_has_grown(store, vqvae_run, tmp_path):
     EpisodeStore(grown).append(sliding_stripes(99))
     vqvae(str(grown), str(run), VQVAE_SIZES, train_config(16), batch=8)
     assert checkpoint.read_step(run / "train.safetensors") == 16
+
+
+def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, vqvae_run, tmp_path):
+    deeper = replace(PRIOR_SIZES, blocks=2)
+    prior(str(store), str(vqvae_run), str(tmp_path / "run"), deeper, train_config(1), 2, 6, init=str(world_run))
+    small, large = checkpoint.load_dynamics(world_run), checkpoint.load_dynamics(tmp_path / "run")
+    assert len(large.blocks) == 2
+    assert torch.allclose(large.embedding.weight, small.embedding.weight, atol=1e-2)
+    fresh = Dynamics(large.config)
+    fresh.grow_from(small)
+    codes, actions = torch.randint(16, (2, 5, 6, 6)), torch.randint(3, (2, 5))
+    condition = fresh.outlook(codes, actions).condition
+    assert torch.allclose(condition, small.outlook(codes, actions).condition, atol=1e-6)
+    condition.square().mean().backward()
+    assert fresh.blocks[1].over_time.weight.grad.abs().sum() > 0, "what begins as nothing learns"
+
+
+def test_a_prior_does_not_grow_from_one_of_another_kind(store, world_run, vqvae_run, tmp_path):
+    with pytest.raises(ValueError, match="a prior grows by blocks alone"):
+        Dynamics(replace(checkpoint.load_dynamics(world_run).config, hidden=16)).grow_from(
+            checkpoint.load_dynamics(world_run)
+        )
+    other = tmp_path / "other"
+    vqvae(str(store), str(other), VQVAE_SIZES, train_config(2), batch=8)
+    with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
+        prior(str(store), str(other), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, 6, init=str(world_run))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_precision_is_what_was_asked_for(precision, expected, tmp_path):
+    class Seeing(torch.nn.Linear):
+        def forward(self, x, generator):
+            result = super().forward(x)
+            seen.append(result.dtype)
+            return result.float().square().mean(), {}
+
+    seen = []
+    config = replace(train_config(2), precision=precision)
+    training.fit(Seeing(2, 2), lambda step: torch.ones(3, 2), lambda model, step: {}, config, make(tmp_path / "run"))
+    assert set(seen) == {expected}
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):

@@ -13,7 +13,7 @@ from worldmodel.evaluation import page, plots
 from worldmodel.evaluation.clips import CONTEXT, dream, held_out_clips
 from worldmodel.evaluation.drift import drift
 from worldmodel.evaluation.heads import heads
-from worldmodel.evaluation.judges import inverse_dynamics
+from worldmodel.evaluation.judges import inverse_dynamics, real_pairs
 from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actions
 from worldmodel.evaluation.prediction import BATCH, predict
 from worldmodel.scores import vqvae_scores
@@ -123,12 +123,13 @@ def evaluate(
         pictures["strips"] = plots.strips(model, recorded, temperature, seed)
         pictures["worst"] = plots.worst(model, chosen, dreams, measured["psnr"]["dream"])
 
+        pairs = real_pairs(model, recorded, seed)
         scores["delta_psnr"] = worth_of_actions(model, chosen, temperature, seed)
-        scores["actions"] = inverse_dynamics(model, recorded, chosen, dreams, seed=seed)
+        scores["actions"] = inverse_dynamics(model, pairs, chosen, dreams, seed=seed)
         figures["confusion"] = plots.svg(plots.matrices(scores["actions"]["confusion"], model.action_names))
         if long:
             scores["drift"], walked = drift(
-                model, recorded, codes, dreams, long, long_frames, temperature=temperature, seed=seed
+                model, recorded, codes, pairs.shown, dreams, long, long_frames, temperature=temperature, seed=seed
             )
             pictures["long"], milestones = plots.milestones(model, walked)
         scores["heads"] = heads(model, codes, episodes)

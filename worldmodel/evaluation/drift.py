@@ -7,7 +7,7 @@ from worldmodel.core.quantizer import perplexity
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split
 from worldmodel.evaluation.clips import dream, held_out_clips, stretches
-from worldmodel.evaluation.judges import neighbours, real_pairs, teach_to_tell_dreams, told_apart
+from worldmodel.evaluation.judges import neighbours, teach_to_tell_dreams, told_apart
 from worldmodel.scores import divergence
 from worldmodel.world import WorldModel
 
@@ -20,6 +20,7 @@ def drift(
     world: WorldModel,
     store: EpisodeStore,
     codes: EpisodeStore,
+    real: Tensor,
     dreams: Tensor,
     count: int,
     frames: int,
@@ -34,7 +35,7 @@ def drift(
     - ``histogram``: Jensen–Shannon divergence in bits of their codes from those of real held-out frames;
     - ``change``: difference of the share of codes that change from a frame to the next, dreamed and real;
     - ``judge``: how far a net that learnt to tell dreams from real pairs does better than chance, AUROC − 0.5. It
-      learns from the open-loop ``dreams`` (N, S, T, h, w) and from training episodes.
+      learns from the open-loop ``dreams`` (N, S, T, h, w) and ``real`` pairs (M, 2, H, W, 3) as the VQ-VAE shows them.
 
     Beside them ``perplexity`` of the codes, which would fall if the dream ended in one texture. The row ``real`` is
     what as many real frames score: the distance that chance alone makes.
@@ -49,10 +50,9 @@ def drift(
 
     sample, _ = stretches(codes, split(codes)[1], 4 * count, WINDOW + 1, seed)  # (4·count, WINDOW + 1, h, w)
     one, rest = sample[:count], sample[count:]
-    shown = real_pairs(world, store, seed)[1]
     dreamed = neighbours(world.decode(dreams[:, 0].flatten(0, 1)).unflatten(0, dreams[:, 0].shape[:2]))
-    chosen = torch.randperm(len(dreamed), generator=torch.Generator().manual_seed(seed))[: len(shown)]
-    judge = teach_to_tell_dreams(shown[: len(chosen)], dreamed[chosen], seed)
+    chosen = torch.randperm(len(dreamed), generator=torch.Generator().manual_seed(seed))[: len(real)]
+    judge = teach_to_tell_dreams(real[: len(chosen)], dreamed[chosen], seed)
 
     def looked_at(film: Tensor) -> dict[str, float]:
         """Films of codes (N, WINDOW + 1, h, w) beside real ones."""

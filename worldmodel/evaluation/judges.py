@@ -1,5 +1,7 @@
 """Small nets that judge pairs of frames: which action lay between them, and whether they were dreamed."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,7 +40,7 @@ def train_judge(pairs: Tensor, labels: Tensor, classes: int, epochs: int = 4, se
     """Teach a judge to tell ``labels`` (N,) from ``pairs`` (N, 2, H, W, 3)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        judge = Judge(*pairs.shape[2:4], classes)
+        judge = Judge(*pairs.shape[2:4], classes).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(judge.parameters(), 1e-3, weight_decay=0.01)
         steps = epochs * (len(pairs) // BATCH + 1)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -61,15 +63,19 @@ def verdicts(judge: Judge, pairs: Tensor) -> Tensor:
     return torch.cat([judge(part).softmax(-1) for part in pairs.split(BATCH)])
 
 
-def real_pairs(world: WorldModel, store: EpisodeStore, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of neighbouring frames of the training episodes.
+class Pairs(NamedTuple):
+    """Neighbouring frames of training episodes."""
 
-    Returns:
-        The pairs as recorded (N, 2, H, W, 3) uint8, the same as the VQ-VAE shows them, and the actions between (N,).
-    """
+    recorded: Tensor  # (N, 2, H, W, 3) uint8
+    shown: Tensor  # (N, 2, H, W, 3) uint8, as the VQ-VAE shows them
+    actions: Tensor  # (N,) int64, those between
+
+
+def real_pairs(world: WorldModel, store: EpisodeStore, seed: int) -> Pairs:
+    """Random PAIRS to learn from."""
     frames, actions = stretches(store, split(store)[0], PAIRS // (RUN - 1), RUN, seed)
     shown = world.decode(world.encode(frames.flatten(0, 1))).view_as(frames)
-    return neighbours(frames), neighbours(shown), actions.flatten()
+    return Pairs(neighbours(frames), neighbours(shown), actions.flatten())
 
 
 def neighbours(frames: Tensor) -> Tensor:
@@ -78,11 +84,11 @@ def neighbours(frames: Tensor) -> Tensor:
 
 
 def inverse_dynamics(
-    world: WorldModel, store: EpisodeStore, clips: Clips, dreams: Tensor, horizon: int = 10, seed: int = 0
+    world: WorldModel, pairs: Pairs, clips: Clips, dreams: Tensor, horizon: int = 10, seed: int = 0
 ) -> dict:
     """Does the action do what it says: can a net that learnt actions from real pairs read them off dreamed ones?
 
-    It learns from pairs of the training episodes, as recorded and as the VQ-VAE shows them, and is asked about the
+    It learns from ``pairs``, as recorded and as the VQ-VAE shows them, and is asked about the
     first ``horizon`` steps of the clips, and of the dreams (N, S, T, h, w) that took the same actions.
 
     Returns:
@@ -91,8 +97,7 @@ def inverse_dynamics(
         (true, named) frequencies by row, for real and dreamed pairs.
     """
     names = world.action_names
-    recorded, shown, labels = real_pairs(world, store, seed)
-    judge = train_judge(torch.cat([recorded, shown]), labels.repeat(2), len(names), seed=seed)
+    judge = train_judge(torch.cat([pairs.recorded, pairs.shown]), pairs.actions.repeat(2), len(names), seed=seed)
     horizon = min(horizon, dreams.shape[2])
     taken = clips.to_take[:, :horizon].flatten()
     real = clips.frames[:, CONTEXT - 1 : CONTEXT + horizon]

@@ -49,13 +49,14 @@ def matrices(tables: dict[str, list[list[float]]], names: tuple[str, ...]) -> Fi
     """Confusion matrices side by side; rows are what is true."""
     figure = Figure((3.2 * len(tables) + 1, 3.4))
     for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
-        axes.imshow(table, vmin=0, vmax=1, cmap="Blues")
+        axes.pcolormesh(table, vmin=0, vmax=1, cmap="Blues")
         for row, column in np.ndindex(len(names), len(names)):
             share = table[row][column]
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.6 else "black")
-        axes.set(title=title, xlabel="named", ylabel="taken")
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
+        axes.set(title=title, xlabel="named", ylabel="taken", aspect="equal")
+        axes.invert_yaxis()
+        axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=45, ha="right")
+        axes.set_yticks(np.arange(len(names)) + 0.5, names)
     return figure
 
 
