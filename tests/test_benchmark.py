@@ -160,7 +160,7 @@ def test_a_store_of_short_episodes_is_refused(world_run, store, small, monkeypat
 
 def test_dreams_begin_with_real_frames_and_go_on(world_run):
     dreams = dreaming.Dreams(WorldModel.load(world_run), 2)
-    assert (torch.as_tensor(dreams.state.filled) == dreams.world.dynamics.config.context).all()
+    assert (dreams.state.filled == dreams.world.dynamics.config.context).all()
     before = dreams.state.codes
     assert dreams.imagine(1).shape == (2, 6, 6)
     assert torch.equal(dreams.state.codes[:, 0], before[:, 1])

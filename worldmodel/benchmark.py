@@ -51,7 +51,7 @@ def benchmark(
             training, collect, store.
         repeats: rounds of every measurement.
         batches: dreams at a time.
-        threads: that the largest batch is also dreamed with; everything else has one.
+        threads: that the largest batch is also dreamed with, on a CPU; everything else has one.
         store: recorded episodes to read; a few are recorded if not given.
         env: Gymnasium id of the world to record.
         out: file to write the JSON into.
@@ -71,10 +71,10 @@ def benchmark(
         EpisodeStore(store)  # to say now that there is none
     model = WorldModel.load(world, device)
     settings = Settings(model, store, env, repeats, tuple(sorted(map(int, sizes))), threads)
-    result = {**machine(), "device": device, "world": world, "parameters": parameters(model), "sections": {}}
+    result = {**machine(), "device": device, "threads": threads, "world": world, "parameters": parameters(model)}
+    result["sections"] = {}
     for name in chosen:
-        measured = measure(name, settings)
-        result["sections"][name] = measured
+        result["sections"][name] = measure(name, settings)
         Path(out).write_text(json.dumps(result, indent=2) + "\n")  # after each, so that nothing is lost
 
 

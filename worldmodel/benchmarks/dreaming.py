@@ -66,7 +66,7 @@ class Dreams:
         both = device.type == "cpu" and find_spec("numba")
         limits = {"sample, compiled": self.batch, "sample, in torch": 0} if both else {"sample": wavefront.FEW}
         parts = {"look": look, **{name: partial(sample, limit) for name, limit in limits.items()}, "decode": decode}
-        return [Contestant(f"  {name}", part, self.frames) for name, part in parts.items()]
+        return [Contestant(f"batch {self.batch}: {name}", part, self.frames) for name, part in parts.items()]
 
     def _actions(self) -> Tensor:
         return torch.randint(len(self.world.action_names), (self.batch,), generator=self.generators[0])
@@ -92,7 +92,7 @@ def dream(settings: Settings) -> Section:
         dreams = Dreams(settings.world, batch)
         contestants.append(Contestant(f"batch {batch}", dreams.show, dreams.frames))
         contestants += dreams.parts()
-    if settings.threads > 1:
+    if settings.threads > 1 and settings.world.device.type == "cpu":
         contestants += _on_several(settings, dreams)
     height, width = settings.world.dynamics.config.grid
     remark = f"a frame is {height * width} codes drawn and then decoded; one thread unless said"
