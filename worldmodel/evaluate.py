@@ -33,7 +33,7 @@ def evaluate(
     clips: int = 256,
     samples: int = 2,
     horizon: int = 50,
-    long: int = 16,
+    long: int = 32,
     long_frames: int = 1000,
     episodes: int = 64,
     temperature: float = 1.0,

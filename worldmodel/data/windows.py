@@ -52,8 +52,8 @@ class StepWindows:
     """Random stretches of episodes: ``windows(n)`` is a batch of T observations and the T-1 steps between them.
 
     A stretch that passes the end of its episode is filled up with zeros, and marked so. The result is the tuple
-    observations (B, T, *shape) uint8 for frames and int64 for codes, actions (B, T-1) int64, rewards (B, T-1) float32, terminated (B, T-1) float32,
-    observation_valid (B, T) bool, step_valid (B, T-1) bool.
+    observations (B, T, *shape) uint8 for frames and int64 for codes, actions (B, T-1) int64, rewards (B, T-1) float32,
+    terminated (B, T-1) float32, observation_valid (B, T) bool, step_valid (B, T-1) bool.
     """
 
     def __init__(

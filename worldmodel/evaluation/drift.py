@@ -12,7 +12,7 @@ from worldmodel.scores import divergence
 from worldmodel.world import WorldModel
 
 HORIZONS = (10, 100, 1000)
-WINDOW = 10  # frames up to a horizon that are looked at
+WINDOW = 50  # frames up to a horizon that are looked at, as far as there are any
 DISTANCES = ("histogram", "change", "judge")
 
 
@@ -30,7 +30,7 @@ def drift(
     """Distance of long dreams from real video, by horizon.
 
     ``count`` dreams of ``frames`` frames begin in held-out clips of their own and take the actions of held-out
-    episodes, one episode after the other. Looked at are the ten frames up to each horizon:
+    episodes, one episode after the other. Looked at are the fifty frames up to each horizon, or as many as there are:
 
     - ``histogram``: Jensen–Shannon divergence in bits of their codes from those of real held-out frames;
     - ``change``: difference of the share of codes that change from a frame to the next, dreamed and real;
@@ -48,14 +48,16 @@ def drift(
     starts = held_out_clips(store, count, 1, seed + 1)
     long = dream(world, starts, walks(codes, count, frames, seed), temperature=temperature, seed=seed)[:, 0]
 
-    sample, _ = stretches(codes, split(codes)[1], 4 * count, WINDOW + 1, seed)  # (4·count, WINDOW + 1, h, w)
+    held_out = split(codes)[1]
+    window = min(WINDOW, frames, max(entry.observations for entry in held_out))
+    sample, _ = stretches(codes, held_out, 5 * count, window, seed)  # (5·count, window, h, w)
     one, rest = sample[:count], sample[count:]
     dreamed = neighbours(world.decode(dreams[:, 0].flatten(0, 1)).unflatten(0, dreams[:, 0].shape[:2]))
     chosen = torch.randperm(len(dreamed), generator=torch.Generator().manual_seed(seed))[: len(real)]
     judge = teach_to_tell_dreams(real[: len(chosen)], dreamed[chosen], seed)
 
     def looked_at(film: Tensor) -> dict[str, float]:
-        """Films of codes (N, WINDOW + 1, h, w) beside real ones."""
+        """Films of codes (N, n, h, w) beside real ones."""
         counts = torch.bincount(film.flatten(), minlength=size)
         pairs = [neighbours(world.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2])) for part in (rest, film)]
         return {
@@ -66,8 +68,8 @@ def drift(
         }
 
     rows = {"real": looked_at(one)}
-    for horizon in [h for h in HORIZONS if WINDOW < h <= frames] or [frames]:
-        rows[horizon] = looked_at(long[:, max(0, horizon - WINDOW - 1) : horizon])
+    for horizon in [h for h in HORIZONS if h <= frames] or [frames]:
+        rows[horizon] = looked_at(long[:, max(0, horizon - window) : horizon])
     return {"rows": rows, "growth": growth(rows)}, long
 
 

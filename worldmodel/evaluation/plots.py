@@ -19,6 +19,7 @@ matplotlib.rcParams.update({"svg.hashsalt": "worldmodel", "font.size": 9, "axes.
 matplotlib.rcParams.update({"axes.spines.right": False, "figure.constrained_layout.use": True})
 STYLES = {"dream": "C1-", "best dream": "C1:", "copy last": "C7--", "vqvae alone": "C0--"}
 STRIP = 10  # imagined frames in a strip
+CANDIDATES = 32  # clips that the one of a strip is chosen from
 WORST = 4
 
 
@@ -97,19 +98,25 @@ def strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int
 
 
 def longest(store: EpisodeStore, action: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The frames and actions of the held-out clip that takes an action most often once dreaming; None if never."""
-    best, place = 0, None
+    """The frames and actions of the held-out clip that takes an action most often once dreaming; None if never.
+
+    Of several the one in which most happens, by the difference of neighbouring frames.
+    """
+    best, places = 1, []
     for entry in split(store)[1]:
         taken = store.steps(entry.number)[0]
-        for start in range(entry.observations - CONTEXT - STRIP + 1):
+        for start in range(0, entry.observations - CONTEXT - STRIP + 1):
             times = int((taken[start + CONTEXT - 1 : start + CONTEXT + STRIP - 1] == action).sum())
             if times > best:
-                best, place = times, (entry.number, start)
-    if place is None:
+                best, places = times, []
+            if times == best:
+                places.append((entry.number, start))
+    every = max(1, len(places) // CANDIDATES)
+    clips = [(store.observations(number, start, CONTEXT + STRIP), number, start) for number, start in places[::every]]
+    if not clips:
         return None
-    number, start = place
-    actions = store.steps(number)[0][start : start + CONTEXT + STRIP - 1]
-    return store.observations(number, start, CONTEXT + STRIP), actions
+    frames, number, start = max(clips, key=lambda clip: np.abs(np.diff(clip[0].astype(np.int16), axis=0)).mean())
+    return frames, store.steps(number)[0][start : start + CONTEXT + STRIP - 1]
 
 
 def worst(world: WorldModel, clips: Clips, dreams: Tensor, psnr: Tensor) -> np.ndarray:
