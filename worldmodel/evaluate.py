@@ -3,18 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from worldmodel import checkpoint, config, media
+from worldmodel import checkpoint, config
 from worldmodel.codes import encoded
-from worldmodel.data.store import EpisodeStore, write_atomically
+from worldmodel.core.vqvae import VQVAE
+from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split, spread
-from worldmodel.evaluation import page, plots
+from worldmodel.evaluation import plots
 from worldmodel.evaluation.clips import CONTEXT, dream, held_out_clips
 from worldmodel.evaluation.drift import drift
 from worldmodel.evaluation.heads import heads
 from worldmodel.evaluation.judges import inverse_dynamics, real_pairs
 from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actions
+from worldmodel.evaluation.page import Report
 from worldmodel.evaluation.prediction import BATCH, predict
 from worldmodel.scores import vqvae_scores
 from worldmodel.world import DEFAULT, WorldModel
@@ -70,82 +73,67 @@ def evaluate(
         device: cpu or cuda.
         threads: of torch on the CPU; 0 leaves torch's own choice.
     """
+    settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
     if length <= CONTEXT or stretches < BATCH or min(clips, samples, horizon) < 1:
         raise ValueError(
             f"--length must be more than {CONTEXT}, --stretches {BATCH} or more, --clips, --samples and --horizon 1 or "
             f"more, got {length}, {stretches}, {clips}, {samples} and {horizon}"
         )
     torch.set_num_threads(threads or torch.get_num_threads())
-    recorded, folder = EpisodeStore(store), Path(out)
+    recorded = EpisodeStore(store)
     model = None if vqvae else WorldModel.load(world, device)
     if model:
         model.check_actions(recorded.schema.action_names)
     network = model.vqvae if model else checkpoint.load_vqvae(Path(vqvae)).to(checkpoint.check_device(device))
-    _, held_out = split(recorded)
-    shown = [recorded.observations(number, at, 1)[0].copy() for number, at in spread(held_out, frames)]
-    originals = torch.stack([torch.from_numpy(picture) for picture in shown])
-    reconstructions, reconstruction = vqvae_scores(network, originals)
-    settings = {
-        "store": store,
-        "world": world,
-        "vqvae": vqvae,
-        "blind": blind,
-        "context": CONTEXT,
-        "stretches": stretches,
-        "length": length,
-        "clips": clips,
-        "samples": samples,
-        "horizon": horizon,
-        "long": long,
-        "long_frames": long_frames,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    scores = {"settings": settings, "held_out_episodes": len(held_out), "reconstruction": reconstruction}
-    every = slice(None, None, max(1, len(originals) // SHOWN))
-    parts = [part[every][:SHOWN] for part in (originals, reconstructions)]
-    pictures, figures, milestones = {"reconstruction": plots.pairs_of_rows(*(part[None] for part in parts))}, {}, []
+    scores = {"settings": settings, "held_out_episodes": len(split(recorded)[1])}
+    report = Report(f"The VQ-VAE {vqvae}" if vqvae else f"The world {world}", scores)
 
+    shown, scores["reconstruction"] = reconstruct(network, recorded, frames)
+    report.pictures["reconstruction"] = shown
     if model:
         codes = encoded(recorded, model.run / "vqvae", torch.device(device))
         scores["bits_per_code"], scores["flip_probability"] = predict(model, codes, blind, stretches, length, seed)
-
-        chosen = held_out_clips(recorded, clips, horizon, seed)
-        dreams = dream(model, chosen, chosen.to_take, samples, temperature, seed)
-        measured = open_loop(model, chosen, dreams)
-        scores["open_loop"] = {
-            measure: {name: by_horizon(values) for name, values in rows.items()} for measure, rows in measured.items()
-        }
-        figures["open_loop"] = [
-            plots.svg(plots.curves(measured["psnr"], "PSNR (dB)")),
-            plots.svg(plots.curves(measured["ssim"], "SSIM")),
-        ]
-        pictures["strips"] = plots.strips(model, recorded, temperature, seed)
-        pictures["worst"] = plots.worst(model, chosen, dreams, measured["psnr"]["dream"])
-
-        pairs = real_pairs(model, recorded, seed)
-        scores["delta_psnr"] = worth_of_actions(model, chosen, temperature, seed)
-        scores["actions"] = inverse_dynamics(model, pairs, chosen, dreams, seed=seed)
-        figures["confusion"] = plots.svg(plots.matrices(scores["actions"]["confusion"], model.action_names))
-        if long:
-            scores["drift"], walked = drift(
-                model, recorded, codes, pairs.shown, dreams, long, long_frames, temperature=temperature, seed=seed
-            )
-            pictures["long"], milestones = plots.milestones(model, walked)
+        follow(report, model, recorded, codes)
         scores["heads"] = heads(model, codes, episodes)
-        figures["reliability"] = plots.svg(plots.reliability(scores["heads"]["termination"]["calibration"]))
-
-    folder.mkdir(parents=True, exist_ok=True)
-    named = {f"strip_{action}": picture for action, picture in pictures.get("strips", {}).items()}
-    for name, picture in {**{name: picture for name, picture in pictures.items() if name != "strips"}, **named}.items():
-        media.write(folder / f"{name}.png", picture[None], scale=1)
-    write_atomically(folder / "scores.json", (json.dumps(scores, indent=2) + "\n").encode())
-    title = f"The VQ-VAE {vqvae}" if vqvae else f"The world {world}"
-    page.write(
-        folder / "index.html", title=title, scores=scores, plots=figures, pictures=pictures, milestones=milestones
-    )
+        report.plots["reliability"] = plots.svg(plots.reliability(scores["heads"]["termination"]["calibration"]))
+    report.write(Path(out))
     print(json.dumps({name: part for name, part in scores.items() if name != "settings"}, indent=2))
-    print(f"wrote {folder}/index.html and scores.json")
+    print(f"wrote {Path(out) / 'index.html'} and scores.json")
+
+
+def reconstruct(network: VQVAE, recorded: EpisodeStore, count: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Scores of ``count`` held-out frames through a VQ-VAE, and a picture of some over what became of them."""
+    shown = [recorded.observations(number, at, 1)[0].copy() for number, at in spread(split(recorded)[1], count)]
+    originals = torch.stack([torch.from_numpy(picture) for picture in shown])
+    reconstructions, scores = vqvae_scores(network, originals)
+    every = max(1, len(originals) // SHOWN)
+    return plots.pairs_of_rows(*(part[None, ::every][:, :SHOWN] for part in (originals, reconstructions))), scores
+
+
+def follow(report: Report, model: WorldModel, recorded: EpisodeStore, codes: EpisodeStore) -> None:
+    """Everything that is measured on dreams: open loop, the worth of actions, drift."""
+    scores, settings = report.scores, report.scores["settings"]
+    seed, temperature = settings["seed"], settings["temperature"]
+    clips = held_out_clips(recorded, settings["clips"], settings["horizon"], seed)
+    dreams = dream(model, clips, clips.to_take, settings["samples"], temperature, seed)
+    measured = open_loop(model, clips, dreams)
+    scores["open_loop"] = {
+        measure: {name: by_horizon(values) for name, values in rows.items()} for measure, rows in measured.items()
+    }
+    for measure, label in (("psnr", "PSNR (dB)"), ("ssim", "SSIM")):
+        report.plots[measure] = plots.svg(plots.curves(measured[measure], label))
+    report.pictures |= plots.strips(model, recorded, temperature, seed)
+    report.pictures["worst"] = plots.worst(model, clips, dreams, measured["psnr"]["dream"])
+
+    scores["delta_psnr"] = worth_of_actions(model, clips, temperature, seed)
+    pairs = real_pairs(model, recorded, seed)
+    scores["actions"] = inverse_dynamics(model, pairs, clips, dreams, seed=seed)
+    report.plots["confusion"] = plots.svg(plots.matrices(scores["actions"]["confusion"], model.action_names))
+
+    if settings["long"]:
+        lengths = settings["long"], settings["long_frames"]
+        scores["drift"], long = drift(model, recorded, codes, pairs.shown, dreams, *lengths, temperature, seed)
+        report.pictures["long"] = plots.milestones(model, long)
 
 
 if __name__ == "__main__":

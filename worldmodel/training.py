@@ -81,7 +81,7 @@ def fit(
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
     first = _resume(run, model, averaged, optimizer)
     forward = torch.compile(model) if device.type == "cuda" else model
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(config, device))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(config, device))
     generator = torch.Generator(device)
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
     log = Log(run / "metrics.jsonl", writer, first)
@@ -123,7 +123,8 @@ def pick_device(config: TrainConfig) -> torch.device:
     return checkpoint.check_device(automatic if config.device == "auto" else config.device)
 
 
-def _bfloat16(config: TrainConfig, device: torch.device) -> bool:
+def in_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: as the configuration says, or else if the hardware is made for it."""
     if config.precision != "auto":
         return config.precision == "bfloat16"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot say

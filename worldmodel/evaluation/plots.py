@@ -21,6 +21,7 @@ STYLES = {"dream": "C1-", "best dream": "C1:", "copy last": "C7--", "vqvae alone
 STRIP = 10  # imagined frames in a strip
 CANDIDATES = 32  # clips that the one of a strip is chosen from
 WORST = 4
+MILESTONES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # frames of a long dream that are shown
 
 
 def svg(figure: Figure) -> str:
@@ -32,7 +33,7 @@ def svg(figure: Figure) -> str:
 
 def curves(values: dict[str, Tensor], label: str) -> Figure:
     """(N, T) values of several contestants over the horizon, with the interval of the mean."""
-    figure = Figure((5.5, 3))
+    figure = Figure((4.9, 2.9))
     axes = figure.subplots()
     for name, rows in values.items():
         points = [interval(column) for column in rows.T]
@@ -48,7 +49,7 @@ def curves(values: dict[str, Tensor], label: str) -> Figure:
 
 def matrices(tables: dict[str, list[list[float]]], names: tuple[str, ...]) -> Figure:
     """Confusion matrices side by side; rows are what is true."""
-    figure = Figure((3.2 * len(tables) + 1, 3.4))
+    figure = Figure((4.8 * len(tables), 4.6))
     for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
         axes.pcolormesh(table, vmin=0, vmax=1, cmap="Blues")
         for row, column in np.ndindex(len(names), len(names)):
@@ -74,13 +75,11 @@ def reliability(groups: list[dict[str, float]]) -> Figure:
 
 
 def pairs_of_rows(above: Tensor, below: Tensor) -> np.ndarray:
-    """Films (N, T, H, W, 3) twice, each one over its counterpart, as one picture."""
-    height = above.shape[2]
-    rows = torch.stack([above, below], 1).flatten(0, 1)  # (2N, T, H, W, 3)
-    gap = rows.new_full((1, 1, 1), 255)
-    picture = torch.from_numpy(media.grid(rows.numpy()))
-    picture[2 * height :: 2 * height] = gap  # a line between the pairs
-    return picture.numpy()
+    """Films (N, T, H, W, 3) twice, each one over its counterpart, as one picture with a line between the pairs."""
+    picture = media.grid(torch.stack([above, below], 1).flatten(0, 1).numpy())
+    height = 2 * above.shape[2]
+    picture[height::height] = 255
+    return picture
 
 
 def strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int) -> dict[str, np.ndarray]:
@@ -93,7 +92,7 @@ def strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int
         frames, actions = (torch.from_numpy(part.copy())[None] for part in place)
         clip = Clips(frames, actions)
         codes = dream(world, clip, clip.to_take, temperature=temperature, seed=seed)[0, 0]
-        made[name] = pairs_of_rows(frames, torch.cat([frames[0, :CONTEXT], world.decode(codes)])[None])
+        made[f"strip_{name}"] = pairs_of_rows(frames, torch.cat([frames[0, :CONTEXT], world.decode(codes)])[None])
     return made
 
 
@@ -128,8 +127,7 @@ def worst(world: WorldModel, clips: Clips, dreams: Tensor, psnr: Tensor) -> np.n
     return pairs_of_rows(real, torch.cat([real[:, :CONTEXT], imagined], 1))
 
 
-def milestones(world: WorldModel, dreams: Tensor, rows: int = 6) -> tuple[np.ndarray, list[int]]:
-    """Frames of long dreams (N, T, h, w) at growing horizons, a row for each of the first dreams."""
-    horizons = [h for h in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if h <= dreams.shape[1]]
-    films = dreams[:rows, [h - 1 for h in horizons]]
-    return media.grid(world.decode(films.flatten(0, 1)).unflatten(0, films.shape[:2]).numpy()), horizons
+def milestones(world: WorldModel, dreams: Tensor, rows: int = 6) -> np.ndarray:
+    """Frames of long dreams (N, T, h, w) at the MILESTONES, a row for each of the first dreams."""
+    films = dreams[:rows, [frames - 1 for frames in MILESTONES if frames <= dreams.shape[1]]]
+    return media.grid(world.decode(films.flatten(0, 1)).unflatten(0, films.shape[:2]).numpy())
