@@ -68,6 +68,15 @@ def test_a_released_world_dreams_as_its_run_does(store, world_run, tmp_path, mon
     assert not any(str(store) in path.read_text() for path in shipped.run.rglob("*.yaml"))
 
 
+def test_clips_can_be_shipped_as_the_vqvae_shows_them(store, world_run, tmp_path):
+    release(str(world_run), str(store), ["9:2"], str(tmp_path / "out"), length=8, redrawn=True)
+    world = WorldModel.load(world_run)
+    original = torch.from_numpy(EpisodeStore(store).observations(9, 2, 8).copy())
+    shipped = torch.from_numpy(EpisodeStore(tmp_path / "out" / "context").read(0).observations.copy())
+    assert torch.equal(shipped, world.decode(world.encode(original)))
+    assert not torch.equal(shipped, original)
+
+
 def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
     with pytest.raises(ValueError, match="episode 3 was not held out: expected one of 9"):
         release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"))

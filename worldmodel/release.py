@@ -1,17 +1,19 @@
 """Turn a run into a world that can be shipped: ``python -m worldmodel.release --run runs/doom-prior …``."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 import yaml
 
 from worldmodel import checkpoint, config
 from worldmodel.data.episode import Episode
 from worldmodel.data.store import EpisodeStore, Schema
 from worldmodel.data.windows import split
+from worldmodel.world import WorldModel
 
 
-def release(run: str, store: str, clips: list[str], out: str, length: int = 56) -> None:
+def release(run: str, store: str, clips: list[str], out: str, length: int = 56, redrawn: bool = False) -> None:
     """Copy what dreaming needs from a prior's run into a folder, with a few recorded clips for dreams to begin from.
 
     Weights are copied as they are; paths of this machine are left out of the configurations.
@@ -22,6 +24,7 @@ def release(run: str, store: str, clips: list[str], out: str, length: int = 56) 
         clips: beginnings of the clips, each an episode that was held out and a frame of it, such as 109:40.
         out: folder to write; its name is the world's.
         length: frames of a clip, as far as its episode goes.
+        redrawn: ship the clips as the VQ-VAE shows them, where the recording itself is not to be passed on.
     """
     origin, target, episodes = Path(run), Path(out), EpisodeStore(store)
     if target.exists():
@@ -42,8 +45,13 @@ def release(run: str, store: str, clips: list[str], out: str, length: int = 56) 
     context = EpisodeStore.create(
         target / "context", Schema(**{**asdict(schema), "provenance": {**schema.provenance, "clips": clips}})
     )
+    world = WorldModel.load(origin)
     for number, start in places:
-        context.append(cut(episodes, number, start, length))
+        clip = cut(episodes, number, start, length)
+        if redrawn:
+            shown = world.decode(world.encode(torch.from_numpy(clip.observations.copy())))
+            clip = replace(clip, observations=shown.numpy())
+        context.append(clip)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e6:.1f} MB, {len(context)} clips, {context.frames} frames")
 
