@@ -53,7 +53,7 @@ def drift(
     sample, _ = stretches(codes, held_out, 5 * count, window, seed)  # (5·count, window, h, w)
     one, rest = sample[:count], sample[count:]
     dreamed = neighbours(world.decode(dreams[:, 0].flatten(0, 1)).unflatten(0, dreams[:, 0].shape[:2]))
-    chosen = torch.randperm(len(dreamed), generator=torch.Generator().manual_seed(seed))[: len(real)]
+    chosen = torch.randperm(len(dreamed), generator=torch.Generator().manual_seed(seed))[: len(real) // 2]
     judge = teach_to_tell_dreams(real[: len(chosen)], dreamed[chosen], seed)
 
     def looked_at(film: Tensor) -> dict[str, float]:

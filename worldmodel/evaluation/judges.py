@@ -88,7 +88,7 @@ def inverse_dynamics(
 ) -> dict:
     """Does the action do what it says: can a net that learnt actions from real pairs read them off dreamed ones?
 
-    It learns from ``pairs``, as recorded and as the VQ-VAE shows them, and is asked about the
+    It learns from ``pairs``, half as recorded and half as the VQ-VAE shows them, and is asked about the
     first ``horizon`` steps of the clips, and of the dreams (N, S, T, h, w) that took the same actions.
 
     Returns:
@@ -97,7 +97,8 @@ def inverse_dynamics(
         (true, named) frequencies by row, for real and dreamed pairs.
     """
     names = world.action_names
-    judge = train_judge(torch.cat([pairs.recorded, pairs.shown]), pairs.actions.repeat(2), len(names), seed=seed)
+    mixed = torch.cat([pairs.recorded[::2], pairs.shown[1::2]])
+    judge = train_judge(mixed, torch.cat([pairs.actions[::2], pairs.actions[1::2]]), len(names), seed=seed)
     horizon = min(horizon, dreams.shape[2])
     taken = clips.to_take[:, :horizon].flatten()
     real = clips.frames[:, CONTEXT - 1 : CONTEXT + horizon]
