@@ -9,7 +9,7 @@ import torch
 
 from worldmodel import world
 from worldmodel.data.store import EpisodeStore
-from worldmodel.dream import dream, mark, parse, read
+from worldmodel.dream import dream, mark, parse, plan, read
 from worldmodel.world import WorldModel
 
 NAMES = ("left", "stay", "right")
@@ -79,6 +79,26 @@ def test_a_film_shows_the_real_frames_then_the_imagined_ones(world_run, store, t
     )
 
 
+def test_actions_are_repeated_until_there_are_frames_enough():
+    known = ("left", "stay", "right")
+    assert plan("", "", 0, ("forward",)).tolist() == [0] * 10
+    assert plan("right", "", 3, known).tolist() == [2, 2, 2]
+    assert plan("", "left:2,right", 0, known).tolist() == [0, 0, 2]
+    assert plan("", "left:2,right", 7, known).tolist() == [0, 0, 2, 0, 0, 2, 0]
+    assert plan("", "left:2,right", 1, known).tolist() == [0]
+
+
+def test_a_long_dream_needs_no_more_memory_than_a_short_one(model, store):
+    state = model.start(*opening(store))
+    sizes, random = set(), torch.Generator().manual_seed(0)
+    for number in range(300):
+        state, codes, rewards, _ = model.step(state, torch.tensor([number % 3]), model.uniforms([random]))
+        sizes.add(sum(part.numel() for part in state))
+        assert rewards.isfinite().all()
+        assert not codes.requires_grad
+    assert len(sizes) == 1
+
+
 def test_compare_puts_the_recorded_frames_below_the_dream(world_run, store, tmp_path):
     out = tmp_path / "a.png"
     dream(compare=True, frames=4, context=3, world=str(world_run), store=str(store), episode=9, out=str(out))
@@ -120,7 +140,7 @@ def test_actions_that_do_not_parse_are_explained(text, message):
     [
         ({"out": "a.avi"}, "a.avi must end in one of .gif, .mp4, .png"),
         ({"world": "no-such-world"}, "unknown world 'no-such-world': expected one of the folder of a run"),
-        ({"frames": 0}, "--frames and --context must be 1 or more"),
+        ({"frames": -1}, "--frames must be 0 or more and --context 1 or more"),
         ({"action": "left", "compare": True}, "give one of --action, --actions and --compare"),
         ({"episode": 77}, "has no episode 77: expected one of 0, 1, 2"),
         ({"context": 40}, "episode 0 has 21 observations, got 40 from 0 on"),

@@ -13,12 +13,13 @@ from worldmodel.world import DEFAULT, WorldModel
 
 REAL, IMAGINED, TO_COME = (235, 235, 235), (255, 140, 0), (40, 40, 40)  # colours of the bar under a film
 BAR = 3  # pixels
+FRAMES = 10  # to imagine, if nothing else is said
 
 
 def dream(
     action: str = "",
     actions: str = "",
-    frames: int = 10,
+    frames: int = 0,
     context: int = 6,
     world: str = DEFAULT,
     store: str = "",
@@ -37,7 +38,8 @@ def dream(
     Args:
         action: the one that is repeated; forward if none of --action, --actions and --compare is given.
         actions: several, each with a number of frames, such as forward:10,look_left:5.
-        frames: to imagine, after the context; with --actions, what those add up to.
+        frames: to imagine, after the context; ten if not given, or what --actions add up to, which are otherwise
+            repeated as often as it takes.
         context: real frames before the first imagined one.
         world: a shipped world's name, or the run folder of a prior.
         store: recorded episodes to begin from; the world's own few if not given.
@@ -50,22 +52,19 @@ def dream(
         device: cpu or cuda.
     """
     media.check(Path(out))
-    if frames < 1 or context < 1:
-        raise ValueError(f"--frames and --context must be 1 or more, got {frames} and {context}")
+    if frames < 0 or context < 1:
+        raise ValueError(f"--frames must be 0 or more and --context 1 or more, got {frames} and {context}")
     if (action != "") + (actions != "") + compare > 1:
         raise ValueError("give one of --action, --actions and --compare, which dreams the recorded actions")
     torch.set_num_threads(1)  # many small steps: more threads only wait for each other
     model = WorldModel.load(world, device)
     episodes = EpisodeStore(store or model.clips)
     model.check_actions(episodes.schema.action_names)
-    real, taken = read(episodes, episode, start, context + (frames if compare else 0))
-    wanted = (
-        taken[context - 1 :] if compare else parse(actions or f"{action or 'forward'}:{frames}", model.action_names)
-    )
+    real, taken = read(episodes, episode, start, context + (frames or FRAMES if compare else 0))
+    wanted = taken[context - 1 :] if compare else plan(action, actions, frames, model.action_names)
     state = model.start(real[None, :context], taken[None, : context - 1])
-    model.step(
-        state, wanted[:1], torch.zeros(1, *model.dynamics.config.grid), temperature
-    )  # sets up what the others use
+    calm = torch.zeros(1, *model.dynamics.config.grid)
+    model.step(state, wanted[:1], calm, temperature)  # a first step sets up what the others use
     clock, unit = (time.process_time, "CPU time") if device == "cpu" else (time.perf_counter, "time")
     began = clock()
     codes = model.imagine(state, wanted[None], seed, temperature, progress=True)[0].cpu()
@@ -78,6 +77,14 @@ def dream(
     print(
         f"wrote {out}: {context} real and {len(codes)} imagined frames, {len(codes) / seconds:.1f} frames/s of {unit}"
     )
+
+
+def plan(action: str, actions: str, frames: int, known: tuple[str, ...]) -> Tensor:
+    """The actions to take, (T,) int64: one all the time, or several, over and over if ``frames`` is given."""
+    if not actions:
+        return parse(f"{action or 'forward'}:{frames or FRAMES}", known)
+    taken = parse(actions, known)
+    return taken.repeat(-(-frames // len(taken)))[:frames] if frames else taken
 
 
 def parse(actions: str, known: tuple[str, ...]) -> Tensor:
