@@ -48,7 +48,9 @@ def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
     codes = EpisodeStore(next((store / "codes").iterdir()))
     batch = Batch(*StepWindows(codes, split(codes)[1], 3, 6, seed=0)(0))
     scores = prior_scores(model.dynamics, [batch])
-    assert bits(model.dynamics, batch).mean().item() == pytest.approx(scores["bits_per_code"], rel=1e-4)
+    assert bits(model.dynamics, batch.codes, batch.actions).mean().item() == pytest.approx(
+        scores["bits_per_code"], rel=1e-4
+    )
     assert torch.equal(shuffle_actions(batch).actions[1], batch.actions[0])
     assert torch.equal(shuffle_actions(batch).codes, batch.codes)
 
@@ -65,7 +67,8 @@ def test_a_released_world_dreams_as_its_run_does(store, world_run, tmp_path, mon
     taken, actions = torch.from_numpy(original.actions[None, 2:4]), torch.tensor([[0, 1]])
     dreams = [model.imagine(model.start(frames, taken), actions) for model in (shipped, trained)]
     assert torch.equal(*dreams)
-    assert not any(str(store) in path.read_text() for path in shipped.run.rglob("*.yaml"))
+    for path in shipped.run.rglob("*.yaml"):
+        assert str(store.parent.parent) not in path.read_text(), "it must not name folders of this machine"
 
 
 def test_clips_can_be_shipped_as_the_vqvae_shows_them(store, world_run, tmp_path):
@@ -78,5 +81,7 @@ def test_clips_can_be_shipped_as_the_vqvae_shows_them(store, world_run, tmp_path
 
 
 def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
+    with pytest.raises(ValueError, match="--clips must be an episode, a colon and a frame each, such as 109:40, got 9"):
+        release(str(world_run), str(store), ["9"], str(tmp_path / "out"))
     with pytest.raises(ValueError, match="episode 3 was not held out: expected one of 9"):
         release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"))

@@ -177,8 +177,8 @@ def test_a_run_goes_on_when_the_store_has_grown(store, vqvae_run, tmp_path):
 
 
 def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, vqvae_run, tmp_path):
-    deeper = replace(PRIOR_SIZES, blocks=2)
-    prior(str(store), str(vqvae_run), str(tmp_path / "run"), deeper, train_config(1), 2, 6, init=str(world_run))
+    deeper, other_seed = replace(PRIOR_SIZES, blocks=2), replace(train_config(1), seed=5)
+    prior(str(store), str(vqvae_run), str(tmp_path / "run"), deeper, other_seed, 2, 6, init=str(world_run))
     small, large = checkpoint.load_dynamics(world_run), checkpoint.load_dynamics(tmp_path / "run")
     assert len(large.blocks) == 2
     assert torch.allclose(large.embedding.weight, small.embedding.weight, atol=1e-2)
@@ -192,14 +192,13 @@ def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, v
 
 
 def test_a_prior_does_not_grow_from_one_of_another_kind(store, world_run, vqvae_run, tmp_path):
-    with pytest.raises(ValueError, match="a prior grows by blocks alone"):
-        Dynamics(replace(checkpoint.load_dynamics(world_run).config, hidden=16)).grow_from(
-            checkpoint.load_dynamics(world_run)
-        )
     other = tmp_path / "other"
     vqvae(str(store), str(other), VQVAE_SIZES, train_config(2), batch=8)
     with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
         prior(str(store), str(other), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, 6, init=str(world_run))
+    wider = replace(PRIOR_SIZES, hidden=16)
+    with pytest.raises(ValueError, match="a prior grows by blocks alone"):
+        prior(str(store), str(vqvae_run), str(tmp_path / "run"), wider, train_config(1), 2, 6, init=str(world_run))
     assert not (tmp_path / "run").exists()
 
 

@@ -18,7 +18,7 @@ from worldmodel.evaluation.heads import heads
 from worldmodel.evaluation.judges import inverse_dynamics, real_pairs
 from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actions
 from worldmodel.evaluation.page import Report
-from worldmodel.evaluation.prediction import BATCH, predict
+from worldmodel.evaluation.prediction import load_blind, predict
 from worldmodel.scores import vqvae_scores
 from worldmodel.world import DEFAULT, WorldModel
 
@@ -74,16 +74,20 @@ def evaluate(
         threads: of torch on the CPU; 0 leaves torch's own choice.
     """
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
-    if length <= CONTEXT or stretches < BATCH or min(clips, samples, horizon) < 1:
+    if length <= CONTEXT or horizon < 2 or min(frames, stretches, clips, samples, episodes) < 1 or long < 0:
         raise ValueError(
-            f"--length must be more than {CONTEXT}, --stretches {BATCH} or more, --clips, --samples and --horizon 1 or "
-            f"more, got {length}, {stretches}, {clips}, {samples} and {horizon}"
+            f"--length must be more than {CONTEXT}, --horizon more than 1, --long 0 or more, and --frames, "
+            f"--stretches, --clips, --samples and --episodes 1 or more"
         )
+    if long and long_frames < 2:
+        raise ValueError(f"--long_frames must be 2 or more, got {long_frames}; --long 0 leaves long dreams out")
     torch.set_num_threads(threads or torch.get_num_threads())
     recorded = EpisodeStore(store)
     model = None if vqvae else WorldModel.load(world, device)
     if model:
         model.check_actions(recorded.schema.action_names)
+        held_out_clips(recorded, 1, horizon, seed)  # to say now that no episode is long enough
+        unaware = load_blind(Path(blind), model) if blind else None
     network = model.vqvae if model else checkpoint.load_vqvae(Path(vqvae)).to(checkpoint.check_device(device))
     scores = {"settings": settings, "held_out_episodes": len(split(recorded)[1])}
     report = Report(f"The VQ-VAE {vqvae}" if vqvae else f"The world {world}", scores)
@@ -92,7 +96,7 @@ def evaluate(
     report.pictures["reconstruction"] = shown
     if model:
         codes = encoded(recorded, model.run / "vqvae", torch.device(device))
-        scores["bits_per_code"], scores["flip_probability"] = predict(model, codes, blind, stretches, length, seed)
+        scores["bits_per_code"], scores["flip_probability"] = predict(model, codes, unaware, stretches, length, seed)
         follow(report, model, recorded, codes)
         scores["heads"] = heads(model, codes, episodes)
         report.plots["reliability"] = plots.svg(plots.reliability(scores["heads"]["termination"]["calibration"]))
@@ -118,10 +122,13 @@ def follow(report: Report, model: WorldModel, recorded: EpisodeStore, codes: Epi
     dreams = dream(model, clips, clips.to_take, settings["samples"], temperature, seed)
     measured = open_loop(model, clips, dreams)
     scores["open_loop"] = {
-        measure: {name: by_horizon(values) for name, values in rows.items()} for measure, rows in measured.items()
+        measure: {name: by_horizon(values, clips.episodes) for name, values in rows.items()}
+        for measure, rows in measured.items()
     }
+    wins = (measured["psnr"]["dream"] > measured["psnr"]["copy last"]).float()
+    scores["dreams_above_copy_last"] = by_horizon(wins, clips.episodes)
     for measure, label in (("psnr", "PSNR (dB)"), ("ssim", "SSIM")):
-        report.plots[measure] = plots.svg(plots.curves(measured[measure], label))
+        report.plots[measure] = plots.svg(plots.curves(measured[measure], clips.episodes, label))
     report.pictures |= plots.strips(model, recorded, temperature, seed)
     report.pictures["worst"] = plots.worst(model, clips, dreams, measured["psnr"]["dream"])
 
@@ -132,7 +139,7 @@ def follow(report: Report, model: WorldModel, recorded: EpisodeStore, codes: Epi
 
     if settings["long"]:
         lengths = settings["long"], settings["long_frames"]
-        scores["drift"], long = drift(model, recorded, codes, pairs.shown, dreams, *lengths, temperature, seed)
+        scores["drift"], long = drift(model, recorded, codes, pairs.shown, *lengths, temperature, seed)
         report.pictures["long"] = plots.milestones(model, long)
 
 

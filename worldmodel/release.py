@@ -1,5 +1,6 @@
 """Turn a run into a world that can be shipped: ``python -m worldmodel.release --run runs/doom-prior …``."""
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from worldmodel.data.episode import Episode
 from worldmodel.data.store import EpisodeStore, Schema
 from worldmodel.data.windows import split
 from worldmodel.world import WorldModel
+
+PATHS = ("store", "vqvae", "init")  # what a configuration says of this machine
 
 
 def release(run: str, store: str, clips: list[str], out: str, length: int = 56, redrawn: bool = False) -> None:
@@ -30,27 +33,33 @@ def release(run: str, store: str, clips: list[str], out: str, length: int = 56, 
     if target.exists():
         raise ValueError(f"{target} is there already; remove it, or give another --out")
     held_out = {entry.number: entry for entry in split(episodes)[1]}
-    places = [tuple(int(part) for part in clip.split(":")) for clip in clips]
-    for number, _ in places:
+    places = [tuple(map(int, found.groups())) for clip in clips if (found := re.fullmatch(r"(\d+):(\d+)", clip))]
+    if len(places) < len(clips):
+        raise ValueError(
+            f"--clips must be an episode, a colon and a frame each, such as 109:40, got {', '.join(clips)}"
+        )
+    world, cuts = WorldModel.load(origin), []
+    for number, start in places:
         if number not in held_out:
             raise ValueError(f"episode {number} was not held out: expected one of {', '.join(map(str, held_out))}")
+        clip = cut(episodes, number, start, length)
+        if redrawn:
+            shown = world.decode(world.encode(torch.from_numpy(clip.observations.copy())))
+            clip = replace(clip, observations=shown.numpy())
+        cuts.append(clip)
     for part in (Path(), Path("vqvae")):
         values = checkpoint.read_config(origin / part)
-        values["data"] = {name: value for name, value in values["data"].items() if name not in ("store", "vqvae")}
+        values["data"] = {name: value for name, value in values["data"].items() if name not in PATHS}
         (target / part).mkdir(parents=True)
         (target / part / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         weights = checkpoint.read_tensors(origin / part / "model.safetensors")
         checkpoint.write_tensors(target / part / "model.safetensors", weights)
     schema = episodes.schema
     context = EpisodeStore.create(
-        target / "context", Schema(**{**asdict(schema), "provenance": {**schema.provenance, "clips": clips}})
+        target / "context",
+        Schema(**{**asdict(schema), "provenance": {**schema.provenance, "clips": clips, "redrawn": redrawn}}),
     )
-    world = WorldModel.load(origin)
-    for number, start in places:
-        clip = cut(episodes, number, start, length)
-        if redrawn:
-            shown = world.decode(world.encode(torch.from_numpy(clip.observations.copy())))
-            clip = replace(clip, observations=shown.numpy())
+    for clip in cuts:
         context.append(clip)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e6:.1f} MB, {len(context)} clips, {context.frames} frames")

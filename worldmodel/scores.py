@@ -65,12 +65,21 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
     return torch.cat(values)
 
 
-def interval(values: Tensor, seed: int = 0, resamples: int = 1000) -> dict[str, float]:
-    """The mean of (N,) values, and the interval that holds 95 % of the means of bootstrap resamples."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    low, high = values.double()[chosen].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"mean": float(values.double().mean()), "low": low, "high": high}
+def interval(values: Tensor, groups: Tensor | None = None, resamples: int = 1000) -> dict[str, float]:
+    """The mean of (N,) values, and the interval that holds 95 % of the means of bootstrap resamples.
+
+    Args:
+        groups: (N,) which of the values belong together, such as the clips of one episode: they are drawn or left out
+            together. Each value is a group of its own if not given.
+    """
+    values = values.double()
+    _, member = (torch.arange(len(values)) if groups is None else groups).unique(return_inverse=True)
+    counts = torch.bincount(member).double()
+    sums = torch.bincount(member, values)
+    chosen = torch.randint(len(sums), (resamples, len(sums)), generator=torch.Generator().manual_seed(0))
+    means = sums[chosen].sum(1) / counts[chosen].sum(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"mean": float(values.mean()), "low": low, "high": high}
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float:
@@ -118,9 +127,9 @@ def shuffle_actions(batch: Batch) -> Batch:
 
 
 @torch.no_grad()
-def bits(network: Dynamics, batch: Batch) -> Tensor:
-    """Bits per code of every predicted frame, (B, T-1)."""
-    nats, _ = network.score(batch.codes, batch.codes[:, :-1], batch.actions)
+def bits(network: Dynamics, codes: Tensor, actions: Tensor) -> Tensor:
+    """Bits per code of every frame but the first, (B, T-1), from codes (B, T, H, W) and actions (B, T-1)."""
+    nats, _ = network.score(codes, codes[:, :-1], actions)
     return nats / math.log(2)
 
 

@@ -103,11 +103,14 @@ def prior(
         reward_scale=model.reward_scale or checkpoint.remembered(folder, "reward_scale") or reward_scale(codes),
     )
     data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, "init": init, **asdict(codes.schema)}
-    if init and checkpoint.digest(Path(init) / "vqvae") != checkpoint.digest(origin):
-        raise ValueError(f"--init {init} predicts the codes of another VQ-VAE than {vqvae}; use that one, or no --init")
+    torch.manual_seed(train.seed)
+    network = Dynamics(model, tokenizer.quantizer.codebook)
+    if init and not (folder / "train.safetensors").exists():
+        if checkpoint.digest(Path(init) / "vqvae") != checkpoint.digest(origin):
+            raise ValueError(f"--init {init} predicts the codes of another VQ-VAE than {vqvae}; give that one")
+        network.grow_from(checkpoint.load_dynamics(Path(init)))
     checkpoint.adopt(folder, origin)
     checkpoint.begin(folder, "prior", model, train, data)
-    torch.manual_seed(train.seed)
     windows = StepWindows(codes, learnt, batch, length, train.seed)
     unseen = StepWindows(codes, held_out, PRIOR_BATCH, length, train.seed + 1)
     shown = [part[0] for part in StepWindows(codes, held_out, 1, SHOWN, train.seed + 2)(0)[:2]]
@@ -117,9 +120,6 @@ def prior(
         media.write(folder / "pictures" / f"{step:07d}.png", picture[None], scale=1)
         return prior_scores(network, [Batch(*unseen(number)) for number in range(PRIOR_BATCHES)])
 
-    network = Dynamics(model, tokenizer.quantizer.codebook)
-    if init:
-        network.grow_from(checkpoint.load_dynamics(Path(init)))
     fit(network, lambda step: Batch(*windows(step)), evaluate, train, folder)
 
 

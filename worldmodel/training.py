@@ -127,8 +127,10 @@ def in_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     """Whether to compute in bfloat16: as the configuration says, or else if the hardware is made for it."""
     if config.precision != "auto":
         return config.precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot say
-    return device.type == "cuda" or any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class Log:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -19,6 +20,7 @@ class Clips(NamedTuple):
 
     frames: Tensor  # (N, CONTEXT + T, H, W, 3) uint8
     actions: Tensor  # (N, CONTEXT + T - 1) int64, those between the frames
+    episodes: Tensor  # (N,) int64, the numbers of the episodes
 
     @property
     def truth(self) -> Tensor:
@@ -40,11 +42,14 @@ def held_out_clips(store: EpisodeStore, count: int, horizon: int, seed: int) -> 
     return Clips(*stretches(store, split(store)[1], count, CONTEXT + horizon, seed))
 
 
-def stretches(store: EpisodeStore, entries: list[Entry], count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+def stretches(
+    store: EpisodeStore, entries: list[Entry], count: int, length: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Random stretches that do not pass the end of their episode.
 
     Returns:
-        Observations (count, length, *shape) and the actions between them (count, length - 1).
+        Observations (count, length, *shape), the actions between them (count, length - 1), and the numbers of the
+        episodes (count,).
 
     Raises:
         ValueError: if no episode is that long.
@@ -52,17 +57,15 @@ def stretches(store: EpisodeStore, entries: list[Entry], count: int, length: int
     enough = [entry for entry in entries if entry.observations >= length]
     if not enough:
         longest = max(entry.observations for entry in entries)
-        raise ValueError(
-            f"stretches of {length} frames were wanted, the longest such episode of {store.path} has {longest}; "
-            f"ask for a shorter --horizon"
-        )
-    windows, rows, number = StepWindows(store, enough, count, length, seed), [], 0
-    while sum(len(part[0]) for part in rows) < count:
-        observations, actions, _, _, valid, _ = windows(number)
-        rows.append((observations[valid.all(1)], actions[valid.all(1)]))
-        number += 1
-    observations, actions = (torch.cat(parts)[:count] for parts in zip(*rows, strict=True))
-    return observations, actions
+        raise ValueError(f"stretches of {length} frames need longer episodes than {store.path} has: at most {longest}")
+    windows, random = StepWindows(store, enough, 1, length, seed), np.random.default_rng(seed)
+    ends, rows = np.cumsum([entry.observations - length + 1 for entry in enough]), []
+    for place in random.integers(ends[-1], size=count):
+        which = int(np.searchsorted(ends, place, side="right"))
+        start = int(place - ends[which]) + enough[which].observations - length + 1
+        rows.append((*windows.read(enough[which], start)[:2], enough[which].number))
+    observations, actions, episodes = zip(*rows, strict=True)
+    return torch.from_numpy(np.stack(observations)), torch.from_numpy(np.stack(actions)), torch.tensor(episodes)
 
 
 def begin(world: WorldModel, clips: Clips, part: slice, times: int = 1) -> NamedTuple:

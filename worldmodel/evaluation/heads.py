@@ -8,6 +8,8 @@ from worldmodel.data.windows import StepWindows, split
 from worldmodel.scores import auroc, calibration
 from worldmodel.world import WorldModel
 
+AT_ONCE = 128  # steps
+
 
 @torch.no_grad()
 def heads(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
@@ -22,9 +24,13 @@ def heads(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
     for entry in tqdm(split(codes)[1][:episodes], unit="episode", desc="heads", leave=False):
         whole = StepWindows(codes, [entry], 1, entry.steps + 1, 0)
         seen, actions, reward, terminated, _, _ = (torch.from_numpy(part)[None] for part in whole.read(entry, 0))
-        outlook = world.dynamics.outlook(seen[:, :-1].to(world.device), actions.to(world.device))
-        expected.append(outlook.rewards[0].cpu())
-        probabilities.append(outlook.termination[0].sigmoid().cpu())
+        seen = seen[:, :-1]
+        for start in range(0, entry.steps, AT_ONCE):
+            part = slice(max(0, start - world.dynamics.config.context), start + AT_ONCE)
+            new = slice(start - part.start, None)  # the others are there to be remembered
+            outlook = world.dynamics.outlook(seen[:, part].to(world.device), actions[:, part].to(world.device))
+            expected.append(outlook.rewards[0, new].cpu())
+            probabilities.append(outlook.termination[0, new].sigmoid().cpu())
         rewards.append(reward[0])
         ends.append(terminated[0] > 0)
     said, was, chance, ended = (torch.cat(parts) for parts in (expected, rewards, probabilities, ends))

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split
 from worldmodel.evaluation.clips import CONTEXT, Clips, stretches
-from worldmodel.scores import auroc
+from worldmodel.scores import interval
 from worldmodel.world import WorldModel
 
 RUN = 5  # frames that are read in a row to make pairs of
@@ -73,7 +73,7 @@ class Pairs(NamedTuple):
 
 def real_pairs(world: WorldModel, store: EpisodeStore, seed: int) -> Pairs:
     """Random PAIRS to learn from."""
-    frames, actions = stretches(store, split(store)[0], PAIRS // (RUN - 1), RUN, seed)
+    frames, actions, _ = stretches(store, split(store)[0], PAIRS // (RUN - 1), RUN, seed)
     shown = world.decode(world.encode(frames.flatten(0, 1))).view_as(frames)
     return Pairs(neighbours(frames), neighbours(shown), actions.flatten())
 
@@ -92,25 +92,30 @@ def inverse_dynamics(
     first ``horizon`` steps of the clips, and of the dreams (N, S, T, h, w) that took the same actions.
 
     Returns:
-        Its accuracy on ``real`` pairs, on real pairs as shown by the ``vqvae`` and on ``dreamed`` ones; ``ratio`` is
-        dreamed / real, ``majority`` what naming the most frequent action every time would score. ``confusion`` has
-        (true, named) frequencies by row, for real and dreamed pairs.
+        Its accuracy, an interval over episodes, on ``real`` pairs, on real pairs as shown by the ``vqvae`` and on
+        ``dreamed`` ones; ``majority``, what naming the most frequent action every time would score; ``ratio`` of
+        dreamed to real, and ``skill``, the same ratio of what lies above the majority. ``confusion`` has (true, named)
+        frequencies by row, for real and dreamed pairs.
     """
     names = world.action_names
     mixed = torch.cat([pairs.recorded[::2], pairs.shown[1::2]])
     judge = train_judge(mixed, torch.cat([pairs.actions[::2], pairs.actions[1::2]]), len(names), seed=seed)
     horizon = min(horizon, dreams.shape[2])
-    taken = clips.to_take[:, :horizon].flatten()
+    taken, episodes = clips.to_take[:, :horizon].flatten(), clips.episodes.repeat_interleave(horizon)
     real = clips.frames[:, CONTEXT - 1 : CONTEXT + horizon]
     seen = world.decode(world.encode(real.flatten(0, 1))).view_as(real)
     dreamt = world.decode(dreams[:, 0, :horizon].flatten(0, 1)).view_as(clips.truth[:, :horizon])
     films = {"real": real, "vqvae": seen, "dreamed": torch.cat([seen[:, :1], dreamt], 1)}
     named = {name: verdicts(judge, neighbours(film)).argmax(-1) for name, film in films.items()}
-    result = {name: float((answer == taken).float().mean()) for name, answer in named.items()}
-    result["ratio"] = result["dreamed"] / max(result["real"], 1e-9)
-    result["majority"] = float(torch.bincount(taken).max() / len(taken))
-    result["confusion"] = {name: confusion(taken, named[name], len(names)) for name in ("real", "dreamed")}
-    return result
+    result: dict = {name: interval((answer == taken).float(), episodes) for name, answer in named.items()}
+    majority = float(torch.bincount(taken).max() / len(taken))
+    real_mean, dreamed_mean = result["real"]["mean"], result["dreamed"]["mean"]
+    return result | {
+        "majority": majority,
+        "ratio": dreamed_mean / max(real_mean, 1e-9),
+        "skill": (dreamed_mean - majority) / max(real_mean - majority, 1e-9),
+        "confusion": {name: confusion(taken, named[name], len(names)) for name in ("real", "dreamed")},
+    }
 
 
 def confusion(true: Tensor, named: Tensor, classes: int) -> list[list[float]]:
@@ -125,7 +130,6 @@ def teach_to_tell_dreams(real: Tensor, dreamed: Tensor, seed: int = 0) -> Judge:
     return train_judge(torch.cat([real, dreamed]), labels, 2, seed=seed)
 
 
-def told_apart(judge: Judge, real: Tensor, dreamed: Tensor) -> float:
-    """How well it does, as AUROC: 0.5 if dreams look real, 1 if they never do."""
-    scores = torch.cat([verdicts(judge, pairs)[:, 1] for pairs in (real, dreamed)])
-    return auroc(scores, torch.arange(len(scores)) >= len(real))
+def log_odds(judge: Judge, pairs: Tensor) -> Tensor:
+    """How sure a judge of two classes is that pairs (N, 2, H, W, 3) are dreamed: (N,) logits."""
+    return torch.logit(verdicts(judge, pairs)[:, 1], 1e-6)

@@ -19,7 +19,8 @@ def open_loop(world: WorldModel, clips: Clips, dreams: Tensor) -> dict[str, dict
         dreams: (N, S, T, h, w), S samples for each of N clips.
 
     Returns:
-        For each measure, (N, T) values of: ``dream``, the mean over the samples; ``best dream``, the best of them;
+        For each measure, (N, T) values of: ``dream``, the mean over the samples; ``best dream``, that of them which is
+        best over the whole horizon;
         ``copy last``, the last real frame repeated; ``vqvae alone``, the true frames encoded and decoded, which no
         dream can be expected to pass.
     """
@@ -38,13 +39,14 @@ def open_loop(world: WorldModel, clips: Clips, dreams: Tensor) -> dict[str, dict
     for measure, by_name in values.items():
         stacked = {name: torch.stack(rows) for name, rows in by_name.items()}
         sampled = torch.stack([stacked.pop(f"sample {number}") for number in samples])  # (S, N, T)
-        result[measure] = {"dream": sampled.mean(0), "best dream": sampled.amax(0), **stacked}
+        best = sampled[sampled.mean(2).argmax(0), torch.arange(len(dreams))]
+        result[measure] = {"dream": sampled.mean(0), "best dream": best, **stacked}
     return result
 
 
-def by_horizon(values: Tensor) -> dict[int, dict[str, float]]:
-    """Mean and interval over clips of (N, T) values, at the horizons that people quote."""
-    return {horizon: interval(values[:, horizon - 1]) for horizon in HORIZONS if horizon <= values.shape[1]}
+def by_horizon(values: Tensor, episodes: Tensor) -> dict[int, dict[str, float]]:
+    """Mean and interval of (N, T) values of clips of ``episodes`` (N,), at the horizons that people quote."""
+    return {horizon: interval(values[:, horizon - 1], episodes) for horizon in HORIZONS if horizon <= values.shape[1]}
 
 
 def worth_of_actions(world: WorldModel, clips: Clips, temperature: float, seed: int) -> dict[int, dict[str, float]]:
@@ -62,4 +64,4 @@ def worth_of_actions(world: WorldModel, clips: Clips, temperature: float, seed: 
         pictures = world.decode(imagined.flatten(0, 2))
         scored.append(psnr(pictures, truth.flatten(0, 1)).unflatten(0, taken.shape))
     gain = scored[0] - scored[1]  # (N, T)
-    return {at: interval(gain[:, at - 1]) for at in CONTROLLED if at <= horizon}
+    return {at: interval(gain[:, at - 1], clips.episodes) for at in CONTROLLED if at <= horizon}

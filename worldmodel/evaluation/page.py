@@ -34,7 +34,7 @@ class Report:
     def write(self, folder: Path) -> None:
         """Write scores.json, index.html and the pictures."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "scores.json", (json.dumps(self.scores, indent=2) + "\n").encode())
+        write_atomically(folder / "scores.json", (json.dumps(self.scores, indent=2, allow_nan=False) + "\n").encode())
         for name, picture in self.pictures.items():
             media.write(folder / f"{name}.png", picture[None], scale=1)
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

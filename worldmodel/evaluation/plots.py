@@ -31,12 +31,12 @@ def svg(figure: Figure) -> str:
     return file.getvalue()[file.getvalue().index("<svg") :]
 
 
-def curves(values: dict[str, Tensor], label: str) -> Figure:
-    """(N, T) values of several contestants over the horizon, with the interval of the mean."""
+def curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:
+    """(N, T) values of several contestants over the horizon, with the interval of the mean over ``episodes`` (N,)."""
     figure = Figure((4.9, 2.9))
     axes = figure.subplots()
     for name, rows in values.items():
-        points = [interval(column) for column in rows.T]
+        points = [interval(column, episodes) for column in rows.T]
         horizons = range(1, len(points) + 1)
         axes.plot(horizons, [point["mean"] for point in points], STYLES[name], label=name)
         low, high = ([point[end] for point in points] for end in ("low", "high"))
@@ -90,7 +90,7 @@ def strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int
         if place is None:
             continue
         frames, actions = (torch.from_numpy(part.copy())[None] for part in place)
-        clip = Clips(frames, actions)
+        clip = Clips(frames, actions, torch.zeros(1, dtype=torch.int64))
         codes = dream(world, clip, clip.to_take, temperature=temperature, seed=seed)[0, 0]
         made[f"strip_{name}"] = pairs_of_rows(frames, torch.cat([frames[0, :CONTEXT], world.decode(codes)])[None])
     return made

@@ -7,18 +7,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint
-from worldmodel.core.dynamics import Batch
+from worldmodel.core.dynamics import Dynamics
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import StepWindows, split
-from worldmodel.evaluation.clips import CONTEXT
-from worldmodel.scores import CopyLast, Unigram, bits, interval, shuffle_actions
+from worldmodel.data.windows import split
+from worldmodel.evaluation.clips import CONTEXT, stretches
+from worldmodel.scores import CopyLast, Unigram, bits, interval
 from worldmodel.world import WorldModel
 
 BATCH = 4
 
 
 def predict(
-    world: WorldModel, codes: EpisodeStore, blind: str, stretches: int, length: int, seed: int
+    world: WorldModel, codes: EpisodeStore, blind: Dynamics | None, count: int, length: int, seed: int
 ) -> tuple[dict[str, dict], float]:
     """Bits of the world and of its baselines on held-out stretches, over all frames but the first CONTEXT.
 
@@ -26,43 +26,52 @@ def predict(
     only to a prior trained with ``untold`` above 0). The baselines are fitted to training episodes.
 
     Args:
-        blind: run folder of a prior trained with ``model.context`` 0, or nothing.
+        blind: a prior of single frames, or none.
+        count: of stretches.
+        length: of each, in frames.
 
     Returns:
-        Rows of ``bits_per_code``, an interval over stretches, and ``bits_per_frame``; the flip probability of
+        Rows of ``bits_per_code``, an interval over episodes, and ``bits_per_frame``; the flip probability of
         ``copy last or flip``.
     """
-    learnt, held_out = split(codes)
-    windows = StepWindows(codes, held_out, BATCH, length, seed)
-    config = world.dynamics.config
-    seen = [Batch(*StepWindows(codes, learnt, BATCH, length, seed)(number)) for number in range(stretches)]
-    sample = torch.cat([batch.codes[batch.frame_valid.all(1)] for batch in seen])  # (N, T, H, W), none of it padding
-    unigram = Unigram(sample, config.codes)
-    copy = CopyLast(sample, unigram)
-    unaware = checkpoint.load_dynamics(Path(blind)).to(world.device) if blind else None
+    config, (learnt, held_out) = world.dynamics.config, split(codes)
+    seen, _, _ = stretches(codes, learnt, 4 * count, length, seed)
+    unigram = Unigram(seen, config.codes)
+    copy = CopyLast(seen, unigram)
+    films, actions, episodes = stretches(codes, held_out, count, length, seed)
     rows: dict[str, list[Tensor]] = {}
-    for number in tqdm(range(stretches // BATCH), unit="batch", desc="predict", leave=False):
-        batch = Batch(*windows(number))
-        there = Batch(*(part.to(world.device) for part in batch))
+    parts = zip(films.split(BATCH), actions.split(BATCH), strict=True)
+    for film, taken in tqdm(parts, total=-(-count // BATCH), unit="batch", desc="predict", leave=False):
+        there, told = film.to(world.device), taken.to(world.device)
         scored = {
-            "true actions": bits(world.dynamics, there).cpu(),
-            "shuffled actions": bits(world.dynamics, shuffle_actions(there)).cpu(),
-            "unigram": unigram.bits(batch.codes),
-            "copy last or flip": copy.bits(batch.codes),
+            "true actions": bits(world.dynamics, there, told),
+            "shuffled actions": bits(world.dynamics, there, told.roll(1, 0)),
         }
         if config.untold:
-            scored["no actions"] = bits(
-                world.dynamics, there._replace(actions=torch.full_like(there.actions, -1))
-            ).cpu()
-        if unaware:
-            scored["no context, no actions"] = bits(unaware, there).cpu()
-        valid = batch.frame_valid[:, CONTEXT:]
-        some = valid.any(1)  # an episode may be too short to score
+            scored["no actions"] = bits(world.dynamics, there, torch.full_like(told, -1))
+        if blind:
+            scored["no context, no actions"] = bits(blind, there, told)
+        scored |= {"copy last or flip": copy.bits(film), "unigram": unigram.bits(film)}
         for name, values in scored.items():
-            rows.setdefault(name, []).append(((values[:, CONTEXT - 1 :] * valid).sum(1) / valid.sum(1))[some])
-    codes_of_a_frame = config.grid[0] * config.grid[1]
+            rows.setdefault(name, []).append(values[:, CONTEXT - 1 :].mean(1).cpu())
     result = {}
     for name, values in rows.items():
-        per_code = interval(torch.cat(values))
-        result[name] = {"bits_per_code": per_code, "bits_per_frame": per_code["mean"] * codes_of_a_frame}
+        per_code = interval(torch.cat(values), episodes)
+        result[name] = {"bits_per_code": per_code, "bits_per_frame": per_code["mean"] * config.grid[0] * config.grid[1]}
     return result, copy.flip
+
+
+def load_blind(run: Path, world: WorldModel) -> Dynamics:
+    """The prior of single frames that is the baseline of a world.
+
+    Raises:
+        ValueError: if it knows a past, or other codes.
+    """
+    prior = checkpoint.load_dynamics(run).to(world.device)
+    if prior.config.context:
+        raise ValueError(
+            f"--blind {run} must be a prior trained with --model.context 0, it knows {prior.config.context} frames"
+        )
+    if checkpoint.digest(run / "vqvae") != checkpoint.digest(world.run / "vqvae"):
+        raise ValueError(f"--blind {run} predicts the codes of another VQ-VAE than the world {world.run}")
+    return prior
