@@ -303,7 +303,7 @@ def test_evaluate_writes_a_page_with_every_number_and_picture(
     [
         ({"length": 6}, "--length must be more than 6"),
         ({"horizon": 1}, "--horizon more than 1"),
-        ({"episodes": 0}, "--episodes 1 or more"),
+        ({"episodes": 0}, "--episodes and --threads 1 or more"),
         ({"long_frames": 1}, "--long_frames must be 2 or more, got 1"),
         ({"horizon": 30}, "stretches of 36 frames need longer episodes than .* at most 21"),
     ],

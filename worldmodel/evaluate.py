@@ -43,7 +43,7 @@ def evaluate(
     seed: int = 0,
     out: str = "evaluation",
     device: str = "cpu",
-    threads: int = 0,
+    threads: int = 1,
 ) -> None:
     """Measure a world on the episodes of a store that training held out.
 
@@ -71,17 +71,17 @@ def evaluate(
         seed: of the choice of stretches and clips, of the nets that judge, and of the dreams.
         out: folder to write.
         device: cpu or cuda.
-        threads: of torch on the CPU; 0 leaves torch's own choice.
+        threads: of torch on the CPU; more than one wait for each other more than they help.
     """
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
-    if length <= CONTEXT or horizon < 2 or min(frames, stretches, clips, samples, episodes) < 1 or long < 0:
+    if length <= CONTEXT or horizon < 2 or min(frames, stretches, clips, samples, episodes, threads) < 1 or long < 0:
         raise ValueError(
             f"--length must be more than {CONTEXT}, --horizon more than 1, --long 0 or more, and --frames, "
-            f"--stretches, --clips, --samples and --episodes 1 or more"
+            f"--stretches, --clips, --samples, --episodes and --threads 1 or more"
         )
     if long and long_frames < 2:
         raise ValueError(f"--long_frames must be 2 or more, got {long_frames}; --long 0 leaves long dreams out")
-    torch.set_num_threads(threads or torch.get_num_threads())
+    torch.set_num_threads(threads)
     recorded = EpisodeStore(store)
     model = None if vqvae else WorldModel.load(world, device)
     if model:
