@@ -1,5 +1,6 @@
 """Training goes on where it was stopped, whatever stopped it."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -94,6 +95,7 @@ def test_a_run_folder_holds_what_is_needed_to_use_it(world_run):
     assert checkpoint.load_vqvae(world_run / "vqvae").quantizer.config.codes == 16
     assert {path.suffix for path in world_run.rglob("*") if path.is_file()} <= {
         ".yaml",
+        ".lock",
         ".safetensors",
         ".jsonl",
         ".png",
@@ -219,6 +221,18 @@ def test_the_precision_is_what_was_asked_for(precision, expected, tmp_path):
 def make(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(store, tmp_path):
+    vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, train_config(1), batch=8)
+    before = (tmp_path / "run" / "train.safetensors").read_bytes()
+    with open(tmp_path / "run" / "train.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process is training"):
+            vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, train_config(4), batch=8)
+    assert (tmp_path / "run" / "train.safetensors").read_bytes() == before
+    vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, train_config(4), batch=8)
+    assert checkpoint.read_step(tmp_path / "run" / "train.safetensors") == 4
 
 
 def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):

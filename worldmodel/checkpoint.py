@@ -5,6 +5,7 @@
     config.yaml              kind and sizes of the model, how it was trained, on what data
     model.safetensors        its weights
     train.safetensors        weights, optimizer and step to resume from
+    train.lock               held by the process that trains it
     metrics.jsonl            one line each time something was measured
     pictures/ tensorboard/   what it looked like on the way
     vqvae/                   in a prior's run: the model whose codes it predicts

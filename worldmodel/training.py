@@ -1,6 +1,7 @@
 """The training loop, for every model of the package."""
 
 import copy
+import fcntl
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,7 +75,19 @@ def fit(
 
     Raises:
         FloatingPointError: if the loss stops being a number; the last save is kept.
+        ValueError: if another process is training this run.
     """
+    with open(run / "train.lock", "w") as lock:  # held until the file is closed, or the process ends, however it ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
+        return _fit(model, batches, evaluate, config, run)
+
+
+def _fit(
+    model: nn.Module, batches: Callable[[int], Any], evaluate: Evaluation, config: TrainConfig, run: Path
+) -> nn.Module:
     device = pick_device(config)
     model = model.to(device)
     averaged = copy.deepcopy(model).eval()
