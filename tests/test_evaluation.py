@@ -263,6 +263,13 @@ def test_walks_take_the_held_out_actions_in_their_order(stripes):
         assert any(torch.equal(taken.roll(-shift)[:30], walk) for shift in range(len(taken)))
 
 
+def test_every_number_of_a_confusion_matrix_stands_in_its_cell():
+    table = [[0.25, 0.75], [0.9, 0.1]]
+    axes = plots.matrices({"real": table}, ("left", "right")).axes[0]
+    written = {text.get_position(): float(text.get_text()) for text in axes.texts}
+    assert written == {(0.5, 0.5): 0.25, (1.5, 0.5): 0.75, (0.5, 1.5): 0.9, (1.5, 1.5): 0.1}
+
+
 def test_the_strip_of_an_action_is_where_it_is_held_longest(stripes):
     for action in range(3):
         _, actions = plots.longest(stripes, action)
@@ -303,6 +310,7 @@ def test_evaluate_writes_a_page_with_every_number_and_picture(
     [
         ({"length": 6}, "--length must be more than 6"),
         ({"horizon": 1}, "--horizon more than 1"),
+        ({"stretches": 9}, "--stretches must be a multiple of 4, which swap their actions, got 9"),
         ({"episodes": 0}, "--episodes and --threads 1 or more"),
         ({"long_frames": 1}, "--long_frames must be 2 or more, got 1"),
         ({"horizon": 30}, "stretches of 36 frames need longer episodes than .* at most 21"),

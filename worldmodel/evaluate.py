@@ -18,7 +18,7 @@ from worldmodel.evaluation.heads import heads
 from worldmodel.evaluation.judges import inverse_dynamics, real_pairs
 from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actions
 from worldmodel.evaluation.page import Report
-from worldmodel.evaluation.prediction import load_blind, predict
+from worldmodel.evaluation.prediction import BATCH, load_blind, predict
 from worldmodel.scores import vqvae_scores
 from worldmodel.world import DEFAULT, WorldModel
 
@@ -81,6 +81,8 @@ def evaluate(
         )
     if long and long_frames < 2:
         raise ValueError(f"--long_frames must be 2 or more, got {long_frames}; --long 0 leaves long dreams out")
+    if stretches % BATCH:
+        raise ValueError(f"--stretches must be a multiple of {BATCH}, which swap their actions, got {stretches}")
     torch.set_num_threads(threads)
     recorded = EpisodeStore(store)
     model = None if vqvae else WorldModel.load(world, device)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from worldmodel.core.dynamics import Memory
 from worldmodel.data.store import Entry, EpisodeStore
 from worldmodel.data.windows import StepWindows, split
 from worldmodel.world import WorldModel
@@ -68,10 +69,10 @@ def stretches(
     return torch.from_numpy(np.stack(observations)), torch.from_numpy(np.stack(actions)), torch.tensor(episodes)
 
 
-def begin(world: WorldModel, clips: Clips, part: slice, times: int = 1) -> NamedTuple:
+def begin(world: WorldModel, clips: Clips, part: slice, times: int = 1) -> Memory:
     """The state after the real frames of some of the clips, each ``times`` times over."""
-    state = clips.frames[part, :CONTEXT].repeat_interleave(times, 0)
-    return world.start(state, clips.actions[part, : CONTEXT - 1].repeat_interleave(times, 0))
+    frames = clips.frames[part, :CONTEXT].repeat_interleave(times, 0)
+    return world.start(frames, clips.actions[part, : CONTEXT - 1].repeat_interleave(times, 0))
 
 
 def dream(

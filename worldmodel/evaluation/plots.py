@@ -54,7 +54,8 @@ def matrices(tables: dict[str, list[list[float]]], names: tuple[str, ...]) -> Fi
         axes.pcolormesh(table, vmin=0, vmax=1, cmap="Blues")
         for row, column in np.ndindex(len(names), len(names)):
             share = table[row][column]
-            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.6 else "black")
+            color = "white" if share > 0.6 else "black"
+            axes.text(column + 0.5, row + 0.5, f"{share:.2f}", ha="center", va="center", color=color, fontsize=7)
         axes.set(title=title, xlabel="named", ylabel="taken", aspect="equal")
         axes.invert_yaxis()
         axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=45, ha="right")
