@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,11 @@ class DoomEnv(gym.Env):
     Args:
         scenario: one of :data:`SCENARIOS`; ignored when ``map`` is given.
         map: a Freedoom map of the first game, ``"E1M1"`` to ``"E4M9"``, instead of a scenario.
+        actions: names of those to offer, in this order; by default the nine of :data:`envs.actions.NAVIGATION`, and
+            ``attack`` where the scenario has it.
 
     Raises:
-        ValueError: for an unknown scenario or map.
+        ValueError: for an unknown scenario, map or action.
     """
 
     metadata = {
@@ -62,7 +65,11 @@ class DoomEnv(gym.Env):
     }
 
     def __init__(
-        self, scenario: str = "health_gathering_supreme", map: str | None = None, render_mode: str | None = None
+        self,
+        scenario: str = "health_gathering_supreme",
+        map: str | None = None,
+        actions: Sequence[str] = (),
+        render_mode: str | None = None,
     ) -> None:
         if map is None and scenario not in SCENARIOS:
             raise ValueError(unknown("scenario", scenario, SCENARIOS))
@@ -76,7 +83,7 @@ class DoomEnv(gym.Env):
         scratch = tempfile.mkdtemp(prefix=f"vizdoom-{os.getpid()}-")
         self.game = vizdoom.DoomGame()
         self._shut = weakref.finalize(self, _shut, self.game, scratch)
-        motions = _launch(self.game, scenario, map, scratch)
+        motions = _select(_launch(self.game, scenario, map, scratch), actions)
         self.action_names = tuple(motions)
         self._commands = [_command(motion) for motion in motions.values()]
         self.action_space = gym.spaces.Discrete(len(motions))
@@ -137,6 +144,13 @@ def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, scratch: str
     finally:
         os.chdir(here)
     return {**NAVIGATION, **(ATTACK if attacks else {})}
+
+
+def _select(motions: dict[str, Motion], names: Sequence[str]) -> dict[str, Motion]:
+    for name in names:
+        if name not in motions:
+            raise ValueError(unknown("action", name, motions))
+    return {name: motions[name] for name in names} if names else motions
 
 
 def _shut(game: vizdoom.DoomGame, scratch: str) -> None:

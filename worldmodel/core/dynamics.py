@@ -40,6 +40,9 @@ class DynamicsConfig:
         layers: of it.
         noise: share of the remembered codes replaced by random ones in training, so that small mistakes of a dream
             do not add up.
+        imagined: share of the remembered frames replaced in training by ones that the prior draws in their place,
+            each code given the true ones before it, so that it learns to go on from pictures of its own (parallel
+            scheduled sampling, Mihaylova & Martins 2019, over frames).
         untold: share of stretches whose actions are kept from it in training, so that it can also do without.
         reward_scale: typical size of a reward, which the squared error is measured in; 0 has ``worldmodel.train``
             measure it.
@@ -59,6 +62,7 @@ class DynamicsConfig:
     hidden: int = 64
     layers: int = 6
     noise: float = 0.02
+    imagined: float = 0.0
     untold: float = 0.0
     reward_scale: float = 0.0
 
@@ -132,12 +136,14 @@ class Dynamics(nn.Module):
         """The training loss: nats per code, plus the squared error of rewards and the nats of terminations.
 
         Args:
-            generator: for the noise on the remembered codes, in training mode.
+            generator: for what is drawn in training mode: frames imagined, noise, actions not told.
         """
         known, actions = batch.codes[:, :-1], batch.actions
         if self.training and self.config.untold:
             untold = torch.rand(len(actions), 1, generator=generator, device=actions.device) < self.config.untold
             actions = torch.where(untold, -1, actions)
+        if self.training and self.config.imagined:
+            known = self._imagined(batch.codes, actions, generator)
         if self.training and self.config.noise:
             noisy = torch.rand(known.shape, generator=generator, device=known.device) < self.config.noise
             random = torch.randint(self.config.codes, known.shape, generator=generator, device=known.device)
@@ -166,8 +172,7 @@ class Dynamics(nn.Module):
             Nats per code (B, T-1), and the outlook.
         """
         outlook, targets = self.outlook(known, actions), codes[:, 1:]
-        logits = self.wavefront(targets.flatten(0, 1), outlook.condition.flatten(0, 1))
-        nats = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none")
+        nats = F.cross_entropy(self._logits(targets, outlook).flatten(0, 2), targets.flatten(), reduction="none")
         return nats.view(targets.shape).mean((2, 3)), outlook
 
     def outlook(self, codes: Tensor, actions: Tensor) -> Outlook:
@@ -248,6 +253,19 @@ class Dynamics(nn.Module):
         outlook = self._outlook(x, memory.codes[:, None], memory.actions[:, None])
         return memory, Outlook(*(part[:, 0] for part in outlook))
 
+    def _logits(self, targets: Tensor, outlook: Outlook) -> Tensor:
+        """Of known frames (B, T, H, W), each code told those before it: (B·T, H, W, codes) float32."""
+        return self.wavefront(targets.flatten(0, 1), outlook.condition.flatten(0, 1)).float()
+
+    @torch.no_grad()
+    def _imagined(self, codes: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The frames (B, T-1, H, W) that are told to have come before T, some of them drawn by the prior itself."""
+        known, targets = codes[:, :-1], codes[:, 1:-1]
+        odds = self._logits(targets, self.outlook(known[:, :-1], actions[:, :-1])).softmax(-1)
+        drawn = (odds / torch.empty_like(odds).exponential_(generator=generator)).argmax(-1).view(targets.shape)
+        chosen = torch.rand(targets.shape[:2], generator=generator, device=codes.device) < self.config.imagined
+        return torch.cat([known[:, :1], torch.where(chosen[..., None, None], drawn, targets)], 1)
+
     def _frame_features(self, codes: Tensor, actions: Tensor) -> Tensor:
         """One frame and its action as patches: (B, T, H, W), (B, T) -> (B, T, patches, width)."""
         patch = self.config.patch
@@ -286,7 +304,7 @@ class Dynamics(nn.Module):
         Raises:
             ValueError: if the two differ in more than blocks, the ways of training and the scale of rewards.
         """
-        free = {"blocks": 0, "noise": 0.0, "untold": 0.0, "reward_scale": 0.0}
+        free = {"blocks": 0, "noise": 0.0, "imagined": 0.0, "untold": 0.0, "reward_scale": 0.0}
         if replace(self.config, **free) != replace(other.config, **free) or self.config.blocks < other.config.blocks:
             raise ValueError(f"a prior grows by blocks alone, got {other.config} to grow into {self.config}")
         self.load_state_dict(other.state_dict(), strict=False)
