@@ -4,3 +4,5 @@ import gymnasium
 
 gymnasium.register("Doom-v0", entry_point="envs.doom:DoomEnv")
 gymnasium.register("Lab-v0", entry_point="envs.lab:LabEnv")
+gymnasium.register("Dream-v0", entry_point="envs.dream:DreamEnv", vector_entry_point="envs.dream:DreamVectorEnv")
+gymnasium.register("Encoded-v0", entry_point="envs.encoded:EncodedEnv")

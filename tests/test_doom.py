@@ -95,6 +95,15 @@ def test_a_scenario_has_the_nine_names_and_attack_where_it_is_its_own(scenario):
     assert env.action_space.n == len(env.action_names)
 
 
+def test_a_few_actions_can_be_chosen_by_name_and_do_what_they_did_among_all():
+    few, every = (make(scenario="take_cover", actions=names) for names in (["noop", "strafe_right"], ()))
+    assert few.unwrapped.action_names == ("noop", "strafe_right") and few.action_space.n == 2
+    few.reset(seed=0), every.reset(seed=0)
+    for action in (1, 1, 0, 1):
+        chosen = every.unwrapped.action_names.index(few.unwrapped.action_names[action])
+        np.testing.assert_array_equal(few.step(action)[0], every.step(chosen)[0])
+
+
 def test_a_map_has_an_attack_and_it_fires():
     env = make(map="E1M1")
     env.reset(seed=0)
@@ -185,6 +194,7 @@ def test_an_action_it_does_not_have_is_refused():
     ("settings", "message"),
     [
         ({"scenario": "my_way_hom"}, "unknown scenario 'my_way_hom': expected one of .*; did you mean 'my_way_home'?"),
+        ({"actions": ["forward", "strafe_lef"]}, "unknown action 'strafe_lef': .*; did you mean 'strafe_left'?"),
         ({"scenario": "xyz"}, "unknown scenario 'xyz': expected one of [a-z_, ]*$"),
         ({"map": "E1M10"}, "unknown map 'E1M10': expected one of .*; did you mean 'E1M1'?"),
         ({"render_mode": "ansi"}, "render_mode must be None or 'rgb_array', got 'ansi'"),

@@ -43,6 +43,7 @@ class DynamicsConfig:
         imagined: share of the remembered frames replaced in training by ones that the prior draws in their place,
             each code given the true ones before it, so that it learns to go on from pictures of its own (parallel
             scheduled sampling, Mihaylova & Martins 2019, over frames).
+        outcome_weight: of the reward's and the termination's part of the loss, beside the nats per code.
         untold: share of stretches whose actions are kept from it in training, so that it can also do without.
         reward_scale: typical size of a reward, which the squared error is measured in; 0 has ``worldmodel.train``
             measure it.
@@ -63,6 +64,7 @@ class DynamicsConfig:
     layers: int = 6
     noise: float = 0.02
     imagined: float = 0.0
+    outcome_weight: float = 0.1
     untold: float = 0.0
     reward_scale: float = 0.0
 
@@ -91,6 +93,12 @@ class Memory(NamedTuple):
     actions: Tensor  # (B, context) int64, -1 before the first
     filled: Tensor  # (B,) int64, how many of the context are real
     codes: Tensor  # (B, 2, H, W) int64, the last two frames; K stands for "none"
+
+    def replaced(self, rows: Tensor, others: "Memory") -> "Memory":
+        """The same with ``others`` (of N dreams) in the place of the dreams ``rows`` (N,) int64."""
+        keys, values = (mine.index_copy(1, rows, new) for mine, new in zip(self[:2], others[:2], strict=True))
+        rest = (mine.index_copy(0, rows, new) for mine, new in zip(self[2:], others[2:], strict=True))
+        return Memory(keys, values, *rest)
 
 
 class Outlook(NamedTuple):
@@ -154,7 +162,7 @@ class Dynamics(nn.Module):
         surprise = F.binary_cross_entropy_with_logits(outlook.termination, batch.terminated, reduction="none")
         code_loss = _mean(nats, batch.frame_valid[:, 1:])
         reward_loss, termination_loss = _mean(squared, batch.step_valid), _mean(surprise, batch.step_valid)
-        return code_loss + 0.1 * (reward_loss + termination_loss), {
+        return code_loss + self.config.outcome_weight * (reward_loss + termination_loss), {
             "bits_per_code": code_loss.detach() / math.log(2),
             "reward_error": reward_loss.detach(),
             "termination_nats": termination_loss.detach(),
@@ -304,7 +312,7 @@ class Dynamics(nn.Module):
         Raises:
             ValueError: if the two differ in more than blocks, the ways of training and the scale of rewards.
         """
-        free = {"blocks": 0, "noise": 0.0, "imagined": 0.0, "untold": 0.0, "reward_scale": 0.0}
+        free = {"blocks": 0, "noise": 0.0, "imagined": 0.0, "outcome_weight": 0.0, "untold": 0.0, "reward_scale": 0.0}
         if replace(self.config, **free) != replace(other.config, **free) or self.config.blocks < other.config.blocks:
             raise ValueError(f"a prior grows by blocks alone, got {other.config} to grow into {self.config}")
         self.load_state_dict(other.state_dict(), strict=False)
