@@ -66,6 +66,7 @@ class DreamVectorEnv(VectorEnv):
         context: real frames that a dream begins with.
         temperature: of the codes; above 1 is wilder, which keeps an agent from relying on the model's mistakes.
         device: of the world model; observations are on the CPU.
+        threads: of the world model on the CPU.
         render_mode: ``"rgb_array"`` lets :meth:`render` decode the present frames.
 
     Raises:
@@ -87,15 +88,17 @@ class DreamVectorEnv(VectorEnv):
         context: int = 6,
         temperature: float = 1.0,
         device: str = "cpu",
+        threads: int = 1,
         render_mode: str | None = None,
     ) -> None:
-        if min(num_envs, horizon, context) < 1:
-            raise ValueError(f"num_envs, horizon and context must be 1 or more, got {num_envs}, {horizon}, {context}")
+        for name in ("num_envs", "horizon", "context", "threads"):
+            if locals()[name] < 1:
+                raise ValueError(f"{name} must be 1 or more, got {locals()[name]}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.num_envs, self.horizon, self.observation, self.history = num_envs, horizon, observation, history
         self.context, self.temperature, self.render_mode = context, temperature, render_mode
-        self.world = WorldModel.load(world, device)
+        self.world = WorldModel.load(world, device, threads)
         self.action_names = self.world.action_names
         if not self.world.dynamics.config.actions or not self.world.dynamics.config.context:
             raise ValueError(f"the world {world} was trained without actions or context: an agent can do nothing there")

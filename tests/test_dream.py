@@ -43,6 +43,21 @@ def test_a_batch_of_dreams_is_each_dream_alone(model, store):
         assert torch.equal(alone[0], both[row])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_dreams_are_shared_out_and_stay_what_each_would_be_alone(world_run, threads):
+    world = WorldModel.load(world_run, threads=threads)
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randint(16, (37, 6, 6, 6), generator=random)
+    actions = torch.randint(3, (37, 5 + 4), generator=random)
+    state = world.start_from_codes(codes, actions[:, :5])
+    together = world.imagine(state, actions[:, 5:], seed=3)
+    for number in (0, 15, 16, 36):
+        alone = world.imagine(state.rows(slice(number, number + 1)), actions[number : number + 1, 5:], seed=3 + number)
+        assert torch.equal(alone[0], together[number])
+    frames = world.decode(together[:, 0])
+    assert torch.equal(world.encode(frames), torch.cat([world.encode(frame[None]) for frame in frames]))
+
+
 def test_a_dream_decodes_nothing_until_it_is_over(model, store, monkeypatch):
     opened = opening(store)
     monkeypatch.setattr(model.vqvae, "decode", lambda codes: pytest.fail("decoded in the middle of a dream"))

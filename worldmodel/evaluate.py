@@ -71,7 +71,7 @@ def evaluate(
         seed: of the choice of stretches and clips, of the nets that judge, and of the dreams.
         out: folder to write.
         device: cpu or cuda.
-        threads: of torch on the CPU; more than one wait for each other more than they help.
+        threads: that dreams are shared out among on the CPU.
     """
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
     if length <= CONTEXT or horizon < 2 or min(frames, stretches, clips, samples, episodes, threads) < 1 or long < 0:
@@ -83,9 +83,9 @@ def evaluate(
         raise ValueError(f"--long_frames must be 2 or more, got {long_frames}; --long 0 leaves long dreams out")
     if stretches % BATCH:
         raise ValueError(f"--stretches must be a multiple of {BATCH}, which swap their actions, got {stretches}")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     recorded = EpisodeStore(store)
-    model = None if vqvae else WorldModel.load(world, device)
+    model = None if vqvae else WorldModel.load(world, device, threads)
     if model:
         model.check_actions(recorded.schema.action_names)
         held_out_clips(recorded, 1, horizon, seed)  # to say now that no episode is long enough

@@ -1,22 +1,24 @@
 """A world that can be dreamed: a VQ-VAE and the prior over its codes, behind ``start`` and ``step``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint
-from worldmodel.core.dynamics import Dynamics, Memory
+from worldmodel.core.dynamics import Dynamics, Memory, Outlook
 from worldmodel.core.graphs import Replayed
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.names import unknown
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 DEFAULT = "doom-health-gathering"
+PARTS = {"cpu": 16, "cuda": 1024}  # dreams at once; on a CPU: what a core's cache holds, the compiled loop is made for
 
 
 class Step(NamedTuple):
@@ -34,13 +36,18 @@ class WorldModel:
     Args:
         run: the folder that it came from.
         action_names: what actions 0, 1, … are called.
+        threads: that share the work on the CPU, each with some of the dreams. They do better than torch's own, which
+            wait for each other in every small step, and want ``torch.set_num_threads(1)``.
     """
 
-    def __init__(self, vqvae: VQVAE, dynamics: Dynamics, action_names: Sequence[str], run: Path) -> None:
+    def __init__(
+        self, vqvae: VQVAE, dynamics: Dynamics, action_names: Sequence[str], run: Path, threads: int = 1
+    ) -> None:
         self.vqvae, self.dynamics, self.action_names, self.run = vqvae, dynamics, tuple(action_names), run
+        self.threads = threads
 
     @classmethod
-    def load(cls, world: str | Path = DEFAULT, device: str | torch.device = "cpu") -> "WorldModel":
+    def load(cls, world: str | Path = DEFAULT, device: str | torch.device = "cpu", threads: int = 1) -> "WorldModel":
         """Load a shipped world by name, or a prior's run by folder.
 
         Raises:
@@ -50,7 +57,7 @@ class WorldModel:
         run, device = find(world), checkpoint.check_device(device)
         dynamics = checkpoint.load_dynamics(run).to(device)
         vqvae = checkpoint.load_vqvae(run / "vqvae").to(device)
-        return cls(vqvae, dynamics, checkpoint.read_config(run)["data"]["action_names"], run)
+        return cls(vqvae, dynamics, checkpoint.read_config(run)["data"]["action_names"], run, threads)
 
     @property
     def clips(self) -> Path:
@@ -105,7 +112,7 @@ class WorldModel:
             raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {actions.tolist()}")
         if temperature < 0:
             raise ValueError(f"temperature must be 0 or more, got {temperature}")
-        take = self._replayed if self.device.type == "cuda" else self.dynamics.step
+        take = self._replayed if self.device.type == "cuda" else self._step_in_parts
         state, outlook = take(state, actions.to(self.device), uniforms.to(self.device), temperature)
         return Step(state, state.codes[:, 1], outlook.rewards, outlook.termination.sigmoid())
 
@@ -133,15 +140,49 @@ class WorldModel:
         grid = self.dynamics.config.grid
         return torch.stack([torch.rand(grid, generator=generator) for generator in generators])
 
-    @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (N, H, W, 3) uint8 -> codes (N, h, w) int64, on the CPU."""
-        return torch.cat([self.vqvae.encode(part.to(self.device)).cpu() for part in frames.split(64)])
+        return torch.cat(
+            self._share(lambda part: self.vqvae.encode(part.to(self.device)).cpu(), frames.split(self._part))
+        )
 
-    @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (N, h, w) int64 -> frames (N, H, W, 3) uint8, on the CPU."""
-        return torch.cat([self.vqvae.decode(part.to(self.device)).cpu() for part in codes.split(64)])
+        return torch.cat(
+            self._share(lambda part: self.vqvae.decode(part.to(self.device)).cpu(), codes.split(self._part))
+        )
+
+    def _step_in_parts(
+        self, state: Memory, actions: Tensor, uniforms: Tensor, temperature: float
+    ) -> tuple[Memory, Outlook]:
+        """The prior's step, a few dreams at a time."""
+        count = len(actions)
+        size = min(self._part, -(-count // self.threads))
+
+        def step(part: slice) -> tuple[Memory, Outlook]:
+            return self.dynamics.step(state.rows(part), actions[part], uniforms[part], temperature)
+
+        if size == count:
+            return step(slice(count))
+        states, outlooks = zip(*self._share(step, [slice(n, n + size) for n in range(0, count, size)]), strict=True)
+        return Memory.joined(states), Outlook(*map(torch.cat, zip(*outlooks, strict=True)))
+
+    def _share_pictures(self, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+        parts = pictures.split(self._part)
+        return torch.cat(self._share(lambda part: function(part.to(self.device)).cpu(), parts))
+
+    def _share(self, function: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
+        """The results for all parts, in order, worked out by the threads of this world."""
+        function = torch.no_grad()(function)  # a new thread would compute gradients
+        return list(self._pool.map(function, parts) if self.threads > 1 else map(function, parts))
+
+    @property
+    def _part(self) -> int:
+        return PARTS.get(self.device.type, PARTS["cuda"])
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads)
 
 
 def names() -> list[str]:

@@ -1,7 +1,6 @@
 """What a dream costs, all at once and part by part, and what the VQ-VAE does alone."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -101,22 +100,16 @@ def dream(settings: Settings) -> Section:
 
 def _on_several(settings: Settings, dreams: Dreams) -> list[Contestant]:
     """The same dreams with torch's own threads, and shared out among threads that do not wait for each other."""
-    number, share = settings.threads, max(1, dreams.batch // settings.threads)
-    pool = ThreadPoolExecutor(number)
-    parts = [Dreams(settings.world, share) for _ in range(number)]
+    world, number = settings.world, settings.threads
+    shared = Dreams(WorldModel(world.vqvae, world.dynamics, world.action_names, world.run, number), dreams.batch)
 
     def within() -> None:
         with on_threads(number):
             dreams.show()
 
-    def apart() -> None:
-        for done in [pool.submit(part.show) for part in parts]:
-            done.result()
-
-    frames = sum(part.frames for part in parts)
     return [
         Contestant(f"batch {dreams.batch}, {number} threads in torch", within, dreams.frames),
-        Contestant(f"{number} threads of batch {share}", apart, frames),
+        Contestant(f"batch {dreams.batch}, {number} threads of the world's", shared.show, dreams.frames),
     ]
 
 

@@ -9,6 +9,7 @@ depends on the last eight exactly, however long the dream.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -94,11 +95,20 @@ class Memory(NamedTuple):
     filled: Tensor  # (B,) int64, how many of the context are real
     codes: Tensor  # (B, 2, H, W) int64, the last two frames; K stands for "none"
 
+    def rows(self, part: slice) -> "Memory":
+        """Some of the B dreams."""
+        return Memory(*(tensor[:, part] for tensor in self[:2]), *(tensor[part] for tensor in self[2:]))
+
     def replaced(self, rows: Tensor, others: "Memory") -> "Memory":
         """The same with ``others`` (of N dreams) in the place of the dreams ``rows`` (N,) int64."""
-        keys, values = (mine.index_copy(1, rows, new) for mine, new in zip(self[:2], others[:2], strict=True))
-        rest = (mine.index_copy(0, rows, new) for mine, new in zip(self[2:], others[2:], strict=True))
-        return Memory(keys, values, *rest)
+        places = zip(self, others, (1, 1, 0, 0, 0), strict=True)
+        return Memory(*(mine.index_copy(dim, rows, new) for mine, new, dim in places))
+
+    @staticmethod
+    def joined(parts: Sequence["Memory"]) -> "Memory":
+        """The dreams of several memories, one after the other."""
+        columns = zip(zip(*parts, strict=True), (1, 1, 0, 0, 0), strict=True)
+        return Memory(*(torch.cat(column, dim) for column, dim in columns))
 
 
 class Outlook(NamedTuple):
