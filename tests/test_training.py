@@ -281,6 +281,14 @@ def test_stretches_follow_the_episode_and_mark_its_end(store):
     assert not torch.equal(StepWindows(episodes, learnt, 2, 8, seed=0, rank=1)(3)[0], first[0])
 
 
+def test_the_last_steps_of_episodes_come_as_often_as_others(store):
+    episodes = EpisodeStore(store)
+    learnt, _ = split(episodes)
+    *_, terminated, _, valid = StepWindows(episodes, learnt, 4000, 8, seed=0)(0)
+    true = sum(entry.terminated for entry in learnt) / sum(entry.steps for entry in learnt)
+    assert 0.9 * true < terminated.sum() / valid.sum() < 1.4 * true  # first steps are in fewer stretches
+
+
 def test_reward_scale_is_their_root_mean_square(store):
     rewards = np.concatenate([episode.rewards for episode in EpisodeStore(store)])
     assert reward_scale(EpisodeStore(store)) == pytest.approx(np.sqrt(np.mean(rewards**2)))

@@ -94,8 +94,8 @@ class StepWindows:
         )
 
     def _starts(self, entry: Entry) -> int:
-        """How many stretches an episode has: the last one ends with its last step."""
-        return max(1, entry.steps - self.length + 2)
+        """How many stretches an episode has: one from each step, or the last steps would be in too few of them."""
+        return max(1, entry.steps)
 
 
 def _fill(array: np.ndarray, length: int) -> np.ndarray:
