@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from worldmodel.benchmark import SECTIONS, benchmark
-from worldmodel.benchmarks import dreaming, peers, recording, storing
+from worldmodel.benchmarks import dreaming, peers, recording, stepping, storing
 from worldmodel.benchmarks.clock import Contestant, Row, Stopwatch, on_threads, race, table
 from worldmodel.benchmarks.settings import CONTEXT, Settings, parameters
 from worldmodel.core.wavefront import WavefrontNet, draw
@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less of everything."""
     monkeypatch.setattr(recording, "EPISODES", 2)
+    monkeypatch.setattr(stepping, "SIZES", (1, 3))
     monkeypatch.setattr(storing, "FRAMES", 40)
     monkeypatch.setattr(storing, "WINDOWS", 4)
     monkeypatch.setattr(dreaming, "FRAMES", 2)
