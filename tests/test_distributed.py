@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import FrameBatches, StepWindows, split
 from worldmodel.training import fit
 
+ROOT = Path(__file__).parent.parent
+STEPS = 300
 KINDS = ("vqvae", "prior", "blind")  # a blind prior leaves weights unused, which DDP must know
 
 
@@ -84,3 +89,74 @@ def test_two_workers_learn_what_one_process_learns_from_the_whole_batch(kind, by
     together = checkpoint.read_tensors(by_two / f"{kind}0")
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a Ray cluster of two cores."""
+    ray = pytest.importorskip("ray")
+    context = ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def training(store: Path, vqvae_run: Path, cluster: str, tmp_path: Path):
+    """Two workers that train a prior by the command line, on a store that may be spoilt; they have saved once."""
+    shutil.copytree(store, tmp_path / "store")
+    encoded(EpisodeStore(tmp_path / "store"), vqvae_run, torch.device("cpu"))
+    command = [sys.executable, "-m", "worldmodel.train", "prior", "--workers", "2", "--address", cluster]
+    command += ["--store", "store", "--vqvae", str(vqvae_run), "--run", "run", "--batch", "2", "--length", "6"]
+    for name in ("context", "width", "heads", "motion", "hidden", "layers"):
+        command += [f"--model.{name}", str(getattr(PRIOR_SIZES, name))]
+    command += ["--train.steps", str(STEPS), "--train.log_every", "10", "--train.evaluate_every", "20"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
+    while not (tmp_path / "run" / "train.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def reached(run: Path) -> int:
+    """The step of the last save; no step was logged twice on the way to it."""
+    steps = [(line["step"], line["part"]) for line in lines(run)]
+    assert len(steps) == len(set(steps))
+    assert [step for step, part in steps if part == "train"] == list(range(10, steps[-1][0] + 1, 10))
+    return checkpoint.read_step(run / "train.safetensors")
+
+
+def test_a_run_whose_worker_is_killed_goes_on_from_the_last_save_to_its_end(training, tmp_path):
+    os.kill(next(workers_of(os.getpid())), signal.SIGKILL)
+    assert reached(tmp_path / "run") < STEPS
+    out, errors = training.communicate(timeout=300)
+    assert training.returncode == 0, errors
+    assert "a worker failed; all start again from step" in out
+    assert reached(tmp_path / "run") == STEPS
+    assert not (tmp_path / "run" / "ray").exists()
+
+
+def test_what_a_worker_raises_is_one_line_of_error(training, tmp_path):
+    for path in (tmp_path / "store" / "codes").rglob("0*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    _, errors = training.communicate(timeout=300)
+    assert training.returncode == 1
+    assert re.fullmatch(r"error: .*0000\d\d\.safetensors is damaged.*", errors.splitlines()[-1])
+    assert "Traceback" not in errors
+
+
+def workers_of(parent: int) -> Iterator[int]:
+    """The processes of Ray Train's workers among the descendants of a process."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    for pid, above, name in (row.split(None, 2) for row in table.splitlines()):
+        if int(above) == parent:
+            yield from [int(pid)] if name.startswith("ray::RayTrainWorker") else workers_of(int(pid))
+
+
+def test_one_process_never_loads_ray(store, tmp_path):
+    code = "import sys; from worldmodel import config, train; config.run(train.vqvae); print('ray' in sys.modules)"
+    flags = ["--store", str(store), "--run", str(tmp_path / "run"), "--model.hidden", "16", "--train.steps", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

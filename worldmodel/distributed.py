@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 
 from torch import nn
 from tqdm import tqdm
@@ -48,8 +49,9 @@ def fit_on_workers(
     config = replace(config, device=device)
     batches(0, 0, workers)  # what is wrong with them is said before anything is started
     os.environ |= {"RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # a busy machine takes more than 60
     import ray
-    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     def learn() -> None:
@@ -59,7 +61,7 @@ def fit_on_workers(
     trainer = TorchTrainer(
         learn,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=each),
-        run_config=RunConfig(storage_path=str(scratch)),
+        run_config=RunConfig(storage_path=str(scratch), failure_config=FailureConfig(controller_failure_limit=0)),
     )
     before, failures = -1, 0
     with ThreadPoolExecutor(1) as pool:  # in the main thread Ray would take Control-C for itself
@@ -81,10 +83,10 @@ def fit_on_workers(
                             raise cause from error
                     reached = checkpoint.read_step(saved) if saved.exists() else 0
                     before, failures = reached, failures + 1 if reached == before else 1
-                    causes = "; ".join(f"worker {rank}: {cause}".splitlines()[0] for rank, cause in raised.items())
                     if failures > RESTARTS:
+                        causes = "; ".join(shorten(f"worker {rank}: {cause}", 300) for rank, cause in raised.items())
                         raise ChildProcessError(f"{failures} failures after step {reached}: {causes}") from error
-                    print(f"starting again from step {reached}, after a failure ({causes})")
+                    print(f"a worker failed; all start again from step {reached}")
         finally:
             ray.shutdown()
             shutil.rmtree(scratch, ignore_errors=True)
