@@ -107,9 +107,8 @@ def _fit(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(config, device))
     generator = torch.Generator(device)
     log = Log(run, first) if rank == 0 else None
-    with tqdm(
-        range(first, config.steps), "", config.steps, initial=first, unit="step", smoothing=0.05, disable=workers > 1
-    ) as bar:
+    steps = range(first, config.steps)
+    with tqdm(steps, initial=first, total=config.steps, unit="step", smoothing=0.05, disable=workers > 1) as bar:
         for step in bar:
             generator.manual_seed(config.seed * 1_000_003 + step + (rank << 48))  # chance of its own for each worker
             batch = _move(batches(step, rank, workers), device)

@@ -56,8 +56,8 @@ class VectorQuantizer(nn.Module):
     """Replaces each D-vector by the nearest code (van den Oord et al. 2017, eqs 1-3; Roy et al. 2018, eqs 10-12).
 
     In training mode a forward pass also learns the codebook. The codes are those of the nearest vectors in either
-    mode. With ``torch.distributed`` started, all workers learn one codebook from all their vectors, as a
-    single process would from a batch of them all; only the samples of soft EM are others.
+    mode. With ``torch.distributed`` started, all workers learn one codebook from all their vectors, as a single process
+    would from one batch of them; only the samples of soft EM are others.
 
     The moving averages N and m are kept raw and start at zero, so m/N has no bias to correct, and a code that nothing
     chooses keeps its vector exactly.
