@@ -14,7 +14,7 @@ LAYERS = [  # low to high; a file imports only from lines above its own, or from
     {"worldmodel.config", "worldmodel.core", "worldmodel.data", "worldmodel.media", "worldmodel.environment"},
     {"worldmodel.checkpoint"},
     {"worldmodel.world", "worldmodel.training", "worldmodel.codes", "worldmodel.scores"},
-    {"worldmodel.evaluation"},
+    {"worldmodel.evaluation", "worldmodel.distributed"},
     {f"worldmodel.{name}" for name in ("collect", "episodes", "train", "dream", "evaluate", "release")},
     {"worldmodel.benchmarks"},
     {"worldmodel.benchmark"},

@@ -247,14 +247,17 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_store(tmp_path):
         )
 
 
-def test_a_batch_of_frames_is_a_function_of_seed_rank_and_number(filled):
-    def batch(number: int, seed: int = 0, rank: int = 0) -> np.ndarray:
-        return FrameBatches(filled, filled.entries[:4], 16, seed, rank)(number).numpy()
+def test_a_batch_of_frames_is_a_function_of_seed_and_number(filled):
+    def batch(number: int, seed: int = 0, rank: int = 0, workers: int = 1) -> np.ndarray:
+        return FrameBatches(filled, filled.entries[:4], 16, seed)(number, rank, workers).numpy()
 
     assert batch(3).shape == (16, 84, 84, 3)
     assert np.array_equal(batch(3), batch(3))
-    for other in (batch(4), batch(3, rank=1), batch(3, seed=1)):
+    for other in (batch(4), batch(3, seed=1)):
         assert not np.array_equal(batch(3), other)
+    assert np.array_equal(batch(3), np.concatenate([batch(3, rank=rank, workers=4) for rank in range(4)]))
+    with pytest.raises(ValueError, match="--batch must be a multiple of --workers, got 16 and 3"):
+        batch(3, workers=3)
 
 
 def test_a_batch_holds_frames_of_its_episodes_all_as_likely(tmp_path):

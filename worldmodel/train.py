@@ -1,6 +1,7 @@
 """Train the parts of a world model: ``python -m worldmodel.train {vqvae,prior}``."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import FrameBatches, StepWindows, split, spread
+from worldmodel.distributed import fit_on_workers
 from worldmodel.scores import prior_scores, vqvae_scores
 from worldmodel.training import TrainConfig, fit, pick_device
 from worldmodel.world import WorldModel
@@ -29,6 +31,9 @@ def vqvae(
     model: VQVAEConfig = VQVAEConfig(),
     train: TrainConfig = TrainConfig(),
     batch: int = 32,
+    workers: int = 0,
+    gpus_per_worker: int = 0,
+    address: str = "",
 ) -> None:
     """Train a VQ-VAE on the frames of a store; an existing run is continued.
 
@@ -40,10 +45,12 @@ def vqvae(
         model: sizes.
         train: length and speed.
         batch: frames in a batch.
+        workers: train in this process (0) or in this many workers of Ray Train, which share each batch.
+        gpus_per_worker: 1 on GPUs; 0 on the CPU, on one thread each unless --train.threads says otherwise.
+        address: of a running Ray cluster that shares these folders; empty starts one here.
     """
-    episodes = EpisodeStore(store)
+    episodes, folder = EpisodeStore(Path(store).absolute()), Path(run).absolute()
     learnt, held_out = split(episodes)
-    folder = Path(run)
     batches = FrameBatches(episodes, learnt, batch, train.seed)
     variance = model.variance or checkpoint.remembered(folder, "variance") or float((batches(0) / 255).var())
     model = replace(model, variance=variance)
@@ -59,7 +66,8 @@ def vqvae(
         media.write(folder / "pictures" / f"{step:07d}.png", media.grid(shown.numpy())[None], scale=1)
         return scores
 
-    fit(VQVAE.from_config(model), batches, evaluate, train, folder)
+    learn = partial(fit_on_workers, workers=workers, gpus=gpus_per_worker, address=address) if workers else fit
+    learn(VQVAE.from_config(model), batches, evaluate, train, folder)
 
 
 def prior(
@@ -72,6 +80,9 @@ def prior(
     length: int = 10,
     actions: Literal["named", "none"] = "named",
     init: str = "",
+    workers: int = 0,
+    gpus_per_worker: int = 0,
+    address: str = "",
 ) -> None:
     """Train a dynamics prior on the codes that a VQ-VAE gives a store's frames; an existing run is continued.
 
@@ -87,13 +98,14 @@ def prior(
         length: frames of a stretch; all but the first are predicted.
         actions: none trains a prior that is told no actions.
         init: run folder of a trained prior over the same VQ-VAE to begin with, of as many blocks or fewer.
+        workers: train in this process (0) or in this many workers of Ray Train, which share each batch.
+        gpus_per_worker: 1 on GPUs; 0 on the CPU, on one thread each unless --train.threads says otherwise.
+        address: of a running Ray cluster that shares these folders; empty starts one here.
     """
-    device = pick_device(train)
-    folder, origin = Path(run), Path(vqvae)
-    frames = EpisodeStore(store)
-    codes = encoded(frames, origin, device)
+    folder, origin = Path(run).absolute(), Path(vqvae)
+    codes = encoded(EpisodeStore(Path(store).absolute()), origin, pick_device(train))
     learnt, held_out = split(codes)
-    tokenizer = checkpoint.load_vqvae(origin).to(device)
+    tokenizer = checkpoint.load_vqvae(origin)
     model = replace(
         model,
         codes=tokenizer.quantizer.config.codes,
@@ -116,11 +128,13 @@ def prior(
     shown = [part[0] for part in StepWindows(codes, held_out, 1, SHOWN, train.seed + 2)(0)[:2]]
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
+        tokenizer.to(next(network.parameters()).device)
         picture = compare(WorldModel(tokenizer, network, codes.schema.action_names, folder), *shown)
         media.write(folder / "pictures" / f"{step:07d}.png", picture[None], scale=1)
         return prior_scores(network, [Batch(*unseen(number)) for number in range(PRIOR_BATCHES)])
 
-    fit(network, lambda step: Batch(*windows(step)), evaluate, train, folder)
+    learn = partial(fit_on_workers, workers=workers, gpus=gpus_per_worker, address=address) if workers else fit
+    learn(network, lambda *place: Batch(*windows(*place)), evaluate, train, folder)
 
 
 def reward_scale(store: EpisodeStore) -> float:

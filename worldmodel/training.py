@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 from tensorboardX import SummaryWriter
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from worldmodel import checkpoint
@@ -62,46 +63,55 @@ class TrainConfig:
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), falling)
 
 
+Batches = Callable[[int, int, int], Any]
 Evaluation = Callable[[nn.Module, int], dict[str, float]]
 
 
-def fit(
-    model: nn.Module, batches: Callable[[int], Any], evaluate: Evaluation, config: TrainConfig, run: Path
-) -> nn.Module:
-    """Train ``model`` on ``batches(step)`` and return a copy with the average of its last weights.
+def fit(model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainConfig, run: Path) -> nn.Module:
+    """Train ``model`` on ``batches(step, rank, workers)`` and return a copy with the average of its last weights.
 
     ``model(batch, generator)`` gives a loss and its metrics. The run continues from ``train.safetensors`` if there is
     one; on the CPU a run that was stopped and resumed ends with the same weights as one that was not.
+
+    With ``torch.distributed`` started, this is one of several workers: each learns from its part of every batch, and
+    all take the step of their mean gradient. That is the step of a single process, but for rounding, for what the model
+    draws, and for means over a mask: each worker divides by what is valid in its own part. The first worker alone
+    writes to the run, and the number of workers may be another when it goes on.
 
     Raises:
         FloatingPointError: if the loss stops being a number; the last save is kept.
         ValueError: if another process is training this run.
     """
+    rank, workers = place()
     with open(run / "train.lock", "w") as lock:  # held until the file is closed, or the process ends, however it ends
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if rank == 0:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
-        return _fit(model, batches, evaluate, config, run)
+        return _fit(model, batches, evaluate, config, run, rank, workers)
 
 
 def _fit(
-    model: nn.Module, batches: Callable[[int], Any], evaluate: Evaluation, config: TrainConfig, run: Path
+    model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainConfig, run: Path, rank: int, workers: int
 ) -> nn.Module:
     device = pick_device(config)
     model = model.to(device)
     averaged = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
     first = _resume(run, model, averaged, optimizer)
-    forward = torch.compile(model) if device.type == "cuda" else model
+    forward: nn.Module = model
+    if workers > 1:
+        forward = DistributedDataParallel(model, find_unused_parameters=True)  # as a prior of single frames has
+    forward = torch.compile(forward) if device.type == "cuda" else forward
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(config, device))
     generator = torch.Generator(device)
-    writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
-    log = Log(run / "metrics.jsonl", writer, first)
-    with tqdm(range(first, config.steps), initial=first, total=config.steps, unit="step", smoothing=0.05) as bar:
+    log = Log(run, first) if rank == 0 else None
+    steps = range(first, config.steps)
+    with tqdm(steps, initial=first, total=config.steps, unit="step", smoothing=0.05, disable=workers > 1) as bar:
         for step in bar:
-            generator.manual_seed(config.seed * 1_000_003 + step)
-            batch = _move(batches(step), device)
+            generator.manual_seed(config.seed * 1_000_003 + step + (rank << 48))  # chance of its own for each worker
+            batch = _move(batches(step, rank, workers), device)
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
 
@@ -118,14 +128,32 @@ def _fit(
 
             done = step + 1
             if done % config.log_every == 0:
-                values = {name: float(value) for name, value in metrics.items() if value.ndim == 0}
-                log.write(done, "train", loss=float(loss.detach()), gradient_norm=float(norm), **values)
-                bar.set_postfix(loss=f"{loss.item():.4f}")
-            if done % config.evaluate_every == 0 or done == config.steps:
+                values = {"loss": loss.detach(), "gradient_norm": norm, **metrics}
+                means = {name: _mean_over_workers(value) for name, value in values.items() if value.ndim == 0}
+                if log:
+                    log.write(done, "train", **means)
+                bar.set_postfix(loss=f"{means['loss']:.4f}")
+            if log and (done % config.evaluate_every == 0 or done == config.steps):
                 log.write(done, "held_out", **evaluate(averaged, done))
                 _save(run, model, averaged, optimizer, done)
-    writer.close()
+    if log:
+        log.writer.close()
     return averaged
+
+
+def place() -> tuple[int, int]:
+    """Which of how many workers this process is: (0, 1) unless ``torch.distributed`` has been started."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _mean_over_workers(value: Tensor) -> float:
+    workers = place()[1]
+    if workers > 1:
+        value = value.clone()
+        distributed.all_reduce(value)
+    return float(value) / workers
 
 
 def pick_device(config: TrainConfig) -> torch.device:
@@ -149,8 +177,9 @@ def in_bfloat16(config: TrainConfig, device: torch.device) -> bool:
 class Log:
     """Numbers as JSON lines and for TensorBoard; a resumed run drops the lines that it will write again."""
 
-    def __init__(self, path: Path, writer: SummaryWriter, first: int) -> None:
-        self.path, self.writer = path, writer
+    def __init__(self, run: Path, first: int) -> None:
+        self.path = path = run / "metrics.jsonl"
+        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
         write_atomically(path, "".join(line + "\n" for line in kept).encode())

@@ -47,7 +47,7 @@ def _train(name: str, network: nn.Module, batch: Any, count: int, unit: str, pre
     """Time whole steps of :func:`worldmodel.training.fit`, from one batch to the next; the first warms up."""
     device, watch, ticks = settings.world.device, settings.watch, []
 
-    def next_batch(step: int) -> Any:
+    def next_batch(*_: int) -> Any:
         ticks.append(watch.read())
         return batch
 

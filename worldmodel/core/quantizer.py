@@ -17,7 +17,7 @@ class Quantized(NamedTuple):
     vectors: Tensor  # (B, D, *grid), code vectors; their gradient goes to the encoder's output unchanged
     codes: Tensor  # (B, *grid) int64
     loss: Tensor  # (), codebook and commitment terms
-    counts: Tensor  # (K,) float32, how often each code was chosen
+    counts: Tensor  # (K,) float32, how often each code was chosen; in training, by all workers
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class VectorQuantizer(nn.Module):
     """Replaces each D-vector by the nearest code (van den Oord et al. 2017, eqs 1-3; Roy et al. 2018, eqs 10-12).
 
     In training mode a forward pass also learns the codebook. The codes are those of the nearest vectors in either
-    mode. With ``torch.distributed`` started, all workers learn one codebook from all their vectors.
+    mode. With ``torch.distributed`` started, all workers learn one codebook from all their vectors, as a single process
+    would from one batch of them; only the samples of soft EM are others.
 
     The moving averages N and m are kept raw and start at zero, so m/N has no bias to correct, and a code that nothing
     chooses keeps its vector exactly.
@@ -94,19 +95,20 @@ class VectorQuantizer(nn.Module):
             codes = nearest(rows.detach(), self.codebook)  # (N,)
             vectors = F.embedding(codes, self.codebook)  # (N, D)
             counts = torch.bincount(codes, minlength=self.config.codes).float()
+            counts = _sum_over_workers(counts) if self.training else counts
             loss = self.config.commitment * F.mse_loss(rows, vectors.detach())
             if self.training and self.config.update == "loss":
                 loss = loss + self.config.codebook * F.mse_loss(vectors, rows.detach())
-                self.usage += _sum_over_workers(counts)
+                self.usage += counts
             elif self.training and self.config.update == "ema":
-                self._average(counts, _sums(rows.detach(), codes, self.config.codes))
+                self._average(counts, _sum_over_workers(_sums(rows.detach(), codes, self.config.codes)))
             elif self.training:
                 samples = sample_codes(rows.detach(), self.codebook, self.config.samples, generator)  # (N, m)
                 vectors = F.embedding(samples, self.codebook).mean(1)  # eq. 12
                 loss = self.config.commitment * F.mse_loss(rows, vectors)
                 repeated = rows.detach().repeat_interleave(self.config.samples, 0)
-                soft_counts = torch.bincount(samples.flatten(), minlength=self.config.codes).float()
-                sums = _sums(repeated, samples.flatten(), self.config.codes)
+                soft_counts = _sum_over_workers(torch.bincount(samples.flatten(), minlength=self.config.codes).float())
+                sums = _sum_over_workers(_sums(repeated, samples.flatten(), self.config.codes))
                 self._average(soft_counts / self.config.samples, sums / self.config.samples)
             vectors = rows + (vectors - rows).detach()
         grid = z.shape[2:]
@@ -133,9 +135,9 @@ class VectorQuantizer(nn.Module):
         """Place the codebook on the first batch; later, move codes that fell out of use onto the present one."""
         every = self.config.revive_every
         if self.steps == 0:
-            self.codebook.copy_(_from_first_worker(_kmeans(rows, self.config.codes, generator)))
+            self.codebook.copy_(_from_first_worker(_kmeans(_of_all_workers(rows), self.config.codes, generator)))
         elif every and self.steps % every == 0:  # the same step on all workers, so is the collective
-            fresh = _from_first_worker(_choose(rows, self.config.codes, generator))
+            fresh = _from_first_worker(_choose(_of_all_workers(rows), self.config.codes, generator))
             dead = (self.usage == 0)[:, None]
             self.codebook.copy_(torch.where(dead, fresh, self.codebook))
             self.ema_sum.masked_fill_(dead, 0)
@@ -146,7 +148,6 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _average(self, counts: Tensor, sums: Tensor) -> None:
         """Equations 6 to 8; a code that nothing chose keeps its vector."""
-        counts, sums = _sum_over_workers(counts), _sum_over_workers(sums)
         self.usage += counts
         self.ema_count.lerp_(counts, 1 - self.config.decay)
         self.ema_sum.lerp_(sums, 1 - self.config.decay)
@@ -205,14 +206,28 @@ def _choose(rows: Tensor, size: int, generator: torch.Generator | None) -> Tenso
     return rows[order.repeat(size // len(rows) + 1)[:size]]
 
 
+def _shared() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def _sum_over_workers(tensor: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized():
+    if _shared():
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
     return tensor
 
 
+def _of_all_workers(rows: Tensor) -> Tensor:
+    """The rows (N, D) of every worker, one worker after the other: (workers·N, D)."""
+    if _shared():
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        rows = torch.cat(parts)
+    return rows
+
+
 def _from_first_worker(tensor: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized():
+    """What the first worker drew: the others' generators are at other places."""
+    if _shared():
         distributed.broadcast(tensor, 0)
     return tensor

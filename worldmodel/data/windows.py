@@ -1,4 +1,8 @@
-"""Batches from a store. Number n is a function of the seed and n, so a resumed run sees what it would have seen."""
+"""Batches from a store. Number n is a function of the seed and n, so a resumed run sees what it would have seen.
+
+Several workers share a batch: each reads its own rows, and together, in their order, they are the one that a single
+process would read.
+"""
 
 import numpy as np
 import torch
@@ -29,18 +33,16 @@ def split(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
 class FrameBatches:
     """Random single frames: ``batches(n)`` is a batch of (B, *shape), the same for the same seed and n.
 
-    Args:
-        rank: which of several workers this is; each draws frames of its own.
+    ``batches(n, rank, workers)`` is the part (B / workers, *shape) of it that worker number ``rank`` learns from.
     """
 
-    def __init__(self, store: EpisodeStore, entries: list[Entry], size: int, seed: int, rank: int = 0) -> None:
-        self.store, self.entries, self.size, self.seed, self.rank = store, entries, size, seed, rank
+    def __init__(self, store: EpisodeStore, entries: list[Entry], size: int, seed: int) -> None:
+        self.store, self.entries, self.size, self.seed = store, entries, size, seed
         self._ends = np.cumsum([entry.observations for entry in entries])
 
-    def __call__(self, number: int) -> Tensor:
-        random = np.random.default_rng([self.seed, self.rank, number])
+    def __call__(self, number: int, rank: int = 0, workers: int = 1) -> Tensor:
         frames = []
-        for position in random.integers(self._ends[-1], size=self.size):
+        for position in _draw(self._ends[-1], self.size, self.seed, number, rank, workers):
             which = int(np.searchsorted(self._ends, position, side="right"))
             entry = self.entries[which]
             start = int(position - self._ends[which] + entry.observations)
@@ -53,20 +55,17 @@ class StepWindows:
 
     A stretch that passes the end of its episode is filled up with zeros, and marked so. The result is the tuple
     observations (B, T, *shape) uint8 for frames and int64 for codes, actions (B, T-1) int64, rewards (B, T-1) float32,
-    terminated (B, T-1) float32, observation_valid (B, T) bool, step_valid (B, T-1) bool.
+    terminated (B, T-1) float32, observation_valid (B, T) bool, step_valid (B, T-1) bool. With ``rank`` and ``workers``
+    it is that worker's part of it, B / workers stretches.
     """
 
-    def __init__(
-        self, store: EpisodeStore, entries: list[Entry], size: int, length: int, seed: int, rank: int = 0
-    ) -> None:
-        self.store, self.entries, self.size, self.length = store, entries, size, length
-        self.seed, self.rank = seed, rank
+    def __init__(self, store: EpisodeStore, entries: list[Entry], size: int, length: int, seed: int) -> None:
+        self.store, self.entries, self.size, self.length, self.seed = store, entries, size, length, seed
         self._ends = np.cumsum([self._starts(entry) for entry in entries])
 
-    def __call__(self, number: int) -> tuple[Tensor, ...]:
-        random = np.random.default_rng([self.seed, self.rank, number])
+    def __call__(self, number: int, rank: int = 0, workers: int = 1) -> tuple[Tensor, ...]:
         rows = []
-        for position in random.integers(self._ends[-1], size=self.size):
+        for position in _draw(self._ends[-1], self.size, self.seed, number, rank, workers):
             which = int(np.searchsorted(self._ends, position, side="right"))
             entry = self.entries[which]
             rows.append(self.read(entry, int(position - self._ends[which] + self._starts(entry))))
@@ -96,6 +95,14 @@ class StepWindows:
     def _starts(self, entry: Entry) -> int:
         """How many stretches an episode has: one from each step, or the last steps would be in too few of them."""
         return max(1, entry.steps)
+
+
+def _draw(end: int, size: int, seed: int, number: int, rank: int, workers: int) -> np.ndarray:
+    """The part of one of several workers of the positions below ``end`` that make up batch ``number``."""
+    if workers < 1 or size % workers:
+        raise ValueError(f"--batch must be a multiple of --workers, got {size} and {workers}")
+    positions = np.random.default_rng([seed, 0, number]).integers(end, size=size)
+    return np.split(positions, workers)[rank]
 
 
 def _fill(array: np.ndarray, length: int) -> np.ndarray:
