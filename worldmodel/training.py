@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import torch
 from tensorboardX import SummaryWriter
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from worldmodel import checkpoint
+from worldmodel.core import workers
 from worldmodel.data.store import write_atomically
 
 
@@ -74,26 +75,25 @@ def fit(model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainC
     one; on the CPU a run that was stopped and resumed ends with the same weights as one that was not.
 
     With ``torch.distributed`` started, this is one of several workers: each learns from its part of every batch, and
-    all take the step of their mean gradient. That is the step of a single process, but for rounding, for what the model
-    draws, and for means over a mask: each worker divides by what is valid in its own part. The first worker alone
-    writes to the run, and the number of workers may be another when it goes on.
+    all take the step of their mean gradient. That is the step of a single process, but for rounding and for what the
+    model draws. The first worker alone writes to the run, and the number of workers may be another when it goes on.
 
     Raises:
         FloatingPointError: if the loss stops being a number; the last save is kept.
         ValueError: if another process is training this run.
     """
-    rank, workers = place()
+    rank, number = workers.place()
     with open(run / "train.lock", "w") as lock:  # held until the file is closed, or the process ends, however it ends
         try:
             if rank == 0:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
-        return _fit(model, batches, evaluate, config, run, rank, workers)
+        return _fit(model, batches, evaluate, config, run, rank, number)
 
 
 def _fit(
-    model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainConfig, run: Path, rank: int, workers: int
+    model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainConfig, run: Path, rank: int, number: int
 ) -> nn.Module:
     device = pick_device(config)
     model = model.to(device)
@@ -101,17 +101,17 @@ def _fit(
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
     first = _resume(run, model, averaged, optimizer)
     forward: nn.Module = model
-    if workers > 1:
+    if number > 1:
         forward = DistributedDataParallel(model, find_unused_parameters=True)  # as a prior of single frames has
     forward = torch.compile(forward) if device.type == "cuda" else forward
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(config, device))
     generator = torch.Generator(device)
     log = Log(run, first) if rank == 0 else None
     steps = range(first, config.steps)
-    with tqdm(steps, initial=first, total=config.steps, unit="step", smoothing=0.05, disable=workers > 1) as bar:
+    with tqdm(steps, initial=first, total=config.steps, unit="step", smoothing=0.05, disable=number > 1) as bar:
         for step in bar:
             generator.manual_seed(config.seed * 1_000_003 + step + (rank << 48))  # chance of its own for each worker
-            batch = _move(batches(step, rank, workers), device)
+            batch = _move(batches(step, rank, number), device)
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
 
@@ -129,7 +129,7 @@ def _fit(
             done = step + 1
             if done % config.log_every == 0:
                 values = {"loss": loss.detach(), "gradient_norm": norm, **metrics}
-                means = {name: _mean_over_workers(value) for name, value in values.items() if value.ndim == 0}
+                means = {name: float(workers.mean(value)) for name, value in values.items() if value.ndim == 0}
                 if log:
                     log.write(done, "train", **means)
                 bar.set_postfix(loss=f"{means['loss']:.4f}")
@@ -139,21 +139,6 @@ def _fit(
     if log:
         log.writer.close()
     return averaged
-
-
-def place() -> tuple[int, int]:
-    """Which of how many workers this process is: (0, 1) unless ``torch.distributed`` has been started."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _mean_over_workers(value: Tensor) -> float:
-    workers = place()[1]
-    if workers > 1:
-        value = value.clone()
-        distributed.all_reduce(value)
-    return float(value) / workers
 
 
 def pick_device(config: TrainConfig) -> torch.device:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.core import workers
 from worldmodel.core.context import Block, Motion
 from worldmodel.core.wavefront import WavefrontNet
 
@@ -170,8 +171,8 @@ class Dynamics(nn.Module):
         scale = self.config.reward_scale or 1.0
         squared = ((outlook.rewards - batch.rewards) / scale).square()
         surprise = F.binary_cross_entropy_with_logits(outlook.termination, batch.terminated, reduction="none")
-        code_loss = _mean(nats, batch.frame_valid[:, 1:])
-        reward_loss, termination_loss = _mean(squared, batch.step_valid), _mean(surprise, batch.step_valid)
+        code_loss = _mean(nats, batch.frame_valid[:, 1:], self.training)
+        reward_loss, termination_loss = (_mean(part, batch.step_valid, self.training) for part in (squared, surprise))
         return code_loss + self.config.outcome_weight * (reward_loss + termination_loss), {
             "bits_per_code": code_loss.detach() / math.log(2),
             "reward_error": reward_loss.detach(),
@@ -352,5 +353,7 @@ class Dynamics(nn.Module):
             raise ValueError(f"codes must be in [0, {self.config.codes}), got {codes.min()} to {codes.max()}")
 
 
-def _mean(values: Tensor, valid: Tensor) -> Tensor:
-    return (values * valid).sum() / valid.sum().clamp_min(1)
+def _mean(values: Tensor, valid: Tensor, shared: bool) -> Tensor:
+    """Over what is valid; with ``shared``, so that the mean over workers is that over all their valid values."""
+    count = workers.mean(valid.sum()) if shared else valid.sum()
+    return (values * valid).sum() / count.clamp_min(1)

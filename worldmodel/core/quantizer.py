@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from worldmodel.core import workers
 
 ROWS = 1024  # vectors compared with the codebook at a time: the (rows, K) scores stay in the cache
 KMEANS_STEPS = 10
@@ -95,20 +97,20 @@ class VectorQuantizer(nn.Module):
             codes = nearest(rows.detach(), self.codebook)  # (N,)
             vectors = F.embedding(codes, self.codebook)  # (N, D)
             counts = torch.bincount(codes, minlength=self.config.codes).float()
-            counts = _sum_over_workers(counts) if self.training else counts
+            counts = workers.total(counts) if self.training else counts
             loss = self.config.commitment * F.mse_loss(rows, vectors.detach())
             if self.training and self.config.update == "loss":
                 loss = loss + self.config.codebook * F.mse_loss(vectors, rows.detach())
                 self.usage += counts
             elif self.training and self.config.update == "ema":
-                self._average(counts, _sum_over_workers(_sums(rows.detach(), codes, self.config.codes)))
+                self._average(counts, workers.total(_sums(rows.detach(), codes, self.config.codes)))
             elif self.training:
                 samples = sample_codes(rows.detach(), self.codebook, self.config.samples, generator)  # (N, m)
                 vectors = F.embedding(samples, self.codebook).mean(1)  # eq. 12
                 loss = self.config.commitment * F.mse_loss(rows, vectors)
                 repeated = rows.detach().repeat_interleave(self.config.samples, 0)
-                soft_counts = _sum_over_workers(torch.bincount(samples.flatten(), minlength=self.config.codes).float())
-                sums = _sum_over_workers(_sums(repeated, samples.flatten(), self.config.codes))
+                soft_counts = workers.total(torch.bincount(samples.flatten(), minlength=self.config.codes).float())
+                sums = workers.total(_sums(repeated, samples.flatten(), self.config.codes))
                 self._average(soft_counts / self.config.samples, sums / self.config.samples)
             vectors = rows + (vectors - rows).detach()
         grid = z.shape[2:]
@@ -135,9 +137,9 @@ class VectorQuantizer(nn.Module):
         """Place the codebook on the first batch; later, move codes that fell out of use onto the present one."""
         every = self.config.revive_every
         if self.steps == 0:
-            self.codebook.copy_(_from_first_worker(_kmeans(_of_all_workers(rows), self.config.codes, generator)))
+            self.codebook.copy_(workers.from_first(_kmeans(workers.gathered(rows), self.config.codes, generator)))
         elif every and self.steps % every == 0:  # the same step on all workers, so is the collective
-            fresh = _from_first_worker(_choose(_of_all_workers(rows), self.config.codes, generator))
+            fresh = workers.from_first(_choose(workers.gathered(rows), self.config.codes, generator))
             dead = (self.usage == 0)[:, None]
             self.codebook.copy_(torch.where(dead, fresh, self.codebook))
             self.ema_sum.masked_fill_(dead, 0)
@@ -204,30 +206,3 @@ def _choose(rows: Tensor, size: int, generator: torch.Generator | None) -> Tenso
     """``size`` random rows, different ones as long as there are enough."""
     order = torch.randperm(len(rows), generator=generator, device=rows.device)
     return rows[order.repeat(size // len(rows) + 1)[:size]]
-
-
-def _shared() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _sum_over_workers(tensor: Tensor) -> Tensor:
-    if _shared():
-        tensor = tensor.clone()
-        distributed.all_reduce(tensor)
-    return tensor
-
-
-def _of_all_workers(rows: Tensor) -> Tensor:
-    """The rows (N, D) of every worker, one worker after the other: (workers·N, D)."""
-    if _shared():
-        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, rows.contiguous())
-        rows = torch.cat(parts)
-    return rows
-
-
-def _from_first_worker(tensor: Tensor) -> Tensor:
-    """What the first worker drew: the others' generators are at other places."""
-    if _shared():
-        distributed.broadcast(tensor, 0)
-    return tensor
