@@ -270,6 +270,30 @@ def test_noise_makes_training_harder_but_not_evaluation():
     assert first != second
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_frames_of_its_own_take_the_place_of_remembered_ones_in_training_alone(share, monkeypatch):
+    made, (codes, actions) = prior(imagined=share), film(6, batch=8)
+    made.wavefront.logits.weight.data *= 1000  # so sure of itself that there is one frame to draw
+    part, told = batch(codes, actions), []
+    score = made.score
+
+    def listening(codes, known, actions):
+        told.append(known)
+        return score(codes, known, actions)
+
+    monkeypatch.setattr(made, "score", listening)
+    made(part)
+    made.train()(part, torch.Generator().manual_seed(0))
+    assert torch.equal(told[0], codes[:, :-1])
+    with torch.no_grad():
+        condition = made.outlook(codes[:, :-2], actions[:, :-2]).condition.flatten(0, 1)
+        drawn = made.wavefront(codes[:, 1:-1].flatten(0, 1), condition).argmax(-1).view(8, 4, *TINY.grid)
+    own = (told[1][:, 1:] == drawn).float().mean((2, 3)) > 0.9  # but for rounding
+    true = (told[1][:, 1:] == codes[:, 1:-1]).all((2, 3))
+    assert torch.equal(told[1][:, 0], codes[:, 0]) and (own ^ true).all()
+    assert own.float().mean() == pytest.approx(share, abs=0.2 * (0 < share < 1))
+
+
 @pytest.mark.parametrize(
     ("codes", "actions", "message"),
     [
