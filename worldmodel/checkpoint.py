@@ -93,13 +93,16 @@ def read_step(path: Path) -> int:
     return int(_facts(path)["step"])
 
 
-def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any]) -> None:
+def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **more: Any) -> None:
     """Make a run's folder and its config.yaml, or get an existing run ready to go on.
+
+    Args:
+        more: anything else that config.yaml should say.
 
     Raises:
         ValueError: if the run is there with a model of another kind or size; nothing is changed then.
     """
-    text = config.dump(kind=kind, model=model, train=train, data=data)
+    text = config.dump(kind=kind, **more, model=model, train=train, data=data)
     if (run / "config.yaml").exists():
         there, asked = read_config(run), yaml.safe_load(text)
         for name, old in {"kind": there["kind"], **there["model"]}.items():
