@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from agents.policy import Policy, read
-from worldmodel import checkpoint, config, environment, media
+from worldmodel import config, environment, media
 from worldmodel.data.store import write_atomically
 from worldmodel.scores import interval
 
@@ -109,7 +109,7 @@ def evaluate(
             f"mean in [{scores['low']:.4g}, {scores['high']:.4g}], {scores['steps']:.4g} steps"
         )
     if out:
-        facts = {"agent": agent, "weights": checkpoint.digest(Path(agent)), "env": env or data["environment"]}
+        facts = {"run": agent, "weights": policy.digest, "env": env or data["environment"]}
         facts |= {"env_kwargs": env_kwargs or data["kwargs"], "seed": seed, "stochastic": stochastic}
         parts = {
             name: {**summary(results), "returns": [result.episode_return for result in results]}

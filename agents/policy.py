@@ -19,13 +19,20 @@ class Policy:
         action_names: what actions 0, 1, … are called.
         history: pictures that it sees at once.
         greedy: take the likeliest action, and not one drawn by its probability.
+        digest: names the weights.
     """
 
     def __init__(
-        self, network: Network, vqvae: VQVAE, action_names: tuple[str, ...], history: int = 1, greedy: bool = False
+        self,
+        network: Network,
+        vqvae: VQVAE,
+        action_names: tuple[str, ...],
+        history: int = 1,
+        greedy: bool = False,
+        digest: str = "",
     ) -> None:
         self.network, self.vqvae, self.action_names = network, vqvae, tuple(action_names)
-        self.history, self.greedy = history, greedy
+        self.history, self.greedy, self.digest = history, greedy, digest
         self.start(0)
 
     @classmethod
@@ -41,7 +48,7 @@ class Policy:
         network = Network(config.build(NetworkConfig, values["model"], run / "config.yaml"))
         checkpoint.load_weights(run / "model.safetensors", network)
         vqvae, data = checkpoint.load_vqvae(run / "vqvae"), values["data"]
-        return cls(network.eval(), vqvae, data["action_names"], data["history"], greedy)
+        return cls(network.eval(), vqvae, data["action_names"], data["history"], greedy, checkpoint.digest(run))
 
     def start(self, seed: int) -> None:
         """Begin an episode."""
