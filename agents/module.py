@@ -45,6 +45,20 @@ class Runner(SingleAgentEnvRunner):
         if self._seed is not None:
             self._seed = self.config.seed + SEEDS_APART * self.worker_index
 
+    def sample(self, **settings: Any) -> Any:
+        """Play.
+
+        Raises:
+            ChildProcessError: if a world fails; RLlib tells that as a RuntimeError without a message.
+        """
+        try:
+            return super().sample(**settings)
+        except RuntimeError as error:
+            if error.__cause__ is None:
+                raise
+            cause = error.__cause__
+            raise ChildProcessError(f"a world failed: {type(cause).__name__}: {cause}") from error
+
     def apply(self, func: Any, *arguments: Any, **settings: Any) -> Any:
         """Call ``func(self, …)``; RLlib's own ends the process without a word where that fails."""
         return func(self, *arguments, **settings)

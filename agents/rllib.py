@@ -30,13 +30,10 @@ class Algorithm:
 
     def resume(self) -> int:
         """Go back to the last checkpoint, if there is one, and return the steps that were taken until then."""
-        (self.run / "checkpoint").mkdir(exist_ok=True)
-        saves = [path for path in (self.run / "checkpoint").iterdir() if path.name.isdigit()]
-        if not saves:
-            return 0
-        last = max(saves, key=lambda path: int(path.name))
-        self.algorithm.restore_from_path(str(last))
-        return int(last.name)
+        done = saved(self.run)
+        if done:
+            self.algorithm.restore_from_path(str(self.run / "checkpoint" / str(done)))
+        return done
 
     def iterate(self) -> tuple[int, int, dict[str, float]]:
         """Play a batch and learn from it.
@@ -64,6 +61,7 @@ class Algorithm:
         """Write the agent and a checkpoint after ``done`` steps; the one before goes when this one is whole."""
         checkpoint.write_tensors(self.run / "model.safetensors", self.weights())
         target = self.run / "checkpoint" / str(done)
+        target.parent.mkdir(exist_ok=True)
         temporary = target.with_name(f".{done}")
         shutil.rmtree(temporary, ignore_errors=True)
         self.algorithm.save_to_path(str(temporary))
@@ -83,10 +81,10 @@ def started(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfig
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
+        import ray.rllib
         from ray.exceptions import RayError, RayTaskError
 
-        for name in ("ray", "ray.rllib", "ray.tune", "ray._common"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)  # errors come as exceptions, and need not come twice
         mine = not ray.is_initialized()
         if mine:
             ray.init(
@@ -98,7 +96,7 @@ def started(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfig
             check_vector(algorithm, env)
             yield Algorithm(run, algorithm, train)
         except RayTaskError as error:
-            raise ChildProcessError(f"a runner failed: {type(error.cause).__name__}: {error.cause}") from error
+            raise ChildProcessError(f"a runner failed: {error.cause}") from error
         except RayError as error:
             raise ChildProcessError(f"a runner died: {str(error).splitlines()[0]}") from error
         finally:
@@ -146,9 +144,14 @@ def settings(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfi
                 module_class=AgentModule, model_config={"network": network, "weights": str(weights)}
             )
         )
-        .debugging(seed=train.seed, log_level="ERROR")
+        .debugging(seed=train.seed + saved(run))  # a resumed run does not play the same again
         .fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=False)
     )
+
+
+def saved(run: Path) -> int:
+    """The steps after which a run's last checkpoint was written; 0 if there is none."""
+    return max((int(path.name) for path in (run / "checkpoint").glob("*") if path.name.isdigit()), default=0)
 
 
 def check_vector(algorithm: Any, env: str) -> None:

@@ -29,6 +29,8 @@ class EncodedEnv(gym.Wrapper):
         ValueError: if the actions of the two worlds differ, or the real one cannot be made.
     """
 
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 8.75}  # gymnasium.make asks the class for it
+
     def __init__(
         self,
         world: str = DEFAULT,
