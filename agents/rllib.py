@@ -96,7 +96,8 @@ def started(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfig
             check_vector(algorithm, env)
             yield Algorithm(run, algorithm, train)
         except RayTaskError as error:
-            raise ChildProcessError(f"a runner failed: {error.cause}") from error
+            known = isinstance(error.cause, ChildProcessError)
+            raise ChildProcessError(str(error.cause) if known else f"a runner failed: {error.cause!r}") from error
         except RayError as error:
             raise ChildProcessError(f"a runner died: {str(error).splitlines()[0]}") from error
         finally:

@@ -91,7 +91,8 @@ def train(
 ) -> None:
     """Train an agent with RLlib; an existing run is continued.
 
-    Every so often the agent is evaluated in the real world that its dreams are of.
+    Every so often the agent is evaluated in the real world that its dreams are of. With --loop, the program records,
+    trains a world model and trains an agent, in rounds: see python -m agents.train --loop --help.
 
     Args:
         run: folder to write checkpoints, metrics and the agent itself into.

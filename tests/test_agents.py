@@ -21,19 +21,10 @@ from worldmodel.collect import collect, exploring
 from worldmodel.data.store import EpisodeStore
 from worldmodel.train import prior, vqvae
 
+pytestmark = pytest.mark.usefixtures("one_ray")
 TINY = "tests.tiny_world:Tiny-v0"
 SIZES = NetworkConfig(width=8, hidden=32)
 SETTINGS = AgentConfig(steps=64, batch=32, minibatch=16, epochs=1, num_envs=4, evaluate_every=0, evaluation_episodes=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """One Ray for all tests of this file."""
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +165,17 @@ def test_the_real_world_trains_through_the_same_program(tiny_world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("accident", "message"),
-    [({"breaks": 9}, "RuntimeError: the world broke after 9 steps"), ({"dies": "killed"}, "a runner died")],
+    ("runners", "accident", "message"),
+    [
+        (0, "breaks", "a world failed: RuntimeError: the world broke after 9 steps"),
+        (1, "breaks", "a world failed: RuntimeError: the world broke after 9 steps"),
+        (1, "dies", "a runner died"),
+    ],
 )
-def test_a_runner_that_fails_or_is_killed_is_an_error(tiny_world, tmp_path, accident, message):
-    if "dies" in accident:
-        accident = {"dies": str(tmp_path / "killed")}
+def test_a_world_that_breaks_or_a_runner_that_is_killed_is_an_error(tiny_world, tmp_path, runners, accident, message):
+    accident = {"breaks": 9} if accident == "breaks" else {"dies": str(tmp_path / "killed")}
     env = {"world": str(tiny_world), "env": TINY, "env_kwargs": accident, "horizon": 90}
-    settings = replace(SETTINGS, runners=1, num_envs=1, steps=1000, batch=64)
+    settings = replace(SETTINGS, runners=runners, num_envs=1, steps=1000, batch=64)
     with pytest.raises(ChildProcessError, match=message):
         train(str(tmp_path / "run"), "envs:Encoded-v0", env, model=SIZES, train=settings)
 

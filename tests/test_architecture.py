@@ -75,7 +75,9 @@ def test_importing_the_package_and_the_worlds_loads_nothing_heavy():
 
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"python -m ((?:worldmodel|agents)[\w.]+)( vqvae| prior| info| import)?([^\n`|]*)", README)
+COMMANDS = re.findall(
+    r"python -m ((?:worldmodel|agents)[\w.]+)( vqvae| prior| info| import| --loop)?([^\n`|]*)", README
+)
 
 
 def test_the_readme_names_only_files_that_exist():
