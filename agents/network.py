@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 SMALLEST = 6  # the grid is halved until it has no more places a side than this
@@ -15,7 +16,7 @@ class NetworkConfig:
     Attributes:
         width: channels of its convolutions.
         hidden: units of the layer that the two heads share.
-        embedding: numbers that stand for a code; 0 begins with the vectors of the VQ-VAE's codebook.
+        embedding: numbers that stand for a code; at first a random projection of its vector in the VQ-VAE's codebook.
         codes: in the codebook, or 0 for frames; that of the world.
         shape: of an observation, (h, w) codes or (H, W, 3) frames, a history before them; that of the world.
         actions: number of actions; that of the world.
@@ -24,7 +25,7 @@ class NetworkConfig:
 
     width: int = 32
     hidden: int = 256
-    embedding: int = 0
+    embedding: int = 16
     codes: int = 0
     shape: tuple[int, ...] = ()
     actions: int = 0
@@ -32,8 +33,11 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))  # YAML gives lists
-        if min(self.width, self.hidden) < 1 or self.embedding < 0:
-            raise ValueError(f"model.width and model.hidden must be 1 or more, got {self.width} and {self.hidden}")
+        if min(self.width, self.hidden, self.embedding) < 1:
+            raise ValueError(
+                f"model.width, model.hidden and model.embedding must be 1 or more, "
+                f"got {self.width}, {self.hidden} and {self.embedding}"
+            )
 
 
 class Network(nn.Module):
@@ -41,7 +45,7 @@ class Network(nn.Module):
 
     Args:
         config: sizes.
-        codebook: (K, D) vectors to begin with where ``config.embedding`` is 0 or D; they are learnt on.
+        codebook: (K, D) vectors of the codes that are seen: near ones are near at first.
     """
 
     def __init__(self, config: NetworkConfig, codebook: Tensor | None = None) -> None:
@@ -53,7 +57,8 @@ class Network(nn.Module):
         if config.codes:
             self.embedding = nn.Embedding(config.codes, config.embedding)
             if codebook is not None:
-                self.embedding.weight.data.copy_(codebook / codebook.square().mean().sqrt())
+                projected = codebook @ torch.randn(codebook.shape[1], config.embedding)
+                self.embedding.weight.data.copy_(projected / projected.square().mean().sqrt())
         channels = history * (config.embedding if config.codes else 3)
         layers: list[nn.Module] = []
         while not layers or max(places) > SMALLEST:

@@ -153,18 +153,17 @@ def begin(
     init: str,
 ) -> None:
     """Make an agent's run, with the VQ-VAE that it sees through and its first weights, or get one ready to go on."""
-    codebook = world.vqvae.quantizer.codebook.detach() if space.dtype != "uint8" else None
+    codebook = world.vqvae.quantizer.codebook.detach().cpu() if space.dtype != "uint8" else None
     rewards = world.dynamics.config.reward_scale
     model = replace(
         model,
-        embedding=(model.embedding or codebook.shape[1]) if codebook is not None else 0,
         codes=len(codebook) if codebook is not None else 0,
         shape=space.shape,
         actions=len(world.action_names),
         value_scale=model.value_scale or checkpoint.remembered(run, "value_scale") or rewards / (1 - train.gamma),
     )
     torch.manual_seed(train.seed)
-    network = Network(model, codebook if codebook is not None and codebook.shape[1] == model.embedding else None)
+    network = Network(model, codebook)
     if init:
         if checkpoint.digest(Path(init) / "vqvae") != checkpoint.digest(world.run / "vqvae"):
             raise ValueError(f"--init {init} sees the codes of another VQ-VAE than the world {world.run}")

@@ -75,7 +75,7 @@ def test_a_net_sees_codes_or_frames_one_or_several_alone_or_in_rllib(codes, hist
 
     shape = (history,) * (history > 1) + ((21, 21) if codes else (84, 84, 3))
     space = Box(0, 15 if codes else 255, shape, np.int32 if codes else np.uint8)
-    sizes = replace(SIZES, codes=codes, embedding=4 * bool(codes), shape=shape, actions=5, value_scale=7.0)
+    sizes = replace(SIZES, codes=codes, shape=shape, actions=5, value_scale=7.0)
     network = Network(sizes)
     batch = torch.from_numpy(np.stack([space.sample() for _ in range(3)]))
     logits, values = network(batch)

@@ -8,9 +8,12 @@
     train.lock               held by the process that trains it
     metrics.jsonl            one line each time something was measured
     pictures/ tensorboard/   what it looked like on the way
-    vqvae/                   in a prior's run: the model whose codes it predicts
+    vqvae/                   in a prior's run: the model whose codes it predicts; in an agent's: through which it sees
+    checkpoint/              in an agent's run, instead of train.safetensors: RLlib's own, to resume from
 
-No file is a pickle, and each is replaced in one step, so a process killed at any moment leaves a run that loads.
+No file is a pickle, and each is replaced in one step, so a process killed at any moment leaves a run that loads. The
+exception is an agent's checkpoint/, which is replaced in one step, but pickled: go on with agents of your own alone.
+Using an agent does not read it.
 """
 
 import hashlib
