@@ -110,7 +110,11 @@ def evaluate(
         )
     if out:
         facts = {"run": agent, "weights": policy.digest, "env": env or data["environment"]}
-        facts |= {"env_kwargs": env_kwargs or data["kwargs"], "seed": seed, "stochastic": stochastic}
+        facts |= {
+            "env_kwargs": env_kwargs if env else {**data["kwargs"], **env_kwargs},
+            "seed": seed,
+            "stochastic": stochastic,
+        }
         parts = {
             name: {**summary(results), "returns": [result.episode_return for result in results]}
             for name, results in rows.items()
