@@ -1,0 +1,1 @@
+"""Agents that learn in dreams and are measured in the real world."""

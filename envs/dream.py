@@ -200,7 +200,8 @@ class DreamEnv(gym.Env):
 
     def __init__(self, **settings: Any) -> None:
         self._dream = DreamVectorEnv(1, **settings)
-        self.render_mode, self.action_names = self._dream.render_mode, self._dream.action_names
+        self.world, self.render_mode = self._dream.world, self._dream.render_mode
+        self.action_names = self._dream.action_names
         self.observation_space, self.action_space = (
             self._dream.single_observation_space,
             self._dream.single_action_space,

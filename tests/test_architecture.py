@@ -75,11 +75,13 @@ def test_importing_the_package_and_the_worlds_loads_nothing_heavy():
 
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"python -m (worldmodel[\w.]+)( vqvae| prior| info| import)?([^\n`|]*)", README)
+COMMANDS = re.findall(
+    r"python -m ((?:worldmodel|agents)[\w.]+)( vqvae| prior| info| import| --loop)?([^\n`|]*)", README
+)
 
 
 def test_the_readme_names_only_files_that_exist():
-    for path in set(re.findall(r"(?:configs|tests|worldmodel|envs|docs)/[\w/.-]+\.\w+", README)):
+    for path in set(re.findall(r"(?:configs|tests|worldmodel|envs|agents|docs)/[\w/.-]+\.\w+", README)):
         assert (ROOT / path).exists(), path
 
 
@@ -97,9 +99,9 @@ def test_the_readme_names_only_programs_and_flags_that_exist(program):
     "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 def test_every_configuration_is_understood_by_the_program_that_its_header_names(path):
-    header = re.search(r"python -m (\S+) ?(vqvae|prior)?", path.read_text())
+    header = re.search(r"python -m (\S+) ?(vqvae|prior|--loop)?", path.read_text())
     command = [sys.executable, "-m", header[1], *([header[2]] if header[2] else []), "--config", str(path)]
     required = {"vqvae": ["--store=s", "--run=r"], "prior": ["--store=s", "--vqvae=v", "--run=r"]}
-    command += required.get(header[2], ["--store=s"])
+    command += required.get(header[2], ["--run=r"] if header[1] == "agents.train" else ["--store=s"])
     result = subprocess.run([*command, "--print_config"], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr

@@ -209,5 +209,5 @@ def test_collecting_leaves_out_the_repeated_frame(tmp_path):
 
 
 def test_an_episode_that_is_cut_off_keeps_its_last_frame(env):
-    episode = play(env, iter([1] * 5), seed=0, longest=5)
+    episode = play(env, lambda frame: 1, seed=0, longest=5)
     assert episode.has_final_observation and episode.truncated and not episode.terminated

@@ -8,13 +8,19 @@
     train.lock               held by the process that trains it
     metrics.jsonl            one line each time something was measured
     pictures/ tensorboard/   what it looked like on the way
-    vqvae/                   in a prior's run: the model whose codes it predicts
+    vqvae/                   in a prior's run: the model whose codes it predicts; in an agent's: through which it sees
+    checkpoint/              in an agent's run, instead of train.safetensors: RLlib's own, to resume from
 
-No file is a pickle, and each is replaced in one step, so a process killed at any moment leaves a run that loads.
+No file is a pickle, and each is replaced in one step, so a process killed at any moment leaves a run that loads. The
+exception is an agent's checkpoint/, which is replaced in one step, but pickled: go on with agents of your own alone.
+Using an agent does not read it.
 """
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +99,16 @@ def read_step(path: Path) -> int:
     return int(_facts(path)["step"])
 
 
-def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any]) -> None:
+def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **more: Any) -> None:
     """Make a run's folder and its config.yaml, or get an existing run ready to go on.
+
+    Args:
+        more: anything else that config.yaml should say.
 
     Raises:
         ValueError: if the run is there with a model of another kind or size; nothing is changed then.
     """
-    text = config.dump(kind=kind, model=model, train=train, data=data)
+    text = config.dump(kind=kind, **more, model=model, train=train, data=data)
     if (run / "config.yaml").exists():
         there, asked = read_config(run), yaml.safe_load(text)
         for name, old in {"kind": there["kind"], **there["model"]}.items():
@@ -108,6 +117,21 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any]) ->
                 raise ValueError(f"{run} was begun with {name} {old}, got {new}; use another --run, or the old setting")
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", text.encode())
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run's lock until the block, or the process, ends, however it ends.
+
+    Raises:
+        ValueError: if another process is training this run.
+    """
+    with open(run / "train.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
+        yield
 
 
 def adopt(run: Path, vqvae: Path) -> None:

@@ -5,13 +5,16 @@ import os
 for _library in ("OMP", "OPENBLAS", "MKL"):  # before numpy loads: workers share the machine, one thread each
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
+import importlib  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from importlib.metadata import version  # noqa: E402
-from typing import Any, Literal  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, Protocol  # noqa: E402
 
 import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402
+import yaml  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from worldmodel import config, environment  # noqa: E402
@@ -27,6 +30,27 @@ STICKY_WEIGHTS = {
     "look_right": 1.5,
 }
 RESTARTS = 100  # of one worker, before the run gives up
+BLIND = ("sticky", "random")
+
+
+class Policy(Protocol):
+    """An agent that acts by what it sees; its run's config.yaml names the class as ``policy: module:Name``.
+
+    ``Policy.load(run)`` makes one.
+
+    Attributes:
+        action_names: what actions 0, 1, … are called.
+        digest: names its weights.
+    """
+
+    action_names: tuple[str, ...]
+    digest: str
+
+    def start(self, seed: int) -> None:
+        """Begin an episode, in which the seed is the only chance."""
+
+    def act(self, frame: np.ndarray) -> int:
+        """The action to take after a frame (H, W, 3) uint8."""
 
 
 def collect(
@@ -36,7 +60,8 @@ def collect(
     frames: int = 0,
     episodes: int = 0,
     workers: int = 0,
-    policy: Literal["sticky", "random"] = "sticky",
+    policy: str = "sticky",
+    explore: float = 0.0,
     seed: int = 0,
     longest: int = 4000,
     address: str = "",
@@ -53,14 +78,17 @@ def collect(
         frames: go on until the store holds this many frames; either this or --episodes.
         episodes: go on until it holds this many episodes.
         workers: record in this process (0) or in this many Ray actors.
-        policy: sticky holds each action for 1 to 12 steps and prefers to move; random draws one every step.
+        policy: sticky holds each action for 1 to 12 steps and prefers to move; random draws one every step; the run
+            folder of an agent lets that act.
+        explore: share of the steps in which an agent is overruled by the sticky policy, an action at a time.
         seed: of the worlds and the policies.
         longest: steps after which an episode that has not ended is cut off, and marked truncated.
         address: of a running Ray cluster; empty starts one here.
     """
     if (frames > 0) == (episodes > 0):
         raise ValueError(f"give either --frames or --episodes a positive number, got {frames} and {episodes}")
-    recorder = Recorder(store, env, env_kwargs, policy, seed, longest)
+    policy = policy if policy in BLIND else os.path.abspath(policy)
+    recorder = Recorder(store, env, env_kwargs, policy, seed, longest, explore)
     there = recorder.store
     unit, goal = ("frame", frames) if frames else ("episode", episodes)
     before, start = there.frames, time.perf_counter()
@@ -97,26 +125,77 @@ def collect(
 class Recorder:
     """Plays episodes of one world and writes them to a store; made anew in every process that records."""
 
-    def __init__(self, store: str, env: str, env_kwargs: dict, policy: str, seed: int, longest: int) -> None:
-        self.settings = (store, env, env_kwargs, policy, seed, longest)
+    def __init__(
+        self, store: str, env: str, env_kwargs: dict, policy: str, seed: int, longest: int, explore: float = 0.0
+    ) -> None:
+        self.settings = (store, env, env_kwargs, policy, seed, longest, explore)
+        self.policy, self.seed, self.longest, self.explore = policy, seed, longest, explore
+        if not 0 <= explore < 1 or (explore and policy in BLIND):
+            raise ValueError(f"--explore must be in [0, 1), and 0 without an agent, got {explore}")
+        self.agent, facts = (None, {"policy": policy}) if policy in BLIND else load(policy, explore)
         self.env = environment.make(env, **env_kwargs)
-        self.policy, self.seed, self.longest = policy, seed, longest
+        names = self.env.get_wrapper_attr("action_names")
+        if self.agent and tuple(self.agent.action_names) != tuple(names):
+            raise ValueError(f"the agent {policy} knows the actions {self.agent.action_names}, the world has {names}")
         engine = self.env.metadata.get("engine", f"gymnasium {version('gymnasium')}")
         schema = Schema(
             observation_shape=self.env.observation_space.shape,
             observation_dtype=str(self.env.observation_space.dtype),
-            action_names=self.env.get_wrapper_attr("action_names"),
+            action_names=names,
             environment=env,
             kwargs=env_kwargs,
-            provenance={"policy": policy, "seed": seed, "longest": longest, "engine": engine},
+            provenance={**facts, "seed": seed, "longest": longest, "engine": engine},
         )
         self.store = EpisodeStore.create(store, schema)
 
     def record(self, number: int) -> Entry:
         """Play episode ``number`` and write its file; the index is the caller's."""
         world_seed, policy_seed = np.random.SeedSequence([self.seed, number]).generate_state(2)
-        actions = act(self.policy, self.env.get_wrapper_attr("action_names"), np.random.default_rng(policy_seed))
-        return self.store.write(number, play(self.env, actions, int(world_seed), self.longest))
+        names, random = self.env.get_wrapper_attr("action_names"), np.random.default_rng(policy_seed)
+        if self.agent:
+            self.agent.start(int(policy_seed))
+            choose = exploring(self.agent, self.explore, names, random)
+        else:
+            actions = act(self.policy, names, random)
+            choose = lambda frame: next(actions)  # noqa: E731
+        return self.store.write(number, play(self.env, choose, int(world_seed), self.longest))
+
+
+def load(run: str, explore: float) -> tuple[Policy, dict[str, Any]]:
+    """The agent of a run, and what a store says of it: the weights are named, so that other ones do not mix in.
+
+    Raises:
+        ValueError: if it is no agent's.
+    """
+    path = Path(run) / "config.yaml"
+    values = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    name = values.get("policy") if isinstance(values, dict) else None
+    if not name:
+        raise ValueError(
+            f"--policy must be {', '.join(BLIND)} or the run folder of an agent, got {run}; "
+            "train one with python -m agents.train"
+        )
+    module, _, attribute = name.partition(":")
+    policy = getattr(importlib.import_module(module), attribute).load(run)
+    return policy, {"policy": name, "weights": policy.digest, "explore": explore}
+
+
+def exploring(
+    agent: Policy, share: float, action_names: tuple[str, ...], random: np.random.Generator
+) -> Callable[[np.ndarray], int]:
+    """An agent that is overruled in a share of its steps, by actions that are held as the sticky policy holds them."""
+    mean = (LONGEST_HOLD + 1) / 2
+    begin = share / (share + mean * (1 - share))  # chance that an action of the agent's is the first to be overruled
+    held: list[int] = []
+
+    def choose(frame: np.ndarray) -> int:
+        action = agent.act(frame)  # even where it is overruled: it remembers what it saw
+        if not held and random.random() < begin:
+            first = next(act("sticky", action_names, random))
+            held.extend([first] * int(random.integers(1, LONGEST_HOLD + 1)))
+        return held.pop() if held else action
+
+    return choose
 
 
 def act(policy: str, action_names: tuple[str, ...], random: np.random.Generator) -> Iterator[int]:
@@ -131,16 +210,19 @@ def act(policy: str, action_names: tuple[str, ...], random: np.random.Generator)
             yield from [action] * int(random.integers(1, LONGEST_HOLD + 1))
 
 
-def play(env: gym.Env, actions: Iterator[int], seed: int, longest: int) -> Episode:
+def play(env: gym.Env, choose: Callable[[np.ndarray], int], seed: int, longest: int) -> Episode:
     """Play one episode from ``env.reset(seed=seed)`` to its end, or for ``longest`` steps.
+
+    ``choose`` is shown the present observation, and names the action to take.
 
     A world that draws nothing after its last action says so with ``{"final_observation_missing": True}`` for that
     step's info: what it returns in its place is left out.
     """
-    observations, taken, rewards = [env.reset(seed=seed)[0]], [], []
+    observation, _ = env.reset(seed=seed)
+    observations, taken, rewards = [observation], [], []
     terminated = truncated = False
     while not (terminated or truncated):
-        taken.append(next(actions))
+        taken.append(choose(observation))
         observation, reward, terminated, truncated, info = env.step(taken[-1])
         if not info.get("final_observation_missing"):
             observations.append(observation)

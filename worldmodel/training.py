@@ -1,9 +1,9 @@
 """The training loop, for every model of the package."""
 
 import copy
-import fcntl
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,12 +83,7 @@ def fit(model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainC
         ValueError: if another process is training this run.
     """
     rank, number = workers.place()
-    with open(run / "train.lock", "w") as lock:  # held until the file is closed, or the process ends, however it ends
-        try:
-            if rank == 0:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
+    with checkpoint.locked(run) if rank == 0 else nullcontext():
         return _fit(model, batches, evaluate, config, run, rank, number)
 
 
