@@ -37,6 +37,7 @@ class Place(NamedTuple):
     env: gym.Env
     coded: bool  # whether it shows what agents see, and not frames
     horizon: int
+    kwargs: dict[str, Any]  # what it was made with
 
 
 class Result(NamedTuple):
@@ -70,7 +71,7 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     horizon: int = 0,
-    stochastic: bool = False,
+    greedy: bool = False,
     video: str = "",
     out: str = "",
 ) -> None:
@@ -79,11 +80,11 @@ def evaluate(
     Args:
         agent: run folder of the agent.
         env: Gymnasium id of the world; by default the real one that its dreams are of. envs:Dream-v0 is its own dream.
-        env_kwargs: what to make it with; by default as in the agent's training.
+        env_kwargs: what to make it with, beside what the agent's training says of that world.
         episodes: to play, by each of the two.
         seed: of the worlds and the policies.
         horizon: steps after which an episode is cut off; by default that of the agent's training, or 4000.
-        stochastic: draw actions by the agent's probabilities, and do not take the likeliest.
+        greedy: take the agent's likeliest action, and not one drawn by its probability.
         video: film of the agent's first episode to write, .gif, .mp4 or .png.
         out: JSON file to write all returns into.
     """
@@ -92,7 +93,7 @@ def evaluate(
     if video:
         media.check(Path(video))
     torch.set_num_threads(1)
-    policy, data = Policy.load(agent, greedy=not stochastic), read(Path(agent))["data"]
+    policy, data = Policy.load(agent, greedy), read(Path(agent))["data"]
     place = find(data, env, env_kwargs, horizon)
     names = tuple(place.env.get_wrapper_attr("action_names"))
     if names != policy.action_names:
@@ -110,11 +111,7 @@ def evaluate(
         )
     if out:
         facts = {"run": agent, "weights": policy.digest, "env": env or data["environment"]}
-        facts |= {
-            "env_kwargs": env_kwargs if env else {**data["kwargs"], **env_kwargs},
-            "seed": seed,
-            "stochastic": stochastic,
-        }
+        facts |= {"env_kwargs": place.kwargs, "horizon": place.horizon, "seed": seed, "greedy": greedy}
         parts = {
             name: {**summary(results), "returns": [result.episode_return for result in results]}
             for name, results in rows.items()
@@ -128,12 +125,13 @@ def find(data: dict[str, Any], env: str = "", env_kwargs: dict[str, Any] = {}, h
     trained = data["env_kwargs"]
     horizon = horizon or trained.get("horizon") or LONGEST
     if env in CODED:
-        known = ("world", "observation", "history", *(("store", "start") if env == DREAM else ()))
-        given = {name: trained[name] for name in known if name in trained} | {"horizon": horizon} | env_kwargs
-        return Place(gym.make(env, render_mode="rgb_array", **given), True, horizon)
-    if not env:
+        shared = {"world", "observation", "history"}
+        kept = trained.keys() - {"device", "threads"} if env == data["env"] else shared & trained.keys()
+        made = {**{name: trained[name] for name in kept}, "horizon": horizon, **env_kwargs}
+        return Place(gym.make(env, render_mode="rgb_array", **made), True, horizon, made)
+    if env in ("", data["environment"]):
         env_kwargs = {**data["kwargs"], **env_kwargs}
-    return Place(environment.make(env or data["environment"], **env_kwargs), False, horizon)
+    return Place(environment.make(env or data["environment"], **env_kwargs), False, horizon, env_kwargs)
 
 
 def real_world(data: dict[str, Any]) -> Place:

@@ -153,7 +153,7 @@ def one_round(
         seed=collect.seed + number,
         longest=collect.longest,
     )
-    earlier = 0 if number == 1 else collect.first + (number - 2) * collect.episodes
+    earlier = sum(len(EpisodeStore(folder / "rounds" / str(past) / "store")) for past in range(1, number))
     store = merge(folder / "store", here / "store", earlier)
     seen = folder / "rounds" / str(min(number, vqvae.rounds)) / "vqvae"
     if number <= vqvae.rounds:

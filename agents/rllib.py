@@ -1,6 +1,7 @@
 """RLlib, held at arm's length: it is given a run and worlds, and gives back steps, metrics and weights."""
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from agents.train import AgentConfig
 
 LEARNER = {"policy_loss": "policy_loss", "vf_loss": "value_loss", "entropy": "entropy"}
+RUNS_APART = 10_000_019  # runners and rows of worlds count seeds on from the run's, up to where another run begins
 LEARNER |= {"vf_explained_var": "value_explained", "gradients_default_optimizer_global_norm": "gradient_norm"}
 
 
@@ -51,6 +53,9 @@ class Algorithm:
         steps = int(played["num_env_steps_sampled"])
         metrics["steps_per_second"] = steps / (time.perf_counter() - began)
         values = {name: float(value) for name, value in metrics.items() if value is not None}
+        for name in set(LEARNER.values()) & values.keys():
+            if not math.isfinite(values[name]):  # RLlib leaves such an update out, without a word
+                raise FloatingPointError(f"{name} is {values[name]}: lower train.learning_rate")
         return result["training_iteration"], steps, values
 
     def weights(self) -> dict[str, Tensor]:
@@ -87,9 +92,8 @@ def started(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfig
         logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)  # errors come as exceptions, and need not come twice
         mine = not ray.is_initialized()
         if mine:
-            ray.init(
-                num_cpus=max(1, train.runners), include_dashboard=False, logging_level="ERROR", log_to_driver=False
-            )
+            quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+            ray.init(address="local", num_cpus=max(1, train.runners), num_gpus=train.gpus or None, **quiet)
         algorithm = None
         try:
             algorithm = settings(run, env, env_kwargs, train).build_algo()
@@ -99,7 +103,9 @@ def started(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfig
             known = isinstance(error.cause, ChildProcessError)
             raise ChildProcessError(str(error.cause) if known else f"a runner failed: {error.cause!r}") from error
         except RayError as error:
-            raise ChildProcessError(f"a runner died: {str(error).splitlines()[0]}") from error
+            raise ChildProcessError(
+                f"a runner died; run the command again to go on: {str(error).splitlines()[0]}"
+            ) from error
         finally:
             if algorithm:
                 algorithm.stop()
@@ -145,7 +151,8 @@ def settings(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfi
                 module_class=AgentModule, model_config={"network": network, "weights": str(weights)}
             )
         )
-        .debugging(seed=train.seed + saved(run))  # a resumed run does not play the same again
+        .learners(num_gpus_per_learner=train.gpus)
+        .debugging(seed=train.seed * RUNS_APART % 2**31 + saved(run))  # a resumed run does not play the same again
         .fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=False)
     )
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from agents import evaluate, rllib
 from agents.network import Network, NetworkConfig
-from agents.policy import Policy
+from agents.policy import Policy, read
+from envs.dream import HORIZON
 from worldmodel import checkpoint, config
 from worldmodel.training import Log
 from worldmodel.world import WorldModel
@@ -39,6 +40,7 @@ class AgentConfig:
         epochs: passes over a batch.
         num_envs: worlds that one runner plays side by side.
         runners: play in this process (0) or in this many Ray actors.
+        gpus: that the learner has, 0 or 1; --env.device cuda moves the dreams there.
         evaluate_every: iterations between two evaluations in the real world; 0 for none.
         evaluation_episodes: in each.
         evaluation_greedy: evaluate with the likeliest action, and not one drawn by its probability.
@@ -57,6 +59,7 @@ class AgentConfig:
     epochs: int = 4
     num_envs: int = 16
     runners: int = 0
+    gpus: int = 0
     evaluate_every: int = 20
     evaluation_episodes: int = 16
     evaluation_greedy: bool = False
@@ -66,8 +69,10 @@ class AgentConfig:
         for name in ("steps", "batch", "minibatch", "epochs", "num_envs", "evaluation_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
-        if self.runners < 0 or self.evaluate_every < 0:
-            raise ValueError("train.runners and train.evaluate_every must be 0 or more")
+        if min(self.runners, self.gpus, self.evaluate_every) < 0:
+            raise ValueError("train.runners, train.gpus and train.evaluate_every must be 0 or more")
+        if not 0 <= self.gamma < 1:
+            raise ValueError(f"train.gamma must be in [0, 1), got {self.gamma}")
         rows = self.num_envs * max(1, self.runners)
         if self.batch % rows or not self.minibatch <= self.batch:
             raise ValueError(
@@ -103,9 +108,10 @@ def train(
     folder = Path(run).absolute()
     world, space = look(env, env_kwargs)
     data = describe(world, env, env_kwargs)
-    begin(folder, world, space, data, algo, model, train, init)
     real = evaluate.real_world(data) if train.evaluate_every else None
+    folder.mkdir(parents=True, exist_ok=True)
     with checkpoint.locked(folder):
+        begin(folder, world, space, data, algo, model, train, init)
         learn(folder, env, env_kwargs, train, real)
 
 
@@ -128,13 +134,15 @@ def look(env: str, env_kwargs: dict[str, Any]) -> tuple[WorldModel, gym.Space]:
 def describe(world: WorldModel, env: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     """What an agent's config.yaml says of where it learns, and of the real world behind that."""
     recorded = checkpoint.read_config(world.run)["data"]
+    if env == evaluate.DREAM:
+        env_kwargs = {"horizon": HORIZON, **env_kwargs}
     return {
         "env": env,
         "env_kwargs": env_kwargs,
         "history": env_kwargs.get("history", 1),
         "action_names": list(world.action_names),
         "environment": env_kwargs.get("env") or recorded["environment"],
-        "kwargs": env_kwargs.get("env_kwargs", {} if env_kwargs.get("env") else recorded["kwargs"]),
+        "kwargs": {**({} if env_kwargs.get("env") else recorded["kwargs"]), **(env_kwargs.get("env_kwargs") or {})},
     }
 
 
@@ -160,7 +168,10 @@ def begin(
     )
     torch.manual_seed(train.seed)
     network = Network(model, codebook)
-    if init:
+    if init and not (run / "model.safetensors").exists():
+        theirs = config.build(NetworkConfig, read(Path(init))["model"], Path(init) / "config.yaml")
+        if replace(theirs, value_scale=0.0) != replace(model, value_scale=0.0):
+            raise ValueError(f"--init must be an agent with this one's net, {model}; {init} has {theirs}")
         if checkpoint.digest(Path(init) / "vqvae") != checkpoint.digest(world.run / "vqvae"):
             raise ValueError(f"--init {init} sees the codes of another VQ-VAE than the world {world.run}")
         checkpoint.load_weights(Path(init) / "model.safetensors", network)

@@ -16,6 +16,8 @@ from worldmodel.data.windows import split
 from worldmodel.dream import read
 from worldmodel.world import DEFAULT, WorldModel
 
+HORIZON = 200  # steps of a dream, if nothing else is said
+
 
 def observation_space(world: WorldModel, observation: str, history: int) -> gym.spaces.Box:
     """What a world shows: the last ``history`` pictures as codes (h, w) int32 or as frames (H, W, 3) uint8.
@@ -80,7 +82,7 @@ class DreamVectorEnv(VectorEnv):
         self,
         num_envs: int = 1,
         world: str = DEFAULT,
-        horizon: int = 200,
+        horizon: int = HORIZON,
         observation: Literal["codes", "frame"] = "codes",
         history: int = 1,
         start: Literal["", "shipped", "store"] = "",
@@ -166,6 +168,8 @@ class DreamVectorEnv(VectorEnv):
         shipped = self.world.run / "context"
         if start == "shipped" and not shipped.exists():
             raise ValueError(f"the world {self.world.run} comes with no clips; use start='store'")
+        if start == "shipped" and store:
+            raise ValueError(f"start='shipped' leaves the store {store} unused; give one of the two")
         if start == "store" and not store and shipped.exists():
             raise ValueError(f"the world {self.world.run} comes without its training data; name a store of your own")
         episodes = EpisodeStore(store or self.world.clips)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.evaluate import evaluate
+from agents.evaluate import evaluate, find
 from agents.network import Network, NetworkConfig
-from agents.policy import Policy
+from agents.policy import Policy, read
 from agents.train import AgentConfig, train
 from envs.encoded import EncodedEnv
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
@@ -183,13 +183,22 @@ def test_a_world_that_breaks_or_a_runner_that_is_killed_is_an_error(tiny_world, 
 
 def test_evaluation_plays_the_agent_beside_random_actions_and_keeps_the_returns(agent, tmp_path, capsys):
     for name in ("one", "two"):
-        evaluate(str(agent), episodes=3, out=str(tmp_path / name), video=str(tmp_path / "film.gif"), stochastic=True)
+        evaluate(str(agent), episodes=3, out=str(tmp_path / name), video=str(tmp_path / "film.gif"))
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{TINY}, 3 episodes of 12 steps at most"
     assert printed[1].startswith("agent   return") and printed[2].startswith("random  return") and "±" in printed[1]
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
     assert one == two and len(one["agent"]["returns"]) == len(one["random"]["returns"]) == 3
     assert (tmp_path / "film.gif").stat().st_size > 0
+
+
+def test_evaluation_names_the_world_that_the_agent_learnt_of(agent, tmp_path):
+    evaluate(str(agent), TINY, episodes=1, out=str(tmp_path / "out"))
+    data = read(agent)["data"]
+    assert json.loads((tmp_path / "out").read_text())["env_kwargs"] == data["kwargs"]
+    trained = {**data, "env": "envs:Dream-v0", "env_kwargs": {**data["env_kwargs"], "temperature": 1.3, "context": 5}}
+    dream = find(trained, "envs:Dream-v0").env.unwrapped._dream
+    assert (dream.temperature, dream.context, dream.horizon) == (1.3, 5, data["env_kwargs"]["horizon"])
 
 
 def test_evaluation_plays_in_the_agents_own_dream(agent, capsys):
@@ -237,6 +246,16 @@ def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, worl
         train(run + "2", env_kwargs=world, train=SETTINGS, init=str(agent))
     with pytest.raises(ValueError, match=r"--env must be one of envs:Dream-v0, envs:Encoded-v0, got 'CartPole-v1'"):
         train(run, "CartPole-v1")
+    with pytest.raises(ValueError, match=r"train.gamma must be in \[0, 1\), got 1.0"):
+        replace(SETTINGS, gamma=1.0)
+    with pytest.raises(ValueError, match="--init must be an agent with this one's net"):
+        train(
+            run + "3",
+            env_kwargs={"world": str(tiny_world), "horizon": 12},
+            model=SIZES,
+            train=SETTINGS,
+            init=str(agent),
+        )
     with pytest.raises(ValueError, match="multiple of the 4 worlds"):
         replace(SETTINGS, batch=33)
     with checkpoint.locked(agent), pytest.raises(ValueError, match="another process is training"):

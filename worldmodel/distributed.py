@@ -57,7 +57,7 @@ def fit_on_workers(
     def learn() -> None:
         fit(model, batches, evaluate, config, run)
 
-    each, scratch, saved = {"CPU": 1, "GPU": gpus}, run / "ray", run / "train.safetensors"
+    each, scratch, saved = {"CPU": 1, "GPU": gpus}, run / f"ray-{os.getpid()}", run / "train.safetensors"
     trainer = TorchTrainer(
         learn,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=each),

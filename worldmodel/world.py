@@ -142,15 +142,11 @@ class WorldModel:
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (N, H, W, 3) uint8 -> codes (N, h, w) int64, on the CPU."""
-        return torch.cat(
-            self._share(lambda part: self.vqvae.encode(part.to(self.device)).cpu(), frames.split(self._part))
-        )
+        return self._share_pictures(self.vqvae.encode, frames)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (N, h, w) int64 -> frames (N, H, W, 3) uint8, on the CPU."""
-        return torch.cat(
-            self._share(lambda part: self.vqvae.decode(part.to(self.device)).cpu(), codes.split(self._part))
-        )
+        return self._share_pictures(self.vqvae.decode, codes)
 
     def _step_in_parts(
         self, state: Memory, actions: Tensor, uniforms: Tensor, temperature: float

@@ -356,4 +356,4 @@ class Dynamics(nn.Module):
 def _mean(values: Tensor, valid: Tensor, shared: bool) -> Tensor:
     """Over what is valid; with ``shared``, so that the mean over workers is that over all their valid values."""
     count = workers.mean(valid.sum()) if shared else valid.sum()
-    return (values * valid).sum() / count.clamp_min(1)
+    return (values * valid).sum() / count.where(count > 0, 1)
