@@ -169,11 +169,11 @@ def begin(
     torch.manual_seed(train.seed)
     network = Network(model, codebook)
     if init and not (run / "model.safetensors").exists():
+        if checkpoint.digest(Path(init) / "vqvae") != checkpoint.digest(world.run / "vqvae"):
+            raise ValueError(f"--init {init} sees the codes of another VQ-VAE than the world {world.run}")
         theirs = config.build(NetworkConfig, read(Path(init))["model"], Path(init) / "config.yaml")
         if replace(theirs, value_scale=0.0) != replace(model, value_scale=0.0):
             raise ValueError(f"--init must be an agent with this one's net, {model}; {init} has {theirs}")
-        if checkpoint.digest(Path(init) / "vqvae") != checkpoint.digest(world.run / "vqvae"):
-            raise ValueError(f"--init {init} sees the codes of another VQ-VAE than the world {world.run}")
         checkpoint.load_weights(Path(init) / "model.safetensors", network)
     data = {**data, "algo": algo, "init": init}
     checkpoint.begin(run, "agent", model, train, data, policy="agents.policy:Policy")

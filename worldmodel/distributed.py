@@ -67,13 +67,13 @@ def fit_on_workers(
     with ThreadPoolExecutor(1) as pool:  # in the main thread Ray would take Control-C for itself
         try:
             start = {"address": address} if address else {"address": "local", "num_cpus": workers}
-            ray.init(**start, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-            there = ray.cluster_resources()
-            for kind, number in each.items():
-                if there.get(kind, 0) < workers * number:
-                    need = f"{workers * number} {kind}s, Ray has {there.get(kind, 0):.0f}"
-                    raise ValueError(f"{workers} workers need {need}; use fewer --workers, or another --address")
             while True:  # not Ray's own max_failures, which would also repeat what raised one of MISTAKES
+                ray.init(**start, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+                there = ray.cluster_resources()
+                for kind, number in each.items():
+                    if there.get(kind, 0) < workers * number:
+                        need = f"{workers * number} {kind}s, Ray has {there.get(kind, 0):.0f}"
+                        raise ValueError(f"{workers} workers need {need}; use fewer --workers, or another --address")
                 try:
                     return _watch(pool.submit(trainer.fit), run, config.steps)
                 except TrainingFailedError as error:
@@ -87,6 +87,7 @@ def fit_on_workers(
                         causes = "; ".join(shorten(f"worker {rank}: {cause}", 300) for rank, cause in raised.items())
                         raise ChildProcessError(f"{failures} failures after step {reached}: {causes}") from error
                     print(f"a worker failed; all start again from step {reached}")
+                ray.shutdown()  # a failed attempt may leave a placement group that keeps the next one waiting
         finally:
             ray.shutdown()
             shutil.rmtree(scratch, ignore_errors=True)
