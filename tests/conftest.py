@@ -40,12 +40,11 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    """One Ray for all tests of a file."""
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
+def cluster() -> Iterator[str]:
+    """One Ray of two cores for all tests of a file: its address."""
+    ray = pytest.importorskip("ray")
+    context = ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield context.address_info["gcs_address"]
     ray.shutdown()
 
 

@@ -51,15 +51,6 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return content(store)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """The address of a Ray cluster of two cores."""
-    ray = pytest.importorskip("ray")
-    context = ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-
-
 def test_recording_on_adds_new_episodes_and_leaves_the_others_as_they_were(serial, tmp_path):
     store = tmp_path / "store"
     collect(str(store), WORLD, episodes=8)

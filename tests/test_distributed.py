@@ -91,15 +91,6 @@ def test_two_workers_learn_what_one_process_learns_from_the_whole_batch(kind, by
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """The address of a Ray cluster of two cores."""
-    ray = pytest.importorskip("ray")
-    context = ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-
-
 @pytest.fixture
 def training(store: Path, vqvae_run: Path, cluster: str, tmp_path: Path):
     """Two workers that train a prior by the command line, on a store that may be spoilt; they have saved once."""
