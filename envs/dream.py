@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from worldmodel.core.dynamics import Memory
+from worldmodel.core.memory import Memory
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split
 from worldmodel.dream import read

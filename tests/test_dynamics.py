@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig, Memory
+from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
+from worldmodel.core.memory import Memory
 from worldmodel.core.wavefront import WavefrontNet, draw, wavefronts
 
 TINY = DynamicsConfig(

@@ -11,8 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint
-from worldmodel.core.dynamics import Dynamics, Memory, Outlook
+from worldmodel.core.dynamics import Dynamics, Outlook
 from worldmodel.core.graphs import Replayed
+from worldmodel.core.memory import Memory
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.names import unknown
 

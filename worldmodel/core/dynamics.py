@@ -9,7 +9,6 @@ depends on the last eight exactly, however long the dream.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from worldmodel.core import workers
 from worldmodel.core.context import Block, Motion
+from worldmodel.core.memory import Memory
 from worldmodel.core.wavefront import WavefrontNet
 
 
@@ -85,31 +85,6 @@ class Batch(NamedTuple):
     terminated: Tensor  # (B, T-1) float32, 0 or 1
     frame_valid: Tensor  # (B, T) bool, False beyond an episode's end
     step_valid: Tensor  # (B, T-1) bool
-
-
-class Memory(NamedTuple):
-    """What a dream carries from frame to frame."""
-
-    keys: Tensor  # (blocks, B, context, patches, width), oldest first
-    values: Tensor  # (blocks, B, context, patches, width)
-    actions: Tensor  # (B, context) int64, -1 before the first
-    filled: Tensor  # (B,) int64, how many of the context are real
-    codes: Tensor  # (B, 2, H, W) int64, the last two frames; K stands for "none"
-
-    def rows(self, part: slice) -> "Memory":
-        """Some of the B dreams."""
-        return Memory(*(tensor[:, part] for tensor in self[:2]), *(tensor[part] for tensor in self[2:]))
-
-    def replaced(self, rows: Tensor, others: "Memory") -> "Memory":
-        """The same with ``others`` (of N dreams) in the place of the dreams ``rows`` (N,) int64."""
-        places = zip(self, others, (1, 1, 0, 0, 0), strict=True)
-        return Memory(*(mine.index_copy(dim, rows, new) for mine, new, dim in places))
-
-    @staticmethod
-    def joined(parts: Sequence["Memory"]) -> "Memory":
-        """The dreams of several memories, one after the other."""
-        columns = zip(zip(*parts, strict=True), (1, 1, 0, 0, 0), strict=True)
-        return Memory(*(torch.cat(column, dim) for column, dim in columns))
 
 
 class Outlook(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.core.dynamics import Memory
+from worldmodel.core.memory import Memory
 from worldmodel.data.store import Entry, EpisodeStore
 from worldmodel.data.windows import StepWindows, split
 from worldmodel.world import WorldModel
