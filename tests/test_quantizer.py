@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from worldmodel.core.quantizer import QuantizerConfig, VectorQuantizer, nearest, perplexity, sample_codes
+from worldmodel.core.bottleneck import QuantizerConfig
+from worldmodel.core.quantizer import VectorQuantizer, nearest, perplexity, sample_codes
 
 
 def quantizer(update: str = "ema", codebook: list[list[float]] | None = None, **settings) -> VectorQuantizer:
@@ -91,6 +92,20 @@ def test_soft_em_decodes_the_mean_of_the_samples_and_averages_their_counts():
     assert torch.allclose(made.ema_count, 0.5 * torch.bincount(samples, minlength=3) / 5)
 
 
+def test_the_samples_for_a_prior_are_soft_ems_draws():
+    made, z = quantizer("soft_em", samples=5, decay=0.5), grid((0.4, 0.1), (0.1, 1.4))
+    codebook = made.codebook.clone()
+    samples = made.samples(z, 5, torch.Generator().manual_seed(3))
+    assert samples.shape == (1, 5, 1, 2) and samples.dtype == torch.int64
+    vectors = made(z, torch.Generator().manual_seed(3)).vectors
+    assert torch.allclose(vectors[0, :, 0].T, codebook[samples[0, :, 0]].mean(0))
+    many = made.samples(z, 50_000, torch.Generator().manual_seed(0))
+    distances = torch.cdist(z[0, :, 0].T, made.codebook).square()
+    for place in range(2):
+        shares = torch.bincount(many[0, :, 0, place], minlength=3) / 50_000
+        assert torch.allclose(shares, (-distances[place]).softmax(0), atol=0.01)
+
+
 @pytest.mark.parametrize("update", ["loss", "ema", "soft_em"])
 def test_codes_are_the_same_in_training_and_evaluation(update):
     z = torch.randn(2, 2, 4, 5)
@@ -112,6 +127,17 @@ def test_the_first_batch_places_the_codebook_on_the_data():
     z = 100 + torch.randn(4, 2, 8, 8)
     assert (made(z, torch.Generator().manual_seed(0)).counts > 0).sum() >= 7
     assert (made.codebook - 100).abs().max() < 5
+
+
+def test_a_random_codebook_stays_random_where_nothing_chooses_it():
+    torch.manual_seed(0)
+    made = VectorQuantizer(QuantizerConfig(codes=512, dim=8, initial="random", scale=0.1, revive_every=0))
+    assert made.codebook.std().item() == pytest.approx(0.1, rel=0.05)
+    before = made.codebook.clone()
+    used = made(torch.ones(1, 8, 4, 4) + 0.01 * torch.randn(1, 8, 4, 4), torch.Generator().manual_seed(0)).counts > 0
+    assert used.sum() < 16
+    assert torch.equal(made.codebook[~used], before[~used])
+    assert not torch.equal(made.codebook[used], before[used])
 
 
 def test_revival_moves_dead_codes_onto_the_data_and_resets_every_buffer():

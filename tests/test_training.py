@@ -87,6 +87,15 @@ def test_a_run_killed_in_the_middle_goes_on(store, tmp_path):
     assert steps == sorted(set(steps))
 
 
+def test_a_run_that_is_older_than_a_setting_goes_on(store, vqvae_run, tmp_path):
+    shutil.copytree(vqvae_run, tmp_path / "run")
+    values = yaml.safe_load((vqvae_run / "config.yaml").read_text())
+    del values["model"]["quantizer"]["kind"], values["model"]["halvings"]
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(values))
+    vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, train_config(13), batch=8)
+    assert checkpoint.read_step(tmp_path / "run/train.safetensors") == 13
+
+
 def test_a_run_folder_holds_what_is_needed_to_use_it(world_run):
     config = yaml.safe_load((world_run / "config.yaml").read_text())
     assert config["kind"] == "prior"

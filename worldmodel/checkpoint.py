@@ -111,6 +111,9 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **
     text = config.dump(kind=kind, **more, model=model, train=train, data=data)
     if (run / "config.yaml").exists():
         there, asked = read_config(run), yaml.safe_load(text)
+        if there["kind"] == kind:  # settings that are younger than the run have their defaults there
+            known = config.build(type(model), there["model"], run / "config.yaml")
+            there["model"] = yaml.safe_load(config.dump(model=known))["model"]
         for name, old in {"kind": there["kind"], **there["model"]}.items():
             new = {"kind": kind, **asked["model"]}.get(name)
             if new != old:

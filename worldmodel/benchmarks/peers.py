@@ -130,7 +130,7 @@ def quantizer(settings: Settings) -> Section:
     config, device = settings.world.vqvae.quantizer.config, settings.world.device
     grid, dim, remarks = settings.world.dynamics.config.grid, config.dim, []
     z = torch.randn(IMAGES, dim, *grid, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
-    plain = QuantizerConfig(config.codes, dim, "ema", decay=config.decay, commitment=config.commitment, revive_every=0)
+    plain = QuantizerConfig(config.codes, dim, decay=config.decay, commitment=config.commitment, revive_every=0)
     nets: dict[str, nn.Module] = {"worldmodel": VectorQuantizer(plain).to(device)}
     try:
         from vector_quantize_pytorch import VectorQuantize

@@ -49,6 +49,6 @@ def clip(world: WorldModel) -> tuple[Tensor, Tensor]:
 def parameters(world: WorldModel) -> dict[str, int]:
     """How many weights the parts of a world have, the codebook among them."""
     count = {part: sum(p.numel() for p in getattr(world, part).parameters()) for part in ("vqvae", "dynamics")}
-    if world.vqvae.quantizer.config.update != "loss":  # then it is a moving average, and no parameter to torch
+    if "codebook" in dict(world.vqvae.quantizer.named_buffers()):  # a moving average, and no parameter to torch
         count["vqvae"] += world.vqvae.quantizer.codebook.numel()
     return count

@@ -1,57 +1,15 @@
 """Vectors to the nearest of K learnt codes and back, with a straight-through gradient."""
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core import workers
+from worldmodel.core.bottleneck import Quantized, QuantizerConfig, flattened, unflattened
+from worldmodel.core.relaxed import GumbelSoftmax, SemanticHashing
 
 ROWS = 1024  # vectors compared with the codebook at a time: the (rows, K) scores stay in the cache
 KMEANS_STEPS = 10
-
-
-class Quantized(NamedTuple):
-    """What a quantizer makes of the encoder's output."""
-
-    vectors: Tensor  # (B, D, *grid), code vectors; their gradient goes to the encoder's output unchanged
-    codes: Tensor  # (B, *grid) int64
-    loss: Tensor  # (), codebook and commitment terms
-    counts: Tensor  # (K,) float32, how often each code was chosen; in training, by all workers
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """How the codebook is shaped and learnt.
-
-    Attributes:
-        codes: K, vectors in the codebook.
-        dim: D, length of each.
-        update: loss (eq. 3 of the first paper), ema (its appendix, eqs 6-8) or soft_em (the second paper, section 3).
-        commitment: beta, weight of the commitment term.
-        codebook: weight of the codebook term, with update loss only.
-        decay: gamma of the moving averages, with update ema and soft_em.
-        samples: m, codes sampled for each vector, with update soft_em.
-        revive_every: steps after which codes that nothing chose are moved onto data; 0 never does.
-    """
-
-    codes: int = 512
-    dim: int = 64
-    update: Literal["loss", "ema", "soft_em"] = "ema"
-    commitment: float = 0.25
-    codebook: float = 1.0
-    decay: float = 0.99
-    samples: int = 10
-    revive_every: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("codes", "dim", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"quantizer.{name} must be 1 or more, got {getattr(self, name)}")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"quantizer.decay must be in [0, 1), got {self.decay}")
 
 
 class VectorQuantizer(nn.Module):
@@ -68,7 +26,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        codebook = torch.randn(config.codes, config.dim)
+        codebook = torch.randn(config.codes, config.dim) * config.scale
         if config.update == "loss":
             self.codebook = nn.Parameter(codebook)
         else:
@@ -86,12 +44,10 @@ class VectorQuantizer(nn.Module):
             generator: for the random choices of training (the first codebook, revival, soft EM).
 
         Raises:
-            ValueError: if ``z`` has another rank, another D, no floating type, or a value that is not finite.
+            ValueError: as :func:`worldmodel.core.bottleneck.flattened`.
         """
-        self._check(z)
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            rows = z.movedim(1, -1).reshape(-1, self.config.dim)  # (N, D), N = B·grid
+            rows = flattened(z, self.config.dim)  # (N, D), N = B·grid
             if self.training:
                 self._prepare(rows.detach(), generator)
             codes = nearest(rows.detach(), self.codebook)  # (N,)
@@ -113,32 +69,31 @@ class VectorQuantizer(nn.Module):
                 sums = workers.total(_sums(repeated, samples.flatten(), self.config.codes))
                 self._average(soft_counts / self.config.samples, sums / self.config.samples)
             vectors = rows + (vectors - rows).detach()
-        grid = z.shape[2:]
-        return Quantized(
-            vectors=vectors.view(z.shape[0], *grid, -1).movedim(-1, 1),
-            codes=codes.view(z.shape[0], *grid),
-            loss=loss,
-            counts=counts,
-        )
+        return unflattened(vectors, codes, loss, counts, z)
 
     def encode(self, z: Tensor) -> Tensor:
         """The nearest codes of ``z``: (B, D, *grid) -> (B, *grid) int64."""
-        self._check(z)
         with torch.autocast(z.device.type, enabled=False):
-            rows = z.float().movedim(1, -1)
-            return nearest(rows.reshape(-1, self.config.dim), self.codebook).view(rows.shape[:-1])
+            return nearest(flattened(z, self.config.dim), self.codebook).view(z.shape[:1] + z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:
         """The vectors of ``codes``: (B, *grid) int64 -> (B, D, *grid)."""
         return F.embedding(codes, self.codebook).movedim(-1, 1)
 
     @torch.no_grad()
+    def samples(self, z: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Codes as soft EM draws them, for a prior's smoothed targets: (B, D, *grid) -> (B, samples, *grid) int64."""
+        with torch.autocast(z.device.type, enabled=False):
+            drawn = sample_codes(flattened(z, self.config.dim), self.codebook, samples, generator)
+        return drawn.view(*z.shape[:1], *z.shape[2:], samples).movedim(-1, 1)
+
+    @torch.no_grad()
     def _prepare(self, rows: Tensor, generator: torch.Generator | None) -> None:
         """Place the codebook on the first batch; later, move codes that fell out of use onto the present one."""
         every = self.config.revive_every
-        if self.steps == 0:
+        if self.steps == 0 and self.config.initial == "kmeans":
             self.codebook.copy_(workers.from_first(_kmeans(workers.gathered(rows), self.config.codes, generator)))
-        elif every and self.steps % every == 0:  # the same step on all workers, so is the collective
+        elif every and self.steps and self.steps % every == 0:  # the same step on all workers, so is the collective
             fresh = workers.from_first(_choose(workers.gathered(rows), self.config.codes, generator))
             dead = (self.usage == 0)[:, None]
             self.codebook.copy_(torch.where(dead, fresh, self.codebook))
@@ -156,13 +111,14 @@ class VectorQuantizer(nn.Module):
         chosen = counts[:, None] > 0
         self.codebook.copy_(torch.where(chosen, self.ema_sum / self.ema_count[:, None], self.codebook))
 
-    def _check(self, z: Tensor) -> None:
-        if z.ndim < 3 or z.shape[1] != self.config.dim or not z.is_floating_point():
-            raise ValueError(
-                f"the quantizer expects floating (B, {self.config.dim}, *grid), got {z.dtype} {tuple(z.shape)}"
-            )
-        if not torch.isfinite(z.float().sum()):
-            raise ValueError("the quantizer got a NaN or infinite vector: lower the learning rate, or look at the data")
+
+Quantizer = VectorQuantizer | GumbelSoftmax | SemanticHashing
+CLASSES = {"nearest": VectorQuantizer, "gumbel": GumbelSoftmax, "semhash": SemanticHashing}
+
+
+def build(config: QuantizerConfig) -> Quantizer:
+    """The quantizer of the kind that ``config`` names."""
+    return CLASSES[config.kind](config)
 
 
 def nearest(rows: Tensor, codebook: Tensor) -> Tensor:

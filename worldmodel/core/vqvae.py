@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.core.bottleneck import Quantized, QuantizerConfig
 from worldmodel.core.layers import CONVOLUTION, TRANSPOSED_CONVOLUTION, ResidualBlock
-from worldmodel.core.quantizer import Quantized, QuantizerConfig, VectorQuantizer, perplexity
+from worldmodel.core.quantizer import Quantizer, build, perplexity
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Decoder(nn.Sequential):
 class VQVAE(nn.Module):
     """An autoencoder of given parts whose code is discrete (van den Oord et al. 2017)."""
 
-    def __init__(
-        self, encoder: nn.Module, quantizer: VectorQuantizer, decoder: nn.Module, variance: float = 1.0
-    ) -> None:
+    def __init__(self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, variance: float = 1.0) -> None:
         super().__init__()
         self.variance = variance
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
@@ -72,7 +71,7 @@ class VQVAE(nn.Module):
     @classmethod
     def from_config(cls, config: VQVAEConfig) -> "VQVAE":
         """The paper's picture model."""
-        return cls(Encoder(config), VectorQuantizer(config.quantizer), Decoder(config), config.variance or 1.0)
+        return cls(Encoder(config), build(config.quantizer), Decoder(config), config.variance or 1.0)
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, equation 3, of frames (B, H, W, C) uint8: relative squared error and quantizer's terms."""
