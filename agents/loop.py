@@ -157,7 +157,7 @@ def one_round(
     store = merge(folder / "store", here / "store", earlier)
     seen = folder / "rounds" / str(min(number, vqvae.rounds)) / "vqvae"
     if number <= vqvae.rounds:
-        train_vqvae(str(store.path), str(seen), vqvae.model, vqvae.train, batch=vqvae.batch)
+        train_vqvae(str(seen), str(store.path), model=vqvae.model, train=vqvae.train, batch=vqvae.batch)
     same = number > vqvae.rounds  # the codes mean what they meant a round before
     train_prior(
         str(store.path),

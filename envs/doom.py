@@ -1,4 +1,4 @@
-"""First-person Doom worlds on ViZDoom, 84×84 pixels, with the action names of :mod:`envs.actions`."""
+"""First-person Doom worlds on ViZDoom, 84×84 pixels or another size, with the action names of :mod:`envs.actions`."""
 
 import contextlib
 import os
@@ -43,19 +43,21 @@ _BUTTONS = [
 class DoomEnv(gym.Env):
     """A Doom scenario as a Gymnasium environment.
 
-    Observations are (84, 84, 3) uint8: the game's 320×240 picture scaled down with an antialiasing filter (the
-    160×120 picture is twice as fast to draw, but its floors shimmer). Rewards, episode ends and time limits are the
-    scenario's own; a time limit reports ``truncated``, a death or a goal ``terminated``. The same seed and actions
-    give the same frames. ``reset(seed=None)`` draws the next episode's seed from the generator of the last seed.
+    Observations are (84, 84, 3) uint8, or of another size: the game's 320×240 picture scaled with an antialiasing
+    filter (the 160×120 picture is twice as fast to draw, but its floors shimmer). Rewards, episode ends and time
+    limits are the scenario's own; a time limit reports ``truncated``, a death or a goal ``terminated``. The same seed
+    and actions give the same frames. ``reset(seed=None)`` draws the next episode's seed from the generator of the last
+    seed.
 
     Args:
         scenario: one of :data:`SCENARIOS`; ignored when ``map`` is given.
         map: a Freedoom map of the first game, ``"E1M1"`` to ``"E4M9"``, instead of a scenario.
         actions: names of those to offer, in this order; by default the nine of :data:`envs.actions.NAVIGATION`, and
             ``attack`` where the scenario has it.
+        size: pixels of a side of the picture.
 
     Raises:
-        ValueError: for an unknown scenario, map or action.
+        ValueError: for an unknown scenario, map or action, or a size below 1.
     """
 
     metadata = {
@@ -70,14 +72,17 @@ class DoomEnv(gym.Env):
         map: str | None = None,
         actions: Sequence[str] = (),
         render_mode: str | None = None,
+        size: int = 84,
     ) -> None:
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"size must be a number of pixels, 1 or more, got {size!r}")
         if map is None and scenario not in SCENARIOS:
             raise ValueError(unknown("scenario", scenario, SCENARIOS))
         if map is not None and map not in MAPS:
             raise ValueError(unknown("map", map, MAPS))
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        self.render_mode = render_mode
+        self.render_mode, self.frame_size = render_mode, size
         _sweep()
         # The engine writes settings and logs; they leave with the game.
         scratch = tempfile.mkdtemp(prefix=f"vizdoom-{os.getpid()}-")
@@ -87,11 +92,11 @@ class DoomEnv(gym.Env):
         self.action_names = tuple(motions)
         self._commands = [_command(motion) for motion in motions.values()]
         self.action_space = gym.spaces.Discrete(len(motions))
-        self.observation_space = gym.spaces.Box(0, 255, (84, 84, 3), np.uint8)
-        self._frame = np.zeros((84, 84, 3), np.uint8)
+        self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self._frame = np.zeros((size, size, 3), np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode; returns the first frame (84, 84, 3) uint8 and an empty info."""
+        """Start an episode; returns the first frame (size, size, 3) uint8 and an empty info."""
         super().reset(seed=seed)
         self.game.set_seed(int(self.np_random.integers(2**31)))
         self.game.new_episode()
@@ -110,7 +115,7 @@ class DoomEnv(gym.Env):
         return self._observe(), reward, finished and not truncated, truncated, info
 
     def render(self) -> np.ndarray | None:
-        """The current frame, (84, 84, 3) uint8."""
+        """The current frame, (size, size, 3) uint8."""
         return self._frame.copy() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
@@ -121,7 +126,7 @@ class DoomEnv(gym.Env):
         state = self.game.get_state()
         if state is not None:  # None once the episode is over
             picture = Image.fromarray(state.screen_buffer)
-            self._frame = np.asarray(picture.resize((84, 84), Image.Resampling.BILINEAR))
+            self._frame = np.asarray(picture.resize((self.frame_size, self.frame_size), Image.Resampling.BILINEAR))
         return self._frame.copy()
 
 

@@ -61,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vqvae_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "vqvae"
-    vqvae(str(store), str(run), VQVAE_SIZES, train_config(12), batch=8)
+    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(12), batch=8)
     return run
 
 

@@ -44,7 +44,7 @@ def tiny_world(tmp_path_factory) -> Path:
     """A world model of the moving square, which can be played in reality, too."""
     folder = tmp_path_factory.mktemp("tiny")
     collect(str(folder / "store"), TINY, episodes=6)
-    vqvae(str(folder / "store"), str(folder / "vqvae"), VQVAE_SIZES, train_config(4), batch=4)
+    vqvae(str(folder / "vqvae"), str(folder / "store"), model=VQVAE_SIZES, train=train_config(4), batch=4)
     prior(
         str(folder / "store"), str(folder / "vqvae"), str(folder / "world"), PRIOR_SIZES, train_config(2), 2, length=4
     )

@@ -20,8 +20,10 @@ from worldmodel import checkpoint
 from worldmodel.codes import encoded
 from worldmodel.core.dynamics import Batch, Dynamics
 from worldmodel.core.vqvae import VQVAE
+from worldmodel.data.images import PictureBatches
+from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import FrameBatches, StepWindows, split
+from worldmodel.data.windows import StepWindows, split
 from worldmodel.training import fit
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +42,7 @@ def learn(kind: str, store: Path, vqvae_run: Path, run: Path, steps: int = 12) -
     if kind == "vqvae":
         quantizer = replace(VQVAE_SIZES.quantizer, revive_every=5)
         model = VQVAE.from_config(replace(VQVAE_SIZES, variance=0.1, quantizer=quantizer))
-        batches = FrameBatches(episodes, split(episodes)[0], 8, 0)
+        batches = PictureBatches(FramePictures([(episodes, split(episodes)[0])]), 8, 0)
     else:
         codes = encoded(episodes, vqvae_run, torch.device("cpu"))
         context = 0 if kind == "blind" else PRIOR_SIZES.context

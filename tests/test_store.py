@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from worldmodel.data.episode import Episode
+from worldmodel.data.images import PictureBatches
+from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import CHUNK, CorruptEpisodeError, EpisodeStore, Schema
-from worldmodel.data.windows import FrameBatches, split
+from worldmodel.data.windows import split
 
 FRAMES = Schema((84, 84, 3), "uint8", ("left", "right"), "nowhere", {"level": 3}, {"seed": 0})
 CODES = Schema((21, 21), "uint16", ("left", "right"), "nowhere")
@@ -249,7 +251,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_store(tmp_path):
 
 def test_a_batch_of_frames_is_a_function_of_seed_and_number(filled):
     def batch(number: int, seed: int = 0, rank: int = 0, workers: int = 1) -> np.ndarray:
-        return FrameBatches(filled, filled.entries[:4], 16, seed)(number, rank, workers).numpy()
+        return PictureBatches(FramePictures([(filled, filled.entries[:4])]), 16, seed)(number, rank, workers).numpy()
 
     assert batch(3).shape == (16, 84, 84, 3)
     assert np.array_equal(batch(3), batch(3))
@@ -267,7 +269,7 @@ def test_a_batch_holds_frames_of_its_episodes_all_as_likely(tmp_path):
             np.full((steps + 1, 21, 21), 100 * number, np.uint16) + np.arange(steps + 1, dtype=np.uint16)[:, None, None]
         )
         opened.append(Episode(codes, np.zeros(steps, int), np.zeros(steps), True, False))
-    batches = FrameBatches(opened, opened.entries[:2], 100, seed=0)
+    batches = PictureBatches(FramePictures([(opened, opened.entries[:2])]), 100, seed=0)
     drawn = np.concatenate([batches(number).numpy()[:, 0, 0] for number in range(35)])
     places, counts = np.unique(drawn, return_counts=True)
     assert places.tolist() == [*range(4), *range(100, 131)]

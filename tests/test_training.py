@@ -49,7 +49,7 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(kind, store, vqvae_run, tmp_path, monkeypatch):
     def train(run: Path) -> None:
         if kind == "vqvae":
-            vqvae(str(store), str(run), VQVAE_SIZES, train_config(12), batch=8)
+            vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(12), batch=8)
         else:
             prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(12), batch=2, length=6)
 
@@ -159,7 +159,7 @@ def test_resuming_with_other_sizes_is_refused(store, vqvae_run, tmp_path):
     shutil.copytree(vqvae_run, run)
     before = (run / "config.yaml").read_text()
     with pytest.raises(ValueError, match="was begun with hidden 16, got 24; use another --run, or the old setting"):
-        vqvae(str(store), str(run), replace(VQVAE_SIZES, hidden=24), train_config(16), batch=8)
+        vqvae(str(run), str(store), model=replace(VQVAE_SIZES, hidden=24), train=train_config(16), batch=8)
     assert (run / "config.yaml").read_text() == before
 
 
@@ -183,7 +183,7 @@ def test_a_run_goes_on_when_the_store_has_grown(store, vqvae_run, tmp_path):
     shutil.copytree(vqvae_run, run)
     shutil.copytree(store, grown)
     EpisodeStore(grown).append(sliding_stripes(99))
-    vqvae(str(grown), str(run), VQVAE_SIZES, train_config(16), batch=8)
+    vqvae(str(run), str(grown), model=VQVAE_SIZES, train=train_config(16), batch=8)
     assert checkpoint.read_step(run / "train.safetensors") == 16
 
 
@@ -204,7 +204,7 @@ def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, v
 
 def test_a_prior_does_not_grow_from_one_of_another_kind(store, world_run, vqvae_run, tmp_path):
     other = tmp_path / "other"
-    vqvae(str(store), str(other), VQVAE_SIZES, train_config(2), batch=8)
+    vqvae(str(other), str(store), model=VQVAE_SIZES, train=train_config(2), batch=8)
     with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
         prior(str(store), str(other), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, 6, init=str(world_run))
     wider = replace(PRIOR_SIZES, hidden=16)
@@ -233,21 +233,21 @@ def make(folder: Path) -> Path:
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(store, tmp_path):
-    vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, train_config(1), batch=8)
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(1), batch=8)
     before = (tmp_path / "run" / "train.safetensors").read_bytes()
     with open(tmp_path / "run" / "train.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is training"):
-            vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, train_config(4), batch=8)
+            vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(4), batch=8)
     assert (tmp_path / "run" / "train.safetensors").read_bytes() == before
-    vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, train_config(4), batch=8)
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(4), batch=8)
     assert checkpoint.read_step(tmp_path / "run" / "train.safetensors") == 4
 
 
 def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):
     with pytest.raises((FloatingPointError, ValueError), match=r"lower (train\.learning_rate|the learning rate)"):
         config = TrainConfig(steps=20, learning_rate=1e30, warmup=0, evaluate_every=20, threads=1)
-        vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, config, batch=4)
+        vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=config, batch=4)
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():

@@ -1,4 +1,4 @@
-"""Any Gymnasium world as 84×84 frames and named discrete actions."""
+"""Any Gymnasium world as frames of 84×84 pixels, unless it is told another size, and named discrete actions."""
 
 from typing import Any
 
@@ -7,15 +7,16 @@ import numpy as np
 from gymnasium.wrappers import AddRenderObservation
 from PIL import Image
 
-SIZE = (84, 84)
+SIZE = 84  # of a side
 SMALLEST = 32  # a smaller "image" is a symbolic grid (MiniGrid's is 7×7), not a picture
 
 
 def make(env: str, **kwargs: Any) -> gym.Env:
     """Make the world with the id ``env``, such as ``"envs:Doom-v0"`` or ``"ALE/Breakout-v5"``.
 
-    Its observations are (84, 84, 3) uint8, scaled with an antialiasing filter where they are not already; the picture
-    is the observation itself, the one picture in a dictionary of observations, or else what the world renders.
+    Its observations are (84, 84, 3) uint8, scaled with an antialiasing filter where they are not already, or as large
+    as the world's ``frame_size`` says, which is what Doom-v0 is given as ``size``; the picture is the observation
+    itself, the one picture in a dictionary of observations, or else what the world renders.
     ``env.get_wrapper_attr("action_names")`` names its actions.
 
     Raises:
@@ -42,7 +43,7 @@ def make(env: str, **kwargs: Any) -> gym.Env:
 
 
 class Frames(gym.ObservationWrapper):
-    """Shows a world's picture as (84, 84, 3) uint8, and names its actions.
+    """Shows a world's picture as (84, 84, 3) uint8, or the size it asks for, and names its actions.
 
     Names are the world's own ``action_names``, Atari's ``get_action_meanings()``, or ``"0"``, ``"1"``, ….
     """
@@ -50,17 +51,19 @@ class Frames(gym.ObservationWrapper):
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         self._key = _pictures(env.observation_space)[0]
-        self.observation_space = gym.spaces.Box(0, 255, (*SIZE, 3), np.uint8)
         bare = env.unwrapped
+        size = getattr(bare, "frame_size", SIZE)
+        self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
         names = getattr(bare, "action_names", None) or getattr(bare, "get_action_meanings", lambda: None)()
         self.action_names = tuple(str(name).lower() for name in names or range(env.action_space.n))
 
     def observation(self, observation: Any) -> np.ndarray:
         picture = observation if self._key is None else observation[self._key]
-        if picture.shape == (*SIZE, 3):
+        height, width, _ = shape = self.observation_space.shape
+        if picture.shape == shape:
             return picture
         image = Image.fromarray(picture.squeeze()).convert("RGB")
-        return np.array(image.resize(SIZE[::-1], Image.Resampling.BILINEAR))  # a copy: Pillow's own is read-only
+        return np.array(image.resize((width, height), Image.Resampling.BILINEAR))  # a copy: Pillow's own is read-only
 
 
 def _pictures(space: gym.Space) -> list[str | None]:

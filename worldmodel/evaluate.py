@@ -9,6 +9,7 @@ import torch
 from worldmodel import checkpoint, config
 from worldmodel.codes import encoded
 from worldmodel.core.vqvae import VQVAE
+from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split, spread
 from worldmodel.evaluation import plots
@@ -109,8 +110,8 @@ def evaluate(
 
 def reconstruct(network: VQVAE, recorded: EpisodeStore, count: int) -> tuple[np.ndarray, dict[str, float]]:
     """Scores of ``count`` held-out frames through a VQ-VAE, and a picture of some over what became of them."""
-    shown = [recorded.observations(number, at, 1)[0].copy() for number, at in spread(split(recorded)[1], count)]
-    originals = torch.stack([torch.from_numpy(picture) for picture in shown])
+    held_out = FramePictures([(recorded, split(recorded)[1])])
+    originals = torch.from_numpy(held_out.read(spread(len(held_out), count)))
     reconstructions, scores = vqvae_scores(network, originals)
     every = max(1, len(originals) // SHOWN)
     return plots.pairs_of_rows(*(part[None, ::every][:, :SHOWN] for part in (originals, reconstructions))), scores

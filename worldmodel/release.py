@@ -13,7 +13,7 @@ from worldmodel.data.store import EpisodeStore, Schema
 from worldmodel.data.windows import split
 from worldmodel.world import WorldModel
 
-PATHS = ("store", "vqvae", "init")  # what a configuration says of this machine
+PATHS = ("store", "images", "vqvae", "init")  # what a configuration says of this machine
 
 
 def release(run: str, store: str, clips: list[str], out: str, length: int = 56, redrawn: bool = False) -> None:

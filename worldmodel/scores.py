@@ -16,8 +16,9 @@ def vqvae_scores(network: VQVAE, frames: Tensor) -> tuple[Tensor, dict[str, floa
     """Reconstruct frames (N, H, W, 3) uint8 and say how well.
 
     Returns:
-        The reconstructions, and ``psnr`` (dB) and ``ssim``, means over frames, ``perplexity`` and ``codes_used`` of
-        all, and ``bits_per_frame`` that the codes take as they are.
+        The reconstructions, and ``psnr`` (dB) and ``ssim``, means over frames, ``nmse``, the squared error of all over
+        their variance, ``perplexity`` and ``codes_used`` of all, and ``bits_per_frame`` that the codes take as they
+        are.
     """
     device = next(network.parameters()).device
     reconstructions, counts = [], 0
@@ -29,6 +30,7 @@ def vqvae_scores(network: VQVAE, frames: Tensor) -> tuple[Tensor, dict[str, floa
     return result, {
         "psnr": float(psnr(result, frames).mean()),
         "ssim": float(ssim(result, frames).mean()),
+        "nmse": nmse(result, frames),
         "perplexity": float(perplexity(counts)),
         "codes_used": float((counts > 0).sum()),
         "bits_per_frame": float(counts.sum()) / len(frames) * math.log2(len(counts)),
@@ -39,6 +41,15 @@ def psnr(frames: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each frame, (N, H, W, 3) uint8 twice -> (N,); equal frames score 68."""
     error = (frames.float() - truth.float()).square().mean((1, 2, 3))
     return 10 * torch.log10(255**2 / error.clamp_min(1e-2))
+
+
+def nmse(frames: Tensor, truth: Tensor) -> float:
+    """Squared error over the variance of the truth, both over all values, of (N, H, W, 3) uint8 twice."""
+    parts = list(zip(frames.split(64), truth.split(64), strict=True))  # whole, they would be large as float
+    error = sum((a.double() - b.double()).square().sum() for a, b in parts)
+    mean = sum(b.double().sum() for _, b in parts) / truth.numel()
+    spread = sum((b.double() - mean).square().sum() for _, b in parts)
+    return float(error / spread) if spread else 0.0
 
 
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:

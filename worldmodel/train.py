@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from worldmodel import checkpoint, config, media
 from worldmodel.codes import encoded
 from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
+from worldmodel.data.images import Images, PictureBatches, open_images
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import FrameBatches, StepWindows, split, spread
+from worldmodel.data.windows import StepWindows, split, spread
 from worldmodel.distributed import fit_on_workers
 from worldmodel.scores import prior_scores, vqvae_scores
 from worldmodel.training import TrainConfig, fit, pick_device
@@ -26,8 +27,10 @@ SHOWN = 16  # frames in a picture
 
 
 def vqvae(
-    store: str,
     run: str,
+    store: str = "",
+    images: str = "",
+    size: int = 0,
     model: VQVAEConfig = VQVAEConfig(),
     train: TrainConfig = TrainConfig(),
     batch: int = 32,
@@ -35,30 +38,34 @@ def vqvae(
     gpus_per_worker: int = 0,
     address: str = "",
 ) -> None:
-    """Train a VQ-VAE on the frames of a store; an existing run is continued.
+    """Train a VQ-VAE on the frames of a store or on pictures; an existing run is continued.
 
-    Every tenth episode is held out, for the metrics and the pictures of originals over reconstructions.
+    Every tenth episode or picture is held out, or what a set of pictures has for that, for the metrics and the pictures
+    of originals over reconstructions.
 
     Args:
-        store: folder of recorded episodes.
         run: folder to write checkpoints, metrics and pictures into.
+        store: folder of recorded episodes; either this or --images.
+        images: CIFAR-10's or SVHN's files, a .npz, a folder of pictures or of class folders, a store, or a folder of
+            stores.
+        size: cut out the middle of each picture and scale it to this side; 0 leaves them.
         model: sizes.
         train: length and speed.
-        batch: frames in a batch.
+        batch: pictures in a batch.
         workers: train in this process (0) or in this many workers of Ray Train, which share each batch.
         gpus_per_worker: 1 on GPUs; 0 on the CPU, on one thread each unless --train.threads says otherwise.
         address: of a running Ray cluster that shares these folders; empty starts one here.
     """
-    episodes, folder = EpisodeStore(Path(store).absolute()), Path(run).absolute()
-    learnt, held_out = split(episodes)
-    batches = FrameBatches(episodes, learnt, batch, train.seed)
+    pictures, folder = given(store, images, size), Path(run).absolute()
+    batches = PictureBatches(pictures.learnt, batch, train.seed)
     variance = model.variance or checkpoint.remembered(folder, "variance") or float((batches(0) / 255).var())
     model = replace(model, variance=variance)
-    data = {"store": store, "batch": batch, **asdict(episodes.schema)}
-    checkpoint.begin(folder, "vqvae", model, train, data)
+    data = {"store": store, "images": images, "size": size, "batch": batch, **describe(pictures)}
     torch.manual_seed(train.seed)
-    places = spread(held_out, EVALUATED)
-    frames = torch.stack([torch.from_numpy(episodes.observations(n, at, 1)[0].copy()) for n, at in places])
+    network = VQVAE.from_config(model)
+    frames = torch.from_numpy(pictures.held_out.read(spread(len(pictures.held_out), EVALUATED)))
+    network.encode(frames[:1])  # to say now that they do not fit
+    checkpoint.begin(folder, "vqvae", model, train, data)
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
         reconstructions, scores = vqvae_scores(network, frames)
@@ -67,7 +74,29 @@ def vqvae(
         return scores
 
     learn = partial(fit_on_workers, workers=workers, gpus=gpus_per_worker, address=address) if workers else fit
-    learn(VQVAE.from_config(model), batches, evaluate, train, folder)
+    learn(network, batches, evaluate, train, folder)
+
+
+def given(store: str, images: str, size: int = 0) -> Images:
+    """The pictures that a program's --store or --images names.
+
+    Raises:
+        ValueError: unless it is one of them.
+    """
+    if bool(store) == bool(images):
+        raise ValueError(f"give either --store or --images, got {store!r} and {images!r}")
+    return open_images(store or images, size)
+
+
+def describe(pictures: Images) -> dict[str, Any]:
+    """What a run's config.yaml says of the pictures it learnt from."""
+    return {
+        "shape": pictures.shape,
+        "classes": pictures.classes,
+        "learnt": len(pictures.learnt),
+        "held_out": len(pictures.held_out),
+        **pictures.facts,
+    }
 
 
 def prior(

@@ -30,26 +30,6 @@ def split(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
     return [entry for entry in entries if entry.number not in kept], held_out
 
 
-class FrameBatches:
-    """Random single frames: ``batches(n)`` is a batch of (B, *shape), the same for the same seed and n.
-
-    ``batches(n, rank, workers)`` is the part (B / workers, *shape) of it that worker number ``rank`` learns from.
-    """
-
-    def __init__(self, store: EpisodeStore, entries: list[Entry], size: int, seed: int) -> None:
-        self.store, self.entries, self.size, self.seed = store, entries, size, seed
-        self._ends = np.cumsum([entry.observations for entry in entries])
-
-    def __call__(self, number: int, rank: int = 0, workers: int = 1) -> Tensor:
-        frames = []
-        for position in _draw(self._ends[-1], self.size, self.seed, number, rank, workers):
-            which = int(np.searchsorted(self._ends, position, side="right"))
-            entry = self.entries[which]
-            start = int(position - self._ends[which] + entry.observations)
-            frames.append(self.store.observations(entry.number, start, 1)[0])
-        return torch.from_numpy(np.stack(frames))
-
-
 class StepWindows:
     """Random stretches of episodes: ``windows(n)`` is a batch of T observations and the T-1 steps between them.
 
@@ -65,7 +45,7 @@ class StepWindows:
 
     def __call__(self, number: int, rank: int = 0, workers: int = 1) -> tuple[Tensor, ...]:
         rows = []
-        for position in _draw(self._ends[-1], self.size, self.seed, number, rank, workers):
+        for position in draw(self._ends[-1], self.size, self.seed, number, rank, workers):
             which = int(np.searchsorted(self._ends, position, side="right"))
             entry = self.entries[which]
             rows.append(self.read(entry, int(position - self._ends[which] + self._starts(entry))))
@@ -97,7 +77,7 @@ class StepWindows:
         return max(1, entry.steps)
 
 
-def _draw(end: int, size: int, seed: int, number: int, rank: int, workers: int) -> np.ndarray:
+def draw(end: int, size: int, seed: int, number: int, rank: int, workers: int) -> np.ndarray:
     """The part of one of several workers of the positions below ``end`` that make up batch ``number``."""
     if workers < 1 or size % workers:
         raise ValueError(f"--batch must be a multiple of --workers, got {size} and {workers}")
@@ -109,7 +89,6 @@ def _fill(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
-def spread(entries: list[Entry], count: int) -> list[tuple[int, int]]:
-    """``count`` evenly spread frames of some episodes, as (episode number, position): the same ones every time."""
-    places = [(entry.number, position) for entry in entries for position in range(entry.observations)]
-    return [places[round(i)] for i in np.linspace(0, len(places) - 1, min(count, len(places)))]
+def spread(total: int, count: int) -> np.ndarray:
+    """``count`` of the numbers below ``total``, or all if there are fewer, evenly spread: the same ones every time."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
