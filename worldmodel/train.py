@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from worldmodel import checkpoint, config, media
 from worldmodel.codes import encoded
 from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
-from worldmodel.data.images import Images, PictureBatches, open_images
+from worldmodel.data.images import PictureBatches, describe, given
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split, spread
 from worldmodel.distributed import fit_on_workers
@@ -75,28 +75,6 @@ def vqvae(
 
     learn = partial(fit_on_workers, workers=workers, gpus=gpus_per_worker, address=address) if workers else fit
     learn(network, batches, evaluate, train, folder)
-
-
-def given(store: str, images: str, size: int = 0) -> Images:
-    """The pictures that a program's --store or --images names.
-
-    Raises:
-        ValueError: unless it is one of them.
-    """
-    if bool(store) == bool(images):
-        raise ValueError(f"give either --store or --images, got {store!r} and {images!r}")
-    return open_images(store or images, size)
-
-
-def describe(pictures: Images) -> dict[str, Any]:
-    """What a run's config.yaml says of the pictures it learnt from."""
-    return {
-        "shape": pictures.shape,
-        "classes": pictures.classes,
-        "learnt": len(pictures.learnt),
-        "held_out": len(pictures.held_out),
-        **pictures.facts,
-    }
 
 
 def prior(

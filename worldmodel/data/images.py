@@ -78,6 +78,28 @@ def open_images(source: str | Path, size: int = 0) -> Images:
     return Images(learnt, held_out, classes, shapes[0], facts)
 
 
+def given(store: str, images: str, size: int = 0) -> Images:
+    """The pictures that a program's --store or --images names.
+
+    Raises:
+        ValueError: unless it is one of them.
+    """
+    if bool(store) == bool(images):
+        raise ValueError(f"give either --store or --images, got {store!r} and {images!r}")
+    return open_images(store or images, size)
+
+
+def describe(pictures: Images) -> dict[str, Any]:
+    """What a run's config.yaml says of the pictures it learnt from."""
+    return {
+        "shape": pictures.shape,
+        "classes": pictures.classes,
+        "learnt": len(pictures.learnt),
+        "held_out": len(pictures.held_out),
+        **pictures.facts,
+    }
+
+
 class PictureBatches:
     """Random pictures: ``batches(n)`` is a batch of (B, H, W, 3) uint8, the same for the same seed and n.
 
