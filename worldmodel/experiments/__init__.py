@@ -1,0 +1,1 @@
+"""Experiments of the two papers, each a program on the same core."""
