@@ -55,14 +55,16 @@ def nmse(frames: Tensor, truth: Tensor) -> float:
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity of each frame, (N, H, W, 3) uint8 twice -> (N,), 1 for equal frames.
 
-    Wang et al. 2004, equation 13, with their Gaussian window of 11 pixels and deviation 1.5, without padding.
+    Wang et al. 2004, equation 13, with their Gaussian window of 11 pixels and deviation 1.5, without padding; pictures
+    that are smaller have a window of their side.
     """
-    places = torch.arange(11.0) - 5
+    window = min(11, *frames.shape[1:3])
+    places = torch.arange(window) - (window - 1) / 2
     weights = (-places.square() / (2 * 1.5**2)).exp()
     weights = weights / weights.sum()
 
     def blurred(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, weights.view(1, 1, 1, 11)), weights.view(1, 1, 11, 1))
+        return F.conv2d(F.conv2d(x, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
 
     values = []
     for a, b in zip(frames.split(64), truth.split(64), strict=True):

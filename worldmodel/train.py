@@ -63,11 +63,12 @@ def vqvae(
     data = {"store": store, "images": images, "size": size, "batch": batch, **describe(pictures)}
     torch.manual_seed(train.seed)
     network = VQVAE.from_config(model)
-    frames = torch.from_numpy(pictures.held_out.read(spread(len(pictures.held_out), EVALUATED)))
-    network.encode(frames[:1])  # to say now that they do not fit
+    measured = spread(len(pictures.held_out), EVALUATED)
+    network.encode(batches(0)[:1])  # to say now that they do not fit
     checkpoint.begin(folder, "vqvae", model, train, data)
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
+        frames = torch.from_numpy(pictures.held_out.read(measured))  # not before: Ray refuses to send so much
         reconstructions, scores = vqvae_scores(network, frames)
         shown = torch.stack([part[:: max(1, len(frames) // SHOWN)][:SHOWN] for part in (frames, reconstructions)])
         media.write(folder / "pictures" / f"{step:07d}.png", media.grid(shown.numpy())[None], scale=1)

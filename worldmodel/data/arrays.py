@@ -37,12 +37,13 @@ def classes(path: Path, labels: np.ndarray | None) -> tuple[str, ...]:
     meta = path.with_name("batches.meta")
     if path.suffix == "" and meta.is_file():
         names = _unpickled(meta).get("label_names")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{meta} must hold label_names, a list of names, got {type(names).__name__}")
+        if not isinstance(names, list) or len(names) != len(CIFAR10) or not all(isinstance(n, str) for n in names):
+            raise ValueError(f"{meta} must hold label_names, a list of {len(CIFAR10)} names, got {names!r:.80}")
         return tuple(names)
     if path.name.startswith(("data_batch", "test_batch")):
         return CIFAR10
-    return tuple(map(str, range(int(labels.max()) + 1)))
+    digits = 10 if path.suffix == ".mat" else 0  # SVHN's, of which a part may lack one
+    return tuple(map(str, range(max(digits, int(labels.max()) + 1))))
 
 
 def read(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -71,7 +72,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """One file."""
     reader = {"": _read_cifar, ".npz": _read_npz, ".mat": _read_mat}.get(path.suffix)
     if reader is None:
-        raise ValueError(f"{path} must be a folder, a .npz or a .mat file, or one of CIFAR-10's")
+        raise ValueError(f"{path} must be a .npz or .mat file, one of CIFAR-10's, or a folder; unpack archives first")
     images, labels = reader(path)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,), (4,)):
         raise ValueError(f"{path} must hold images (N, H, W, 3) uint8, got {images.dtype} {images.shape}")

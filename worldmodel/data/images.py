@@ -1,7 +1,5 @@
 """A set of pictures, whatever it lies in: what is learnt from, what is held out, and batches of it."""
 
-import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.data import arrays
-from worldmodel.data.pictures import ArrayPictures, FilePictures, FramePictures, Pictures, ScaledPictures, SomePictures
+from worldmodel.data import arrays, folders
+from worldmodel.data.pictures import ArrayPictures, FramePictures, Pictures, ScaledPictures, SomePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import HELD_OUT_EVERY, draw, split
 
@@ -20,8 +18,9 @@ LAYOUTS = (
     "with images and labels), one such .npz, SVHN's train_32x32.mat and test_32x32.mat, a folder of pictures or of "
     "class folders of pictures, maybe in train and val, a store of episodes, or a folder of stores"
 )
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 UNPACKED = "cifar-10-batches-py"  # the folder in CIFAR-10's archive
+
+Parts = tuple[Pictures, Pictures | None, tuple[str, ...], dict[str, Any]]  # None where nothing is set apart for tests
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,15 @@ def open_images(source: str | Path, size: int = 0) -> Images:
     if not source.exists():
         raise FileNotFoundError(f"there is nothing at {source}; nothing is downloaded: {LAYOUTS}")
     source = source / UNPACKED if (source / UNPACKED).is_dir() else source
-    files = arrays.find(source)
+    files, stores = arrays.find(source), _stores(source)
     if files[0]:
-        learnt, held_out, classes, facts = *_of_arrays(*files), {}
-    elif stores := _stores(source):
+        learnt, held_out, classes, facts = _of_arrays(*files)
+    elif stores:
         learnt, held_out, classes, facts = _of_stores(source, stores)
     else:
-        learnt, held_out, classes, facts = *_of_files(source, size), {}
+        learnt, held_out, classes, facts = *folders.open_folders(*folders.find(source), size), {}
+    if held_out is None:
+        learnt, held_out = _parted(learnt, source)
     learnt, held_out = (_scaled(part, size) for part in (learnt, held_out))
     shapes = [part.read(np.arange(1)).shape[1:] for part in (learnt, held_out)]
     if shapes[0] != shapes[1]:
@@ -117,29 +118,26 @@ class PictureBatches:
         return draw(len(self.pictures), self.size, self.seed, number, rank, workers)
 
 
-def _of_arrays(learnt: list[Path], held_out: list[Path]) -> tuple[Pictures, Pictures, tuple[str, ...]]:
-    pictures = ArrayPictures(learnt)
-    if not held_out:
-        return *_parted(pictures, learnt[0]), pictures.classes
-    tests = ArrayPictures(held_out)
-    if int(tests.labels.max()) >= max(1, len(pictures.classes)):
-        raise ValueError(f"{held_out[0]} has the class {tests.labels.max()}, which {learnt[0].name} has not")
-    return pictures, tests, pictures.classes
+def _of_arrays(learnt: list[Path], held_out: list[Path]) -> Parts:
+    pictures, tests = ArrayPictures(learnt), ArrayPictures(held_out) if held_out else None
+    classes = pictures.classes
+    for path, part in ((learnt[0], pictures), *([(held_out[0], tests)] if tests else [])):
+        if bool(part.classes) != bool(classes) or part.labels.max() >= max(1, len(classes)):
+            raise ValueError(
+                f"{path} has labels up to {part.labels.max()} of {len(part.classes)} classes, and "
+                f"{learnt[0].name} has {len(classes)}"
+            )
+    return pictures, tests, classes, {}
 
 
-def _of_stores(source: Path, stores: list[EpisodeStore]) -> tuple[Pictures, Pictures, tuple[str, ...], dict[str, Any]]:
+def _of_stores(source: Path, stores: list[EpisodeStore]) -> Parts:
+    first = stores[0].schema.observation_shape
     for store in stores:
-        schema = store.schema
-        if schema.observation_dtype != "uint8" or schema.observation_shape[2:] != (3,):
-            raise ValueError(
-                f"{store.path} must hold frames (H, W, 3) uint8, it holds {schema.observation_dtype} "
-                f"{schema.observation_shape}"
-            )
-        if schema.observation_shape != stores[0].schema.observation_shape:
-            raise ValueError(
-                f"{store.path} holds frames {schema.observation_shape} and {stores[0].path.name} "
-                f"{stores[0].schema.observation_shape}; the stores of a folder must agree"
-            )
+        shape, dtype = store.schema.observation_shape, store.schema.observation_dtype
+        if dtype != "uint8" or shape[2:] != (3,):
+            raise ValueError(f"{store.path} must hold frames (H, W, 3) uint8, it holds {dtype} {shape}")
+        if shape != first:
+            raise ValueError(f"{store.path} holds frames {shape} and {stores[0].path.name} {first}; they must agree")
     parts = [split(store) for store in stores]
     learnt, held_out = (FramePictures([(s, p[i]) for s, p in zip(stores, parts, strict=True)]) for i in (0, 1))
     if stores[0].path == source:
@@ -153,51 +151,6 @@ def _stores(source: Path) -> list[EpisodeStore]:
     if (source / "store.json").is_file():
         return [EpisodeStore(source)]
     return [EpisodeStore(path.parent) for path in sorted(source.glob("*/store.json"))]
-
-
-def _of_files(source: Path, size: int) -> tuple[Pictures, Pictures, tuple[str, ...]]:
-    own = next((name for name in ("val", "test") if (source / name).is_dir()), "")
-    if own and (source / "train").is_dir():
-        names, classes = _listed(source / "train")
-        tests, found = _listed(source / own)
-        if unknown := set(found) - set(classes):
-            raise ValueError(
-                f"{source / own} has classes that {source / 'train'} has not: {', '.join(sorted(unknown))}"
-            )
-        if classes and not found:
-            raise ValueError(
-                f"{source / own} has no class folders as {source / 'train'} has; sort its pictures into some"
-            )
-        return (
-            _files(source / "train", names, classes, size),
-            _files(source / own, tests, classes, size),
-            classes,
-        )
-    names, classes = _listed(source)
-    return *_parted(_files(source, names, classes, size), source), classes
-
-
-def _listed(folder: Path) -> tuple[list[str], tuple[str, ...]]:
-    """The names of all pictures in a folder, in order, and of the class folders that they are in."""
-    names = []
-    for place, inner, files in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        at = os.path.relpath(place, folder)
-        kept = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-        names += [os.path.normpath(os.path.join(at, name)) for name in kept]
-    if not names:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); {LAYOUTS}")
-    names.sort()
-    classes = sorted({name.split(os.sep)[0] for name in names if os.sep in name})
-    if classes and any(os.sep not in name for name in names):
-        raise ValueError(f"{folder} holds pictures beside folders of pictures ({classes[0]}); move either away")
-    return names, tuple(classes)
-
-
-def _files(folder: Path, names: Sequence[str], classes: tuple[str, ...], size: int) -> FilePictures:
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[name.split(os.sep)[0]] if classes else 0 for name in names], np.int64)
-    return FilePictures(folder, names, labels, size)
 
 
 def _parted(pictures: Pictures, source: Path) -> tuple[Pictures, Pictures]:

@@ -1,16 +1,14 @@
-"""Pictures wherever they lie: in arrays, in files of their own, in episode stores; read when they are asked for."""
+"""Pictures in arrays and in episode stores, some of them, and scaled ones; those in folders are in folders.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from worldmodel.data import arrays
 from worldmodel.data.store import Entry, EpisodeStore
-
-COLOURS = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # Pillow's modes of eight bits or fewer
 
 
 class Pictures(Protocol):
@@ -53,38 +51,6 @@ class ArrayPictures:
     def read(self, indices: np.ndarray) -> np.ndarray:
         """The pictures of these numbers, (n, H, W, 3) uint8."""
         return self.images[indices]
-
-
-class FilePictures:
-    """A picture file each, by Pillow's rules. Greyscale and palettes become RGB, transparency is left out.
-
-    Args:
-        folder: where they are.
-        names: of the files, in it.
-        labels: (N,) int64.
-        size: cut out the middle and scale it to this side; 0 leaves them, and they must be of one size.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str], labels: np.ndarray, size: int = 0) -> None:
-        self.folder, self.names, self.labels, self.size = folder, names, labels, size
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """The pictures of these numbers, (n, H, W, 3) uint8.
-
-        Raises:
-            ValueError: naming a file that is no picture, or is of another size than the rest.
-        """
-        found = [load(self.folder / self.names[index], self.size) for index in indices]
-        for index, picture in zip(indices, found, strict=True):
-            if picture.shape != found[0].shape:
-                raise ValueError(
-                    f"{self.folder / self.names[index]} is {picture.shape[1]}×{picture.shape[0]} and "
-                    f"{self.names[indices[0]]} {found[0].shape[1]}×{found[0].shape[0]}; give them one --size"
-                )
-        return np.stack(found)
 
 
 class FramePictures:
@@ -140,25 +106,6 @@ class ScaledPictures:
     def read(self, indices: np.ndarray) -> np.ndarray:
         """The pictures of these numbers, (n, size, size, 3) uint8."""
         return np.stack([np.asarray(square(Image.fromarray(one), self.size)) for one in self.pictures.read(indices)])
-
-
-def load(path: Path, size: int = 0) -> np.ndarray:
-    """One picture file as (H, W, 3) uint8, upright; with a size, its middle as (size, size, 3).
-
-    Raises:
-        ValueError: naming the file, if it is no picture of eight bits a channel, or damaged.
-    """
-    try:
-        with Image.open(path) as picture:
-            if size:
-                picture.draft("RGB", (2 * size, 2 * size))  # a JPEG is read at a fraction of its size
-            if picture.mode not in COLOURS:
-                raise ValueError(f"its mode is {picture.mode}, expected one of {', '.join(COLOURS)}")
-            upright = ImageOps.exif_transpose(picture)
-            rgb = (upright.convert("RGBA") if upright.mode in ("P", "PA") else upright).convert("RGB")
-            return np.asarray(square(rgb, size) if size else rgb)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow raises them
-        raise ValueError(f"{path} cannot be read as a picture: {error}; repair or remove it") from error
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:

@@ -79,6 +79,8 @@ class StepWindows:
 
 def draw(end: int, size: int, seed: int, number: int, rank: int, workers: int) -> np.ndarray:
     """The part of one of several workers of the positions below ``end`` that make up batch ``number``."""
+    if size < 1:
+        raise ValueError(f"--batch must be 1 or more, got {size}")
     if workers < 1 or size % workers:
         raise ValueError(f"--batch must be a multiple of --workers, got {size} and {workers}")
     positions = np.random.default_rng([seed, 0, number]).integers(end, size=size)
