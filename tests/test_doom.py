@@ -197,6 +197,8 @@ def test_an_action_it_does_not_have_is_refused():
         ({"actions": ["forward", "strafe_lef"]}, "unknown action 'strafe_lef': .*; did you mean 'strafe_left'?"),
         ({"scenario": "xyz"}, "unknown scenario 'xyz': expected one of [a-z_, ]*$"),
         ({"map": "E1M10"}, "unknown map 'E1M10': expected one of .*; did you mean 'E1M1'?"),
+        ({"size": 0}, "size must be a number of pixels, 1 or more, got 0"),
+        ({"size": "84x84"}, "size must be a number of pixels, 1 or more, got '84x84'"),
         ({"render_mode": "ansi"}, "render_mode must be None or 'rgb_array', got 'ansi'"),
     ],
 )
@@ -210,6 +212,19 @@ def test_rendering_gives_the_frame_that_was_observed():
     assert np.array_equal(env.reset(seed=0)[0], env.render())
     assert np.array_equal(env.step(1)[0], env.render())
     env.close()
+
+
+def test_a_picture_of_another_size_shows_the_same_view():
+    frames = {}
+    for size in (42, 84, 128):
+        env = make(size=size, render_mode="rgb_array")
+        assert env.observation_space.shape == (size, size, 3)
+        frames[size], _ = play(env, seed=0, actions=[1, 1, 5])
+        assert np.array_equal(env.render(), frames[size][-1]) and frames[size].shape == (4, size, size, 3)
+        env.close()
+    halved = frames[84].reshape(4, 42, 2, 42, 2, 3).mean((2, 4))
+    assert abs(halved - frames[42]).mean() < 2  # grey levels
+    assert np.ptp(frames[128]) > 100
 
 
 @pytest.mark.parametrize("leave", ["close", "forget"])

@@ -51,12 +51,21 @@ class Atari(World):
         return ["NOOP", "FIRE", "UP"]
 
 
+class Sized(World):
+    """Says how large its frames are to be."""
+
+    frame_size = 128
+
+
+KINDS = (World, Blind, Named, Atari, Sized)
+
+
 @pytest.fixture(autouse=True)
 def registered():
-    for kind in (World, Blind, Named, Atari):
+    for kind in KINDS:
         gym.register(f"{kind.__name__}-v0", entry_point=kind)
     yield
-    for kind in (World, Blind, Named, Atari):
+    for kind in KINDS:
         del gym.registry[f"{kind.__name__}-v0"]
 
 
@@ -94,6 +103,11 @@ def test_a_picture_of_the_right_size_is_left_alone():
     frame, _ = environment.make("Blind-v0", observation_space=space).reset(seed=5)
     space.seed(5)
     assert np.array_equal(frame, space.sample())
+
+
+def test_a_world_can_say_how_large_its_frames_are():
+    check(environment.make("Sized-v0", observation_space=picture(128, 128, 3)), (128, 128, 3))
+    assert is_rendered(check(environment.make("Sized-v0", observation_space=SYMBOLS), (128, 128, 3)))
 
 
 def test_scaling_down_averages_what_it_drops():

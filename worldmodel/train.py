@@ -64,7 +64,7 @@ def vqvae(
     torch.manual_seed(train.seed)
     network = VQVAE.from_config(model)
     measured = spread(len(pictures.held_out), EVALUATED)
-    network.encode(batches(0)[:1])  # to say now that they do not fit
+    network.encode(torch.from_numpy(pictures.held_out.read(measured))[:1])  # to say now what is wrong with them
     checkpoint.begin(folder, "vqvae", model, train, data)
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
