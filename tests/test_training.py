@@ -92,7 +92,7 @@ def test_a_run_that_is_older_than_a_setting_goes_on(store, vqvae_run, tmp_path):
     values = yaml.safe_load((vqvae_run / "config.yaml").read_text())
     del values["model"]["quantizer"]["kind"], values["model"]["halvings"]
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(values))
-    vqvae(str(store), str(tmp_path / "run"), VQVAE_SIZES, train_config(13), batch=8)
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(13), batch=8)
     assert checkpoint.read_step(tmp_path / "run/train.safetensors") == 13
 
 
