@@ -24,3 +24,9 @@ def gated(x: Tensor, dim: int = -1) -> Tensor:
     """tanh(a)·sigmoid(b) of the two halves of ``x`` along ``dim`` (van den Oord et al. 2016, eq. 2)."""
     a, b = x.chunk(2, dim)
     return torch.tanh(a) * torch.sigmoid(b)
+
+
+def dropped(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Dropout whose chance comes from a generator, so that a resumed run drops what it would have dropped."""
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= share
+    return x * kept / (1 - share)

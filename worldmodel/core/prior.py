@@ -1,0 +1,137 @@
+"""The spatial prior: p(codes of a picture | its class), by an autoregressive net over the grid of codes."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.core.pixelcnn import PixelCNN
+from worldmodel.core.wavefront import WavefrontNet
+
+
+@dataclass(frozen=True)
+class SpatialPriorConfig:
+    """The sizes of a spatial prior.
+
+    Attributes:
+        net: pixelcnn sees everything before a position, wavefront a part of it, and draws a diagonal at a time.
+        codes: K of the codebook.
+        grid: height and width of the codes of a picture.
+        classes: of pictures, one of which it is told; 0 for a prior that knows none.
+        dim: of a code's embedding.
+        hidden: channels of the net.
+        layers: of it.
+        kernel: positions that a layer of a pixelcnn is wide, an odd number.
+        dropout: share of the outputs of a pixelcnn's layers left out in training.
+    """
+
+    net: Literal["pixelcnn", "wavefront"] = "pixelcnn"
+    codes: int = 512
+    grid: tuple[int, int] = (32, 32)
+    classes: int = 0
+    dim: int = 64
+    hidden: int = 64
+    layers: int = 10
+    kernel: int = 3
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))  # YAML gives a list
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        if self.dropout and self.net == "wavefront":
+            raise ValueError(f"model.dropout is for --model.net pixelcnn alone, got {self.dropout} with wavefront")
+
+
+class CodeBatch(NamedTuple):
+    """Pictures to learn from, as codes."""
+
+    codes: Tensor  # (B, H, W) int64; or (B, m, H, W), m draws for every position
+    labels: Tensor  # (B,) int64, their classes; any number for a prior that knows none
+
+
+class SpatialPrior(nn.Module):
+    """A net over the grid, told where it is, by a learnt map, and the class of the picture.
+
+    Args:
+        codebook: (K, D) to begin with as embeddings, D being ``dim``.
+    """
+
+    def __init__(self, config: SpatialPriorConfig, codebook: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        embedding, sizes = nn.Embedding(config.codes, config.dim), (config.hidden, config.hidden, config.layers)
+        self.net: nn.Module
+        if config.net == "pixelcnn":
+            self.net = PixelCNN(embedding, *sizes, config.kernel, config.dropout)
+        else:
+            self.net = WavefrontNet(embedding, *sizes)
+        self.position = nn.Parameter(0.1 * torch.randn(*config.grid, config.hidden))
+        self.label = nn.Embedding(config.classes, config.hidden) if config.classes else None
+        if codebook is not None:
+            self._start_from(codebook)
+
+    def forward(self, batch: CodeBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss, nats per code.
+
+        With m draws for every position, these are the nats against the averaged one-hot vectors of the draws (Roy et
+        al. 2018, section 3.2), and what the net is told came before is one of the draws, each picture's own choice:
+        draws at different positions are independent, so that one is a draw of the whole picture.
+
+        Args:
+            generator: for the choice of a draw, and dropout.
+        """
+        codes = batch.codes[:, None] if batch.codes.ndim == 3 else batch.codes  # (B, m, H, W)
+        known = codes[:, 0]
+        if codes.shape[1] > 1:
+            chosen = torch.randint(codes.shape[1], (len(codes),), generator=generator, device=codes.device)
+            known = codes[torch.arange(len(codes), device=codes.device), chosen]
+        more = {"generator": generator} if self.config.net == "pixelcnn" else {}
+        logits = self.net(known, self._condition(batch.labels), **more).float()
+        nats = nats_per_code(logits, codes).mean()
+        return nats, {"bits_per_code": nats.detach() / math.log(2)}
+
+    @torch.no_grad()
+    def bits(self, batch: CodeBatch) -> Tensor:
+        """Bits per code of each picture (B,), from codes (B, H, W)."""
+        logits = self.net(batch.codes, self._condition(batch.labels)).float()
+        return nats_per_code(logits, batch.codes[:, None]).mean((1, 2)) / math.log(2)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+        """Draw pictures of classes (B,) from uniforms (B, H, W) in [0, 1): codes (B, H, W) int64.
+
+        Raises:
+            ValueError: for another grid than the prior's, or a class that it does not know.
+        """
+        if uniforms.shape != (len(labels), *self.config.grid):
+            raise ValueError(
+                f"the prior draws (B, {', '.join(map(str, self.config.grid))}) codes from one label and as many "
+                f"uniforms each, got {tuple(uniforms.shape)} for {len(labels)} labels"
+            )
+        if self.label is not None and len(labels) and not 0 <= labels.min() <= labels.max() < self.config.classes:
+            raise ValueError(f"labels must be in [0, {self.config.classes}), got {labels.tolist()}")
+        condition = self._condition(labels).expand(len(labels), -1, -1, -1)
+        return self.net.sample(condition, uniforms, temperature)
+
+    def _condition(self, labels: Tensor) -> Tensor:
+        """(B, H, W, hidden), or (1, H, W, hidden) if it is the same for all."""
+        if self.label is None:
+            return self.position[None]
+        return self.position + self.label(labels)[:, None, None]
+
+    def _start_from(self, codebook: Tensor) -> None:
+        """Let codes with near vectors have near embeddings and near logits from the first step on."""
+        vectors = codebook - codebook.mean(0)
+        vectors = vectors / vectors.std()
+        with torch.no_grad():
+            self.net.embedding.weight.copy_(vectors)
+            self.net.logits.weight.copy_(vectors / vectors.shape[1] ** 0.5)
+
+
+def nats_per_code(logits: Tensor, codes: Tensor) -> Tensor:
+    """Cross-entropy at each position, mean over m draws: logits (B, H, W, K), codes (B, m, H, W) -> (B, H, W)."""
+    chosen = logits.gather(-1, codes.movedim(1, -1)).mean(-1)
+    return logits.logsumexp(-1) - chosen
