@@ -123,22 +123,33 @@ def test_an_autoencoder_learns_with_it(name):
     assert network(pictures)[1]["reconstruction_error"] < 0.3 * errors[0]
 
 
-def test_cold_gumbel_samples_are_the_vectors_of_drawn_codes():
-    made = with_logits(quantizer("gumbel", 3, 2, temperature=1e-4, coldest=1e-4), [0.0, 1.0, 2.0]).train()
-    vectors = made(torch.zeros(1, 2, 40_000), noise()).vectors[0].T
-    distances = torch.cdist(vectors, made.codebook)
-    assert distances.min(1).values.quantile(0.99) < 1e-3
-    shares = torch.bincount(distances.argmin(1), minlength=3) / len(vectors)
-    assert torch.allclose(shares, torch.tensor([0.0, 1.0, 2.0]).softmax(0), atol=0.01)
+def test_the_codes_that_the_decoder_sees_are_drawn_from_the_softmax_at_any_temperature():
+    for temperature in (5.0, 0.01):
+        made = quantizer("gumbel", 3, 2, temperature=temperature, coldest=0.01)
+        vectors = with_logits(made, [0.0, 1.0, 2.0]).train()(torch.zeros(1, 2, 40_000), noise()).vectors[0].T
+        distances = torch.cdist(vectors, made.codebook)
+        assert distances.min(1).values.max() < 1e-3
+        shares = torch.bincount(distances.argmin(1), minlength=3) / len(vectors)
+        assert torch.allclose(shares, torch.tensor([0.0, 1.0, 2.0]).softmax(0), atol=0.01)
 
 
-def test_warm_gumbel_samples_are_softmax_of_logits_and_noise_over_temperature():
-    made = with_logits(quantizer("gumbel", 3, 2, temperature=2.0), [0.5, 0.0, -0.5]).train()
+def test_without_noise_to_speak_of_gumbel_is_argmax():
+    made, z = quantizer("gumbel"), torch.randn(2, 6, 4, 4)
+    made.logits.weight.data.mul_(1e4)
+    assert torch.allclose(made.train()(z, noise()).vectors, made.eval()(z).vectors, atol=1e-5)
+
+
+def test_the_gradient_of_gumbel_is_that_of_softmax_of_logits_and_noise_over_temperature():
+    made = with_logits(quantizer("gumbel", 3, 2, temperature=2.0, divergence=0.0), [0.5, 0.0, -0.5]).train()
     made.steps.zero_()
-    result = made(torch.zeros(1, 2, 1), noise(4)).vectors.flatten()
-    waits = torch.empty(1, 3).exponential_(generator=noise(4))
-    weights = ((torch.tensor([0.5, 0.0, -0.5]) - waits.log()) / 2).softmax(1)
-    assert torch.allclose(result, (weights @ made.codebook)[0])
+    (made(torch.zeros(1, 2, 1), noise(4)).vectors.flatten() * torch.tensor([1.0, 3.0])).sum().backward()
+    logits = torch.tensor([0.5, 0.0, -0.5], requires_grad=True)
+    gumbel = -torch.log(-torch.log(torch.rand(3, generator=noise(4))))
+    weights = ((logits.log_softmax(0) + gumbel) / 2).softmax(0)
+    ((weights @ made.codebook.detach()) * torch.tensor([1.0, 3.0])).sum().backward()
+    assert torch.allclose(made.logits.bias.grad, logits.grad, atol=1e-6)
+    drawn = weights.argmax()
+    assert made.codebook.grad[drawn].tolist() == [1.0, 3.0] and made.codebook.grad.abs().sum() == 4
 
 
 def test_the_temperature_falls_in_equal_ratios_and_stays():

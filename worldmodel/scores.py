@@ -95,6 +95,14 @@ def interval(values: Tensor, groups: Tensor | None = None, resamples: int = 1000
     return {"mean": float(values.mean()), "low": low, "high": high}
 
 
+def moments(values: Tensor) -> dict[str, float]:
+    """Mean, standard deviation over N - 1, least and most of (N,) values; the deviation of one value is 0."""
+    values = values.double()
+    deviation = values.std() if len(values) > 1 else 0.0
+    found = {"mean": values.mean(), "deviation": deviation, "least": values.min(), "most": values.max()}
+    return {name: float(value) for name, value in found.items()}
+
+
 def auroc(scores: Tensor, positive: Tensor) -> float:
     """How often a positive scores above a negative, ties counting half: (N,) and (N,) bool; 0.5 if one kind lacks."""
     yes, no = scores[positive], scores[~positive].sort().values

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from worldmodel.tables import aligned
+
 NEEDS = "{} is not installed: needs pip install worldmodel[bench]"
 
 
@@ -122,12 +124,4 @@ def table(rows: Sequence[Row]) -> str:
         ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
         rates = (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in (1 / median, 1 / by_the_clock))
         cells.append((row.name, row.unit, *milliseconds, *rates, ratio, row.remark))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = {0, 1, len(heading) - 1}
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    )
+    return aligned(cells, {0, 1, len(heading) - 1})

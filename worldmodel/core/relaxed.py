@@ -1,7 +1,7 @@
 """Quantizers that learn by relaxation: Gumbel-softmax and improved semantic hashing.
 
-They answer as :class:`worldmodel.core.quantizer.VectorQuantizer` does. In training the decoder is given noisy mixtures
-of codes, through which the gradient reaches the encoder exactly; in evaluation, the vectors of the codes alone.
+They answer as :class:`worldmodel.core.quantizer.VectorQuantizer` does. Training adds noise before it makes codes, and
+the gradient is that of a smooth function of the same noise; evaluation has no noise.
 """
 
 import math
@@ -15,11 +15,13 @@ from worldmodel.core.bottleneck import Quantized, QuantizerConfig, flattened, un
 
 
 class GumbelSoftmax(nn.Module):
-    """Draws each code from a categorical distribution by the Gumbel-softmax trick (Jang et al. 2017, eq. 2).
+    """Draws each code from a categorical distribution, with the straight-through Gumbel-softmax gradient.
 
-    In training the decoder is given the mean of the codebook under softmax((logits + Gumbel noise) / temperature), the
-    soft sample of that paper and of Maddison et al. (2017), and the temperature falls with the steps. The codes, in
-    either mode, are those of the largest logit. The loss is the divergence of the distribution from the uniform one.
+    In training the decoder is given the vector of the code with the largest logit + Gumbel noise, and the gradient goes
+    through the mean of the codebook under softmax((logits + noise) / temperature) in its place (Jang et al. 2017,
+    section 2.2; also Maddison et al. 2017). Given the mean itself, as both also propose, the decoder comes to need
+    mixtures that no code has. The temperature falls with the steps. The codes of a result, in either mode, are those of
+    the largest logits without noise. The loss is the divergence of the distribution from the uniform one.
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -49,8 +51,9 @@ class GumbelSoftmax(nn.Module):
             divergence = (logits.exp() * logits).sum(1).mean() + math.log(self.config.codes)
             if self.training:
                 counts = workers.total(counts)
-                waits = torch.empty_like(logits).exponential_(generator=generator).clamp_min(1e-30)
-                vectors = ((logits - waits.log()) / self.temperature).softmax(1) @ self.codebook
+                noisy = logits + gumbel_noise(logits, generator)
+                smooth = (noisy / self.temperature).softmax(1) @ self.codebook.detach()
+                vectors = F.embedding(noisy.argmax(1), self.codebook) + smooth - smooth.detach()
                 self.steps += 1
             else:
                 vectors = F.embedding(codes, self.codebook)
@@ -64,6 +67,12 @@ class GumbelSoftmax(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """The vectors of ``codes``: (B, *grid) int64 -> (B, D, *grid)."""
         return F.embedding(codes, self.codebook).movedim(-1, 1)
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Noise of the standard Gumbel distribution: logits and noise are largest where softmax(logits) draws."""
+    uniform = torch.rand(like.shape, generator=generator, device=like.device)  # as fast again as exponential_
+    return uniform.log_().neg_().log_().neg_()
 
 
 class SemanticHashing(nn.Module):

@@ -5,6 +5,7 @@ import io
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from worldmodel import media
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split
 from worldmodel.evaluation.clips import CONTEXT, Clips, dream
-from worldmodel.scores import interval
+from worldmodel.scores import interval, moments
 from worldmodel.world import WorldModel
 
 matplotlib.rcParams.update({"svg.hashsalt": "worldmodel", "font.size": 9, "axes.spines.top": False})
@@ -44,6 +45,34 @@ def curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:
     axes.set(xlabel="frames after the last real one", ylabel=label, xscale="log")
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.legend(frameon=False)
+    return figure
+
+
+def spreads(axes: Axes, values: dict[tuple[str, str], Tensor], label: str) -> None:
+    """Runs (N,) of each (contestant, variant): points, and beside them mean and deviation; a colour for a variant."""
+    names, variants = (list(dict.fromkeys(parts)) for parts in zip(*values, strict=True))
+    for (name, variant), runs in values.items():
+        mine = [other for first, other in values if first == name]  # side by side, about the middle
+        place = names.index(name) + 0.2 * (mine.index(variant) - (len(mine) - 1) / 2)
+        color, found = f"C{variants.index(variant)}", moments(runs)
+        axes.plot([place + 0.06] * len(runs), runs, ".", color=color, markersize=4, alpha=0.6, markeredgewidth=0)
+        axes.errorbar(place, found["mean"], found["deviation"], fmt="_", color=color, capsize=1.5, linewidth=1)
+    for number, variant in enumerate(variants):
+        axes.plot([], [], f"C{number}_", label=variant)
+    axes.set(ylabel=label)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.legend(frameon=False, fontsize=7)
+
+
+def rows_of_pictures(rows: dict[str, np.ndarray]) -> Figure:
+    """Named rows of as many pictures each, (N, H, W, 3) uint8, under each other."""
+    first = next(iter(rows.values()))
+    figure = Figure((2.2 + 0.4 * len(first), 0.2 + 0.4 * len(rows) * first.shape[1] / first.shape[2]))
+    axes = figure.subplots()
+    axes.imshow(media.grid(np.stack(list(rows.values()))), interpolation="nearest")
+    axes.set_yticks((np.arange(len(rows)) + 0.5) * first.shape[1], rows, fontsize=7)
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
     return figure
 
 
