@@ -10,8 +10,9 @@ import torch
 from tests.conftest import VQVAE_SIZES, train_config
 from worldmodel import checkpoint
 from worldmodel.core.bottleneck import QuantizerConfig
+from worldmodel.core.vqvae import denormalize, normalize
 from worldmodel.evaluation.arms import Arm, plot, summary, table
-from worldmodel.experiments.quantizers import arms, begun, quantizers
+from worldmodel.experiments.quantizers import arms, begun, from_samples, quantizers
 
 SETTINGS = {"model": VQVAE_SIZES, "batch": 4, "seeds": 2}
 SOME = {"quantizers": "ema,soft_em_5,gumbel,semhash", "starts": "small"}
@@ -44,6 +45,7 @@ def test_every_run_is_a_run_folder_and_every_row_has_its_spread(experiment):
             network = checkpoint.load_vqvae(experiment / run["run"])
             assert network.quantizer.config.codes == 16 and network.quantizer.config.dim == 8
     assert checkpoint.load_vqvae(experiment / rows[1]["runs"][0]["run"]).quantizer.config.samples == 5
+    assert [("nmse_drawn" in row) for row in rows] == [False, True, False, False]
     assert len((experiment / "quantizers.txt").read_text().splitlines()) == 5
     assert (experiment / "quantizers.png").exists() and (experiment / "reconstructions.png").exists()
 
@@ -100,6 +102,19 @@ def test_all_quantizers_of_a_seed_begin_with_the_same_weights():
         assert all(torch.equal(other[name], first[name]) for other in others for name in first)
     other = begun(VQVAE_SIZES, seed=4)
     assert not torch.equal(other.encoder[0].weight, networks[0].encoder[0].weight)
+
+
+def test_what_soft_em_draws_is_decoded_as_the_mean_of_its_codes():
+    settings = QuantizerConfig(codes=16, dim=8, update="soft_em", samples=4)
+    network = begun(replace(VQVAE_SIZES, quantizer=settings), seed=0).eval()
+    frames = torch.randint(0, 256, (3, 24, 24, 3), dtype=torch.uint8)
+    network.quantizer.codebook.mul_(1e3)  # so far apart that the nearest is always drawn
+    assert torch.equal(from_samples(network, frames), network.decode(network.encode(frames)))
+    network.quantizer.codebook.mul_(1e-6)  # so near that all are drawn alike
+    z = network.encoder(normalize(frames))
+    drawn = network.quantizer.samples(z, 4, torch.Generator().manual_seed(0))
+    vectors = network.quantizer.codebook[drawn].mean(1).movedim(-1, 1)
+    assert torch.equal(from_samples(network, frames), denormalize(network.decoder(vectors)))
 
 
 def test_codebooks_have_starts_and_the_others_have_none():

@@ -13,7 +13,14 @@ from worldmodel.scores import interval, moments
 from worldmodel.tables import aligned
 
 BASELINE = "ema"  # hard EMA, which the others are beside
-SCORES = {"nmse": 4, "psnr": 2, "perplexity": 1, "codes_used": 0, "learnt": 4}  # and the decimals of each
+SCORES = {  # and the decimals of each
+    "nmse": 4,
+    "psnr": 2,
+    "perplexity": 1,
+    "codes_used": 0,
+    "nmse_drawn": 4,  # of soft EM alone: from the mean of its m codes, as it learns
+    "learnt": 4,
+}
 LABELS = {"nmse": "squared error / variance", "perplexity": "perplexity"}
 
 
@@ -60,7 +67,7 @@ def summary(found: dict[Arm, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     for arm, runs in found.items():
         starts = [other.start for other in found if other.quantizer == BASELINE and other.codes == arm.codes]
         baseline = arm.start if arm.start in starts else next(iter(starts), "")
-        row = {**arm._asdict(), **{name: moments(_column(runs, name)) for name in SCORES}}
+        row = {**arm._asdict(), **{name: moments(_column(runs, name)) for name in SCORES if name in runs[0]}}
         if starts and arm.quantizer != BASELINE:
             more = _column(runs, "nmse") - _column(found[Arm(arm.codes, BASELINE, baseline)], "nmse")
             row["beside"] = {"start": baseline, **interval(more), "lower": int((more < 0).sum())}
@@ -77,8 +84,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         line = [str(row["codes"]), row["quantizer"], row["start"]]
         for name, decimals in SCORES.items():
-            mean, deviation, least, most = (f"{value:.{decimals}f}" for value in row[name].values())
-            line += [f"{mean} ± {deviation}", least, most] if name in LABELS else [f"{mean} ± {deviation}"]
+            found = [f"{value:.{decimals}f}" for value in row[name].values()] if name in row else []
+            line += [" ± ".join(found[:2]), *(found[2:] if name in LABELS else [])]
         if "beside" in row:
             mean, low, high = (f"{row['beside'][name]:+.4f}" for name in ("mean", "low", "high"))
             line += [f"{mean} ({low} to {high})", f"{row['beside']['lower']} of {len(row['runs'])}"]
