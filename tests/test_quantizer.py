@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldmodel.core.bottleneck import QuantizerConfig
-from worldmodel.core.quantizer import VectorQuantizer, nearest, perplexity, sample_codes
+from worldmodel.core.quantizer import VectorQuantizer, build, nearest, perplexity, sample_codes
 
 
 def quantizer(update: str = "ema", codebook: list[list[float]] | None = None, **settings) -> VectorQuantizer:
@@ -206,7 +206,12 @@ def _learn_on_worker(rank: int, workers: int, address: str, parts: torch.Tensor,
     made = VectorQuantizer(QuantizerConfig(codes=16, dim=2, revive_every=3))
     for step in range(7):
         made(parts[step, rank], torch.Generator().manual_seed(rank))
-    results.put((rank, made.codebook.tolist(), made.ema_count.tolist()))
+    totals = []
+    for kind in ("nearest", "gumbel", "semhash"):
+        torch.manual_seed(0)
+        made_so = build(QuantizerConfig(codes=16, dim=2, kind=kind))
+        totals.append(made_so(parts[0, rank], torch.Generator().manual_seed(rank)).counts.tolist())
+    results.put((rank, made.codebook.tolist(), made.ema_count.tolist(), totals))
     torch.distributed.destroy_process_group()
 
 
@@ -218,10 +223,11 @@ def test_two_workers_learn_one_codebook(tmp_path):
     workers = [context.Process(target=_learn_on_worker, args=(rank, 2, address, parts, results)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    (_, first, counts), (_, second, _) = sorted(results.get(timeout=60) for _ in workers)
+    (_, first, counts, totals), (_, second, _, others) = sorted(results.get(timeout=60) for _ in workers)
     for worker in workers:
         worker.join()
     assert first == second
     assert sum(counts) > 0
+    assert totals == others and [sum(total) for total in totals] == [2 * 2 * 8 * 8] * 3, "of both, for every kind"
     assert max(max(row) for row in first) > 2, "codes lie on both workers' data"
     assert min(min(row) for row in first) < 0
