@@ -228,6 +228,6 @@ def test_two_workers_learn_one_codebook(tmp_path):
         worker.join()
     assert first == second
     assert sum(counts) > 0
-    assert totals == others and [sum(total) for total in totals] == [2 * 2 * 8 * 8] * 3, "of both, for every kind"
+    assert totals == others and [sum(total) for total in totals] == [2 * 8 * 8] * 3, "of both, for every kind"
     assert max(max(row) for row in first) > 2, "codes lie on both workers' data"
     assert min(min(row) for row in first) < 0
