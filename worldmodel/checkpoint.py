@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from worldmodel import config
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
+from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import write_atomically
 
@@ -190,6 +191,14 @@ def load_dynamics(run: Path) -> Dynamics:
     """The dynamics prior of a run, in evaluation mode on the CPU."""
     values = _read_kind(run, "prior")
     network = Dynamics(config.build(DynamicsConfig, values["model"], run / "config.yaml"))
+    load_weights(run / "model.safetensors", network)
+    return network.eval()
+
+
+def load_global_codes(run: Path) -> GlobalCodes:
+    """The second VQ-VAE of a run, in evaluation mode on the CPU."""
+    values = _read_kind(run, "global_codes")
+    network = GlobalCodes(config.build(GlobalCodesConfig, values["model"], run / "config.yaml"))
     load_weights(run / "model.safetensors", network)
     return network.eval()
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core import workers
+from worldmodel.core.autoregressive import standardized, start_near
 from worldmodel.core.context import Block, Motion
 from worldmodel.core.memory import Memory
 from worldmodel.core.wavefront import WavefrontNet
@@ -309,12 +310,10 @@ class Dynamics(nn.Module):
 
     def _start_from(self, codebook: Tensor) -> None:
         """Let codes with near vectors have near embeddings and near logits from the first step on."""
-        vectors = codebook - codebook.mean(0)
-        vectors = vectors / vectors.std()
+        vectors = standardized(codebook)
         with torch.no_grad():
             self.embedding.weight[:-1] = vectors
-            self.wavefront.embedding.weight.copy_(vectors)
-            self.wavefront.logits.weight.copy_(vectors / vectors.shape[1] ** 0.5)
+        start_near(self.wavefront, vectors)
 
     def _check(self, codes: Tensor, actions: Tensor) -> None:
         if codes.ndim != 4 or codes.shape[2:] != self.config.grid or actions.shape != (len(codes), codes.shape[1] - 1):
