@@ -1,7 +1,7 @@
-"""The nets that draw a grid of codes one after the other, told a condition at each place: which ones there are.
+"""The nets that draw a grid of codes one after the other, told a condition at each place: which there are.
 
-Each is made of an embedding and the sizes of the condition and of itself, and has two faces: ``forward(codes,
-condition)`` gives all logits at once, ``sample(condition, uniforms, temperature)`` draws.
+Each has two faces: ``forward(codes, condition)`` gives the logits of all places at once, ``sample(condition, uniforms,
+temperature)`` draws.
 """
 
 from typing import Literal
@@ -9,21 +9,31 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.wavefront import WavefrontNet
 
 Kind = Literal["pixelcnn", "wavefront"]
-NETS = {"wavefront": WavefrontNet}
 
 
-def autoregressive(kind: Kind, embedding: nn.Embedding, condition: int, hidden: int, layers: int) -> nn.Module:
-    """Make the net of that kind; see it for its arguments.
+def autoregressive(
+    kind: Kind,
+    embedding: nn.Embedding,
+    condition: int,
+    hidden: int,
+    layers: int,
+    kernel: int = 3,
+    dropout: float = 0.0,
+) -> PixelCNN | WavefrontNet:
+    """The net of that kind; what the arguments say stands in :class:`PixelCNN`, which alone has the last two.
 
     Raises:
         ValueError: if there is no such kind.
     """
-    if kind not in NETS:
-        raise ValueError(f"the autoregressive net must be one of {', '.join(NETS)}, got {kind}")
-    return NETS[kind](embedding, condition, hidden, layers)
+    if kind == "pixelcnn":
+        return PixelCNN(embedding, condition, hidden, layers, kernel, dropout)
+    if kind == "wavefront":
+        return WavefrontNet(embedding, condition, hidden, layers)
+    raise ValueError(f"the autoregressive net must be pixelcnn or wavefront, got {kind}")
 
 
 def standardized(codebook: Tensor) -> Tensor:
@@ -33,7 +43,7 @@ def standardized(codebook: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_near(net: nn.Module, vectors: Tensor) -> None:
+def start_near(net: PixelCNN | WavefrontNet, vectors: Tensor) -> None:
     """Let codes with near ``vectors`` (K, D) have near embeddings and near logits from the first step on."""
     net.embedding.weight.copy_(vectors)
     net.logits.weight.copy_(vectors / vectors.shape[1] ** 0.5)

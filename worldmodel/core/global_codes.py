@@ -34,7 +34,7 @@ class GlobalCodesConfig:
         residual_hidden: channels between the two convolutions of a residual block.
         residual_blocks: of them, in the encoder and before the decoder.
         halvings: strided convolutions of the encoder.
-        net: the autoregressive decoder.
+        net: the autoregressive decoder: pixelcnn, or wavefront, which sees less and draws a diagonal at a time.
         hidden: channels of its layers.
         layers: of it.
         plain: weight of the nats per code of the readout that is told the latents alone.
@@ -51,7 +51,7 @@ class GlobalCodesConfig:
     residual_hidden: int = 32
     residual_blocks: int = 2
     halvings: int = 2
-    net: Kind = "wavefront"
+    net: Kind = "pixelcnn"
     hidden: int = 64
     layers: int = 6
     plain: float = 0.1

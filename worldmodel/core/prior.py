@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.core.pixelcnn import PixelCNN
-from worldmodel.core.wavefront import WavefrontNet
+from worldmodel.core.autoregressive import Kind, autoregressive, standardized, start_near
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class SpatialPriorConfig:
         dropout: share of the outputs of a pixelcnn's layers left out in training.
     """
 
-    net: Literal["pixelcnn", "wavefront"] = "pixelcnn"
+    net: Kind = "pixelcnn"
     codes: int = 512
     grid: tuple[int, int] = (32, 32)
     classes: int = 0
@@ -63,15 +62,11 @@ class SpatialPrior(nn.Module):
         super().__init__()
         self.config = config
         embedding, sizes = nn.Embedding(config.codes, config.dim), (config.hidden, config.hidden, config.layers)
-        self.net: nn.Module
-        if config.net == "pixelcnn":
-            self.net = PixelCNN(embedding, *sizes, config.kernel, config.dropout)
-        else:
-            self.net = WavefrontNet(embedding, *sizes)
+        self.net = autoregressive(config.net, embedding, *sizes, config.kernel, config.dropout)
         self.position = nn.Parameter(0.1 * torch.randn(*config.grid, config.hidden))
         self.label = nn.Embedding(config.classes, config.hidden) if config.classes else None
         if codebook is not None:
-            self._start_from(codebook)
+            start_near(self.net, standardized(codebook))
 
     def forward(self, batch: CodeBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, nats per code.
@@ -121,14 +116,6 @@ class SpatialPrior(nn.Module):
         if self.label is None:
             return self.position[None]
         return self.position + self.label(labels)[:, None, None]
-
-    def _start_from(self, codebook: Tensor) -> None:
-        """Let codes with near vectors have near embeddings and near logits from the first step on."""
-        vectors = codebook - codebook.mean(0)
-        vectors = vectors / vectors.std()
-        with torch.no_grad():
-            self.net.embedding.weight.copy_(vectors)
-            self.net.logits.weight.copy_(vectors / vectors.shape[1] ** 0.5)
 
 
 def nats_per_code(logits: Tensor, codes: Tensor) -> Tensor:
