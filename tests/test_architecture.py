@@ -13,7 +13,7 @@ LAYERS = [  # low to high; a file imports only from lines above its own, or from
     {"worldmodel.names", "worldmodel.tables"},
     {"worldmodel.config", "worldmodel.core", "worldmodel.data", "worldmodel.media", "worldmodel.environment"},
     {"worldmodel.checkpoint"},
-    {"worldmodel.world", "worldmodel.training", "worldmodel.codes", "worldmodel.scores"},
+    {"worldmodel.world", "worldmodel.painter", "worldmodel.training", "worldmodel.codes", "worldmodel.scores"},
     {"worldmodel.evaluation", "worldmodel.distributed"},
     {f"worldmodel.{name}" for name in ("collect", "episodes", "train", "dream", "evaluate", "release")}
     | {f"worldmodel.experiments.{name}" for name in ("global_codes", "likelihood", "quantizers")},

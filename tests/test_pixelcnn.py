@@ -1,17 +1,31 @@
 """The gated PixelCNN sees all that comes before and nothing else; drawing with what is kept is drawing without."""
 
 import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.conftest import VQVAE_SIZES, train_config
+from tests.test_training import interrupt_after, lines
+from worldmodel import checkpoint
+from worldmodel.codes import CodedPictures
 from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.prior import CodeBatch, SpatialPrior, SpatialPriorConfig, nats_per_code
 from worldmodel.core.wavefront import WavefrontNet, draw
+from worldmodel.data.images import open_images
+from worldmodel.data.store import EpisodeStore
+from worldmodel.train import pixelcnn, vqvae
 
 CODES, CHANNELS = 16, 12
+SMALL = SpatialPriorConfig(hidden=12, layers=3, dropout=0.1)
 NETS = {
     "pixelcnn": lambda: PixelCNN(nn.Embedding(CODES, 8), CHANNELS, hidden=8, layers=4),
     "pixelcnn of 5": lambda: PixelCNN(nn.Embedding(CODES, 8), CHANNELS, hidden=8, layers=2, kernel=5),
@@ -174,3 +188,96 @@ def test_dropout_is_of_the_generator_and_of_training_alone():
     assert prior.eval()(batch)[0] == prior(batch)[0]
     with pytest.raises(ValueError, match=r"for --model\.net pixelcnn alone"):
         tiny(net="wavefront", dropout=0.5)
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of pictures, of red and yellow stripes and of blue and cyan ones, on black and green."""
+    folder, random = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
+    for number in range(40):
+        label = ("blue", "red")[number % 2]
+        picture = np.zeros((24, 24, 3), np.uint8)
+        picture[..., [2 * (label == "blue"), 1]] = 255 * random.integers(0, 2, (1, 6, 2)).repeat(4, 1)
+        (folder / label).mkdir(exist_ok=True)
+        iio.imwrite(folder / label / f"{number:02d}.png", picture)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer_run(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "vqvae"
+    train = replace(train_config(100), learning_rate=4e-3)
+    vqvae(str(run), images=str(coloured), model=VQVAE_SIZES, train=train, batch=8)
+    assert lines(run)[-1]["codes_used"] > 4
+    return run
+
+
+def learn(tokenizer_run: Path, run: Path, steps: int = 6, **more) -> list[dict]:
+    """Train a small prior; what it measured on held-out pictures."""
+    train = replace(train_config(steps), learning_rate=1e-2)
+    pixelcnn(str(tokenizer_run), str(run), model=SMALL, train=train, batch=8, **more)
+    return [row for row in lines(run) if row["part"] == "held_out"]
+
+
+@pytest.fixture(scope="module")
+def painter_run(coloured: Path, tokenizer_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "painter"
+    learn(tokenizer_run, run, 60, images=str(coloured))
+    return run
+
+
+def test_a_prior_learns_more_than_how_often_codes_come(painter_run):
+    measured = [row for row in lines(painter_run) if row["part"] == "held_out"]
+    assert measured[-1]["bits_per_code"] < 0.9 * measured[-1]["bits_per_code_unigram"]
+    assert measured[-1]["bits_per_code"] < measured[-1]["bits_per_code_wrong_class"]
+    assert iio.imread(painter_run / "pictures" / "0000060.png").shape == (4 * 24, 4 * 24, 3)
+    settings = yaml.safe_load((painter_run / "config.yaml").read_text())
+    assert settings["kind"] == "pixelcnn" and settings["data"]["classes"] == ["blue", "red"]
+    assert checkpoint.load_spatial(painter_run).config.grid == (6, 6)
+
+
+def test_frames_of_a_store_have_no_classes_and_are_encoded_once(store, vqvae_run, tmp_path):
+    measured = learn(vqvae_run, tmp_path / "run", store=str(store))
+    assert "bits_per_code_wrong_class" not in measured[-1]
+    assert checkpoint.load_spatial(tmp_path / "run").config.classes == 0
+    kept = EpisodeStore(store / "codes" / checkpoint.digest(vqvae_run))
+    assert len(kept) == len(EpisodeStore(store))
+
+
+@pytest.mark.parametrize("more", [{"classes": False}, {"samples": 3}], ids=str)
+def test_classes_can_be_kept_from_it_and_targets_drawn(more, coloured, tokenizer_run, tmp_path):
+    measured = learn(tokenizer_run, tmp_path / "run", images=str(coloured), **more)
+    assert math.isfinite(measured[-1]["bits_per_code"])
+    assert checkpoint.load_spatial(tmp_path / "run").config.classes == (0 if "classes" in more else 2)
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(coloured, tokenizer_run, tmp_path, monkeypatch):
+    dropping = {"images": str(coloured), "samples": 2}
+    learn(tokenizer_run, tmp_path / "whole", **dropping)
+    with monkeypatch.context() as patched:
+        interrupt_after(5, patched)
+        with pytest.raises(KeyboardInterrupt):
+            learn(tokenizer_run, tmp_path / "parts", **dropping)
+    learn(tokenizer_run, tmp_path / "parts", **dropping)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+    whole, parts = (checkpoint.read_tensors(tmp_path / name / "train.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_another_vqvae_is_refused(store, vqvae_run, painter_run, coloured):
+    with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
+        learn(vqvae_run, painter_run, images=str(coloured))
+
+
+def test_coded_pictures_are_the_codes_of_the_pictures_here_and_in_another_process(coloured, tokenizer_run):
+    pictures, network = open_images(coloured).learnt, checkpoint.load_vqvae(tokenizer_run)
+    coded = CodedPictures(pictures, network)
+    before = len(pickle.dumps(coded))
+    chosen = np.array([5, 0, 7])
+    there = network.encode(torch.from_numpy(pictures.read(chosen)))
+    assert np.array_equal(coded.read(chosen), there)
+    assert len(pickle.dumps(coded)) == before
+    assert np.array_equal(pickle.loads(pickle.dumps(coded)).read(chosen), there)
+    draws = CodedPictures(pictures, network, samples=4, seed=1)
+    assert draws.read(chosen).shape == (3, 4, 6, 6)
+    assert np.array_equal(draws.read(chosen), pickle.loads(pickle.dumps(draws)).read(chosen))

@@ -24,7 +24,7 @@ def test_psnr_is_that_of_the_definition():
 
 def test_a_unigram_costs_the_entropy_of_uniform_codes():
     codes = torch.arange(8).repeat(1, 4, 10, 1)  # (1, 4, 10, 8)
-    assert torch.allclose(Unigram(codes, 8).bits(codes), torch.full((1, 3), 3.0, dtype=torch.float64))
+    assert torch.allclose(Unigram(codes, 8).bits(codes), torch.full((1, 4), 3.0, dtype=torch.float64))
 
 
 def test_copying_finds_the_true_flip_probability():

@@ -19,10 +19,10 @@ Using an agent does not read it.
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -33,8 +33,11 @@ from torch import Tensor, nn
 from worldmodel import config
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
 from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
+from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import write_atomically
+
+S, M = TypeVar("S"), TypeVar("M", bound=nn.Module)  # settings of a model, and the model
 
 
 def check_device(name: str | torch.device) -> torch.device:
@@ -181,26 +184,22 @@ def read_config(run: Path) -> dict[str, Any]:
 
 def load_vqvae(run: Path) -> VQVAE:
     """The VQ-VAE of a run, in evaluation mode on the CPU."""
-    values = _read_kind(run, "vqvae")
-    network = VQVAE.from_config(config.build(VQVAEConfig, values["model"], run / "config.yaml"))
-    load_weights(run / "model.safetensors", network)
-    return network.eval()
+    return _load(run, "vqvae", VQVAEConfig, VQVAE.from_config)
 
 
 def load_dynamics(run: Path) -> Dynamics:
     """The dynamics prior of a run, in evaluation mode on the CPU."""
-    values = _read_kind(run, "prior")
-    network = Dynamics(config.build(DynamicsConfig, values["model"], run / "config.yaml"))
-    load_weights(run / "model.safetensors", network)
-    return network.eval()
+    return _load(run, "prior", DynamicsConfig, Dynamics)
+
+
+def load_spatial(run: Path) -> SpatialPrior:
+    """The spatial prior of a run, in evaluation mode on the CPU."""
+    return _load(run, "pixelcnn", SpatialPriorConfig, SpatialPrior)
 
 
 def load_global_codes(run: Path) -> GlobalCodes:
     """The second VQ-VAE of a run, in evaluation mode on the CPU."""
-    values = _read_kind(run, "global_codes")
-    network = GlobalCodes(config.build(GlobalCodesConfig, values["model"], run / "config.yaml"))
-    load_weights(run / "model.safetensors", network)
-    return network.eval()
+    return _load(run, "global_codes", GlobalCodesConfig, GlobalCodes)
 
 
 def digest(run: Path) -> str:
@@ -223,11 +222,13 @@ def _facts(path: Path) -> dict[str, Any]:
     return json.loads(metadata.get("worldmodel", "{}"))
 
 
-def _read_kind(run: Path, kind: str) -> dict[str, Any]:
+def _load(run: Path, kind: str, settings: type[S], make: Callable[[S], M]) -> M:
     values = read_config(run)
     if values["kind"] != kind:
         raise ValueError(f"{run} must be the run of a {kind}, it is that of a {values['kind']}")
-    return values
+    network = make(config.build(settings, values["model"], run / "config.yaml"))
+    load_weights(run / "model.safetensors", network)
+    return network.eval()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

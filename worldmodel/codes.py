@@ -1,5 +1,6 @@
-"""The frames of a store as codes, encoded once and kept beside it."""
+"""Frames and pictures as codes: those of a store are encoded once and kept beside it, others are kept in memory."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from worldmodel import checkpoint
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.data.episode import Episode
+from worldmodel.data.pictures import Pictures
 from worldmodel.data.store import EpisodeStore, Schema
 
 BATCH = 64
@@ -55,3 +57,43 @@ def encode(network: VQVAE, frames: np.ndarray) -> np.ndarray:
     device = next(network.parameters()).device
     parts = [network.encode(part.to(device)).cpu() for part in torch.from_numpy(frames.copy()).split(BATCH)]
     return torch.cat(parts).numpy().astype(np.uint16)
+
+
+class CodedPictures:
+    """Pictures as codes, all encoded when the first is read; pickled, for another process, they are not yet.
+
+    Args:
+        network: to encode them with.
+        samples: draws for every position, as soft EM makes them; 0 for the nearest codes.
+        seed: of the draws.
+    """
+
+    def __init__(self, pictures: Pictures, network: VQVAE, samples: int = 0, seed: int = 0) -> None:
+        self.pictures, self.network, self.samples, self.seed = pictures, network, samples, seed
+        self.labels = pictures.labels
+
+    def __reduce__(self) -> tuple:
+        return CodedPictures, (self.pictures, self.network, self.samples, self.seed)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """The codes of these pictures: (n, H/4, W/4) uint16, or (n, samples, H/4, W/4)."""
+        return self._codes[indices]
+
+    @cached_property
+    def _codes(self) -> np.ndarray:
+        device = next(self.network.parameters()).device
+        generator, parts = torch.Generator(device).manual_seed(self.seed), []
+        with tqdm(total=len(self), unit="picture", desc="encode", leave=False) as bar:
+            for numbers in np.array_split(np.arange(len(self)), -(-len(self) // BATCH)):
+                frames = self.pictures.read(numbers)
+                parts.append(self._drawn(frames, generator) if self.samples else encode(self.network, frames))
+                bar.update(len(numbers))
+        return np.concatenate(parts)
+
+    @torch.no_grad()
+    def _drawn(self, frames: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        codes = self.network.samples(torch.from_numpy(frames.copy()).to(generator.device), self.samples, generator)
+        return codes.cpu().numpy().astype(np.uint16)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.core.dynamics import Batch, Dynamics
+from worldmodel.core.prior import CodeBatch, SpatialPrior
 from worldmodel.core.quantizer import perplexity
 from worldmodel.core.vqvae import VQVAE
 
@@ -155,15 +156,31 @@ def bits(network: Dynamics, codes: Tensor, actions: Tensor) -> Tensor:
 
 
 class Unigram:
-    """Every code has its share of the codes in (N, H, W), each counted once more than it was seen."""
+    """Every code has its share of those given, of any shape, each counted once more than it was seen."""
 
     def __init__(self, codes: Tensor, size: int) -> None:
         counts = torch.bincount(codes.flatten(), minlength=size).double() + 1
         self.probabilities = counts / counts.sum()
 
     def bits(self, codes: Tensor) -> Tensor:
-        """Bits per code of every predicted frame of (B, T, H, W): (B, T-1)."""
-        return -self.probabilities[codes[:, 1:]].log2().mean((2, 3))
+        """Bits per code of every grid of (…, H, W): (…)."""
+        return -self.probabilities[codes].log2().mean((-2, -1))
+
+
+@torch.no_grad()
+def spatial_scores(network: SpatialPrior, codes: Tensor, labels: Tensor, unigram: Unigram) -> dict[str, float]:
+    """Bits per code of pictures (N, H, W) by a spatial prior and by a unigram, and if it is told the wrong classes."""
+    device = next(network.parameters()).device
+    pairs = zip(codes.split(32), labels.split(32), strict=True)
+    parts = [CodeBatch(*(part.to(device) for part in pair)) for pair in pairs]
+    scores = {
+        "bits_per_code": torch.cat([network.bits(part) for part in parts]),
+        "bits_per_code_unigram": unigram.bits(codes),
+    }
+    if classes := network.config.classes:
+        wrong = [part._replace(labels=(part.labels + 1) % classes) for part in parts]
+        scores["bits_per_code_wrong_class"] = torch.cat([network.bits(part) for part in wrong])
+    return {name: float(values.mean()) for name, values in scores.items()}
 
 
 class CopyLast:

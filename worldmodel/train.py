@@ -1,4 +1,4 @@
-"""Train the parts of a world model: ``python -m worldmodel.train {vqvae,prior}``."""
+"""Train the parts of a world model, or of a painter: ``python -m worldmodel.train {vqvae,prior,pixelcnn}``."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -10,20 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import checkpoint, config, media
-from worldmodel.codes import encoded
+from worldmodel.codes import CodedPictures, encoded
 from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
+from worldmodel.core.prior import CodeBatch, SpatialPrior, SpatialPriorConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.images import PictureBatches, describe, given
+from worldmodel.data.pictures import FramePictures, Pictures, SomePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split, spread
 from worldmodel.distributed import fit_on_workers
-from worldmodel.scores import prior_scores, vqvae_scores
+from worldmodel.painter import Painter
+from worldmodel.scores import Unigram, prior_scores, spatial_scores, vqvae_scores
 from worldmodel.training import TrainConfig, fit, pick_device
 from worldmodel.world import WorldModel
 
 EVALUATED = 2048  # held-out frames that a VQ-VAE is measured on
 PRIOR_BATCH, PRIOR_BATCHES = 8, 8  # held-out stretches that a prior is measured on while it trains
+EVALUATED_CODES = 1 << 17  # of held-out pictures that a spatial prior is measured on
 SHOWN = 16  # frames in a picture
+ROWS = 4  # that those sampled from a spatial prior are shown in
 
 
 def vqvae(
@@ -145,6 +150,86 @@ def prior(
     learn(network, lambda *place: Batch(*windows(*place)), evaluate, train, folder)
 
 
+def pixelcnn(
+    vqvae: str,
+    run: str,
+    store: str = "",
+    images: str = "",
+    size: int = 0,
+    model: SpatialPriorConfig = SpatialPriorConfig(),
+    train: TrainConfig = TrainConfig(),
+    batch: int = 16,
+    classes: bool = True,
+    samples: int = 0,
+    workers: int = 0,
+    gpus_per_worker: int = 0,
+    address: str = "",
+) -> None:
+    """Train a prior over the codes of single pictures, a gated PixelCNN; an existing run is continued.
+
+    The pictures are encoded first, once. What is held out is what it is for the VQ-VAE of the same pictures.
+
+    Args:
+        vqvae: run folder of the VQ-VAE; a copy goes into this run, which is then whole.
+        run: folder to write checkpoints, metrics and pictures into.
+        store: folder of recorded episodes; either this or --images.
+        images: what else the pictures are in, as for vqvae.
+        size: cut out the middle of each picture and scale it to this side; 0 leaves them.
+        model: sizes; codes, grid, classes and dim are those of the data.
+        train: length and speed.
+        batch: pictures in a batch.
+        classes: tell it the classes of pictures that have some.
+        samples: learn from so many codes for each position, drawn as soft EM draws them, and not from the nearest; 0
+            learns from those.
+        workers: train in this process (0) or in this many workers of Ray Train, which share each batch.
+        gpus_per_worker: 1 on GPUs; 0 on the CPU, on one thread each unless --train.threads says otherwise.
+        address: of a running Ray cluster that shares these folders; empty starts one here.
+    """
+    folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
+    pictures, tokenizer = given(store, images, size), checkpoint.load_vqvae(origin).to(device)
+    grid = tokenizer.encode(torch.zeros(1, *pictures.shape, dtype=torch.uint8, device=device)).shape[1:]
+    count = max(1, EVALUATED_CODES // grid.numel())
+    measured = SomePictures(pictures.held_out, spread(len(pictures.held_out), count))
+    learnt, held_out = (
+        CodedPictures(pictures.learnt, tokenizer, samples, train.seed),
+        CodedPictures(measured, tokenizer),
+    )
+    if store and not samples:  # the codes of a store are kept beside it
+        codes = encoded(EpisodeStore(Path(store).absolute()), origin, device)
+        learnt = FramePictures([(codes, split(codes)[0])])
+    known = pictures.classes if classes else ()
+    settings = tokenizer.quantizer.config
+    model = replace(model, codes=settings.codes, dim=settings.dim, grid=tuple(grid), classes=len(known))
+    data = {"store": store, "images": images, "size": size, "vqvae": vqvae, "batch": batch, "samples": samples}
+    torch.manual_seed(train.seed)
+    vectors = tokenizer.quantizer.decode(torch.arange(settings.codes, device=device)[None])[0].T
+    network = SpatialPrior(model, vectors.cpu())
+    checkpoint.adopt(folder, origin)
+    checkpoint.begin(folder, "pixelcnn", model, train, {**data, **describe(pictures), "classes": known})
+    order = PictureBatches(learnt, batch, train.seed)
+
+    def batches(*place: int) -> CodeBatch:
+        return code_batch(learnt, order.draw(*place))
+
+    unigram = Unigram(code_batch(learnt, spread(len(learnt), count)).codes, settings.codes)
+    unseen = code_batch(held_out, np.arange(len(held_out)))
+
+    def evaluate(network: nn.Module, step: int) -> dict[str, float]:
+        painter = Painter(tokenizer.to(next(network.parameters()).device), network, known)
+        painted = painter.paint(painter.labels(ROWS, SHOWN // ROWS)).unflatten(0, (ROWS, -1))
+        media.write(folder / "pictures" / f"{step:07d}.png", media.grid(painted.numpy())[None], scale=1)
+        return spatial_scores(network, *unseen, unigram)
+
+    learn = partial(fit_on_workers, workers=workers, gpus=gpus_per_worker, address=address) if workers else fit
+    learn(network, batches, evaluate, train, folder)
+
+
+def code_batch(pictures: Pictures, indices: np.ndarray) -> CodeBatch:
+    """The codes of these pictures, and their classes."""
+    codes = torch.from_numpy(pictures.read(indices).astype(np.int64))
+    return CodeBatch(codes, torch.from_numpy(pictures.labels[indices]))
+
+
 def reward_scale(store: EpisodeStore) -> float:
     """The root mean square of a store's rewards, or 1 if there are none."""
     rewards = np.concatenate([store.steps(entry.number)[1] for entry in store.entries])
@@ -160,4 +245,4 @@ def compare(world: WorldModel, codes: Tensor, actions: Tensor, context: int = 6)
 
 
 if __name__ == "__main__":
-    config.run({"vqvae": vqvae, "prior": prior})
+    config.run({"vqvae": vqvae, "prior": prior, "pixelcnn": pixelcnn})

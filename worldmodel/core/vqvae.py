@@ -103,6 +103,16 @@ class VQVAE(nn.Module):
         """Frames (B, H, W, C) uint8 -> codes (B, H/4, W/4) int64."""
         return self.quantizer.encode(self.encoder(self._normalized(frames)))
 
+    def samples(self, frames: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Frames (B, H, W, C) uint8 -> codes (B, count, H/4, W/4) int64 as soft EM draws them, for a prior's targets.
+
+        Raises:
+            ValueError: if the quantizer is of a kind that draws none.
+        """
+        if self.quantizer.config.kind != "nearest":
+            raise ValueError(f"codes are drawn from a nearest quantizer, this is {self.quantizer.config.kind}")
+        return self.quantizer.samples(self.encoder(self._normalized(frames)), count, generator)
+
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, H/4, W/4) int64 -> frames (B, H, W, C) uint8."""
         return denormalize(self.decoder(self.quantizer.decode(codes)))

@@ -51,7 +51,7 @@ def predict(
             scored["no actions"] = bits(world.dynamics, there, torch.full_like(told, -1))
         if blind:
             scored["no context, no actions"] = bits(blind, there, told)
-        scored |= {"copy last or flip": copy.bits(film), "unigram": unigram.bits(film)}
+        scored |= {"copy last or flip": copy.bits(film), "unigram": unigram.bits(film[:, 1:])}
         for name, values in scored.items():
             rows.setdefault(name, []).append(values[:, CONTEXT - 1 :].mean(1).cpu())
     result = {}
