@@ -2,6 +2,8 @@
 
 import math
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +17,15 @@ from torch.nn import functional as F
 
 from tests.conftest import VQVAE_SIZES, train_config
 from tests.test_training import interrupt_after, lines
-from worldmodel import checkpoint
+from worldmodel import checkpoint, painter
 from worldmodel.codes import CodedPictures
 from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.prior import CodeBatch, SpatialPrior, SpatialPriorConfig, nats_per_code
 from worldmodel.core.wavefront import WavefrontNet, draw
 from worldmodel.data.images import open_images
 from worldmodel.data.store import EpisodeStore
+from worldmodel.painter import Painter
+from worldmodel.sample import sample
 from worldmodel.train import pixelcnn, vqvae
 
 CODES, CHANNELS = 16, 12
@@ -281,3 +285,59 @@ def test_coded_pictures_are_the_codes_of_the_pictures_here_and_in_another_proces
     draws = CodedPictures(pictures, network, samples=4, seed=1)
     assert draws.read(chosen).shape == (3, 4, 6, 6)
     assert np.array_equal(draws.read(chosen), pickle.loads(pickle.dumps(draws)).read(chosen))
+
+
+def run_program(*flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "worldmodel.sample", *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_sheet_of_samples_is_written_with_a_bar_and_its_classes_are_named(painter_run, tmp_path):
+    done = run_program("--run", str(painter_run), "--grid", "3x5", "--out", str(tmp_path / "sheet.png"))
+    assert done.returncode == 0, done.stderr
+    assert iio.imread(tmp_path / "sheet.png").shape == (3 * 24, 5 * 24, 3)
+    assert "15 pictures" in done.stdout and "from the top: blue, red, blue" in done.stdout
+    assert "15/15" in done.stderr
+
+
+def test_the_colours_of_samples_are_those_of_their_class(painter_run):
+    made = Painter.load(painter_run)
+    pictures = made.paint(made.labels(2, 8)).float().mean((1, 2)).unflatten(0, (2, 8))  # (class, n, RGB)
+    blue, red = (pictures[..., 2] - pictures[..., 0]).mean(1)
+    assert blue > 20 and red < -20
+
+
+def test_the_same_seed_gives_the_same_pictures_however_many_are_drawn_at_once(painter_run, monkeypatch):
+    whole = Painter.load(painter_run).paint(torch.tensor([0, 1] * 5), seed=3)
+    monkeypatch.setitem(painter.PARTS, "cpu", 3)
+    again = Painter.load(painter_run).paint(torch.tensor([0, 1] * 5), seed=3)
+    assert torch.equal(whole, again)
+    assert torch.equal(Painter.load(painter_run).paint(torch.tensor([0, 1]), seed=5), whole[2:4])
+    assert not torch.equal(Painter.load(painter_run).paint(torch.tensor([0, 1]), seed=4), whole[:2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"label": "rde"}, "unknown class 'rde': expected one of blue, red; did you mean 'red'"),
+        ({"grid": "8"}, "--grid must be rows x columns such as 8x8, got 8"),
+        ({"out": "sheet.gif"}, r"--out must end in \.png, got sheet\.gif"),
+        ({"scale": 0}, "--scale must be 1 or more, got 0"),
+        ({"temperature": -1.0}, "temperature must be 0 or more, got -1"),
+        ({"run": "nowhere"}, "nowhere holds no config.yaml"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistake_in_asking_for_samples_is_named(flags, message, painter_run, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        sample(**{"run": str(painter_run), "grid": "1x1", "out": str(tmp_path / "sheet.png"), **flags})
+
+
+def test_a_class_is_refused_by_a_prior_that_knows_none(store, vqvae_run, tmp_path):
+    learn(vqvae_run, tmp_path / "run", store=str(store))
+    with pytest.raises(ValueError, match="have no classes, got 'cat'; name none"):
+        sample(str(tmp_path / "run"), "cat")
+    with pytest.raises(ValueError, match="must be the run of a pixelcnn, it is that of a vqvae"):
+        sample(str(vqvae_run))
+    sample(str(tmp_path / "run"), grid="1x2", out=str(tmp_path / "sheet.png"), scale=2)
+    assert iio.imread(tmp_path / "sheet.png").shape == (48, 96, 3)
