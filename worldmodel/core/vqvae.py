@@ -75,7 +75,7 @@ class VQVAE(nn.Module):
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, equation 3, of frames (B, H, W, C) uint8: relative squared error and quantizer's terms."""
-        x = self._normalized(frames)
+        x = normalize_for(self.encoder, frames)
         quantized = self.quantizer(self.encoder(x), generator)
         reconstruction = self.decoder(quantized.vectors).float()
         error = F.mse_loss(reconstruction, x) / self.variance
@@ -87,21 +87,12 @@ class VQVAE(nn.Module):
 
     def reconstruct(self, frames: Tensor) -> tuple[Tensor, Quantized]:
         """Frames (B, H, W, C) uint8 through the bottleneck and back, with what the quantizer made of them."""
-        quantized = self.quantizer(self.encoder(self._normalized(frames)))
+        quantized = self.quantizer(self.encoder(normalize_for(self.encoder, frames)))
         return denormalize(self.decoder(quantized.vectors)), quantized
-
-    def _normalized(self, frames: Tensor) -> Tensor:
-        channels, multiple = self.encoder.channels, self.encoder.multiple
-        if frames.ndim == 4 and (frames.shape[3] != channels or any(side % multiple for side in frames.shape[1:3])):
-            raise ValueError(
-                f"frames must have {channels} channels and sides that are multiples of {multiple}, "
-                f"got {tuple(frames.shape)}"
-            )
-        return normalize(frames)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (B, H, W, C) uint8 -> codes (B, H/4, W/4) int64."""
-        return self.quantizer.encode(self.encoder(self._normalized(frames)))
+        return self.quantizer.encode(self.encoder(normalize_for(self.encoder, frames)))
 
     def samples(self, frames: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Frames (B, H, W, C) uint8 -> codes (B, count, H/4, W/4) int64 as soft EM draws them, for a prior's targets.
@@ -116,6 +107,21 @@ class VQVAE(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, H/4, W/4) int64 -> frames (B, H, W, C) uint8."""
         return denormalize(self.decoder(self.quantizer.decode(codes)))
+
+
+def normalize_for(encoder: nn.Module, frames: Tensor) -> Tensor:
+    """Frames (B, H, W, C) uint8 as an encoder takes them.
+
+    Raises:
+        ValueError: if they have other channels than it takes, or sides that it cannot halve.
+    """
+    channels, multiple = encoder.channels, encoder.multiple
+    if frames.ndim == 4 and (frames.shape[3] != channels or any(side % multiple for side in frames.shape[1:3])):
+        raise ValueError(
+            f"frames must have {channels} channels and sides that are multiples of {multiple}, "
+            f"got {tuple(frames.shape)}"
+        )
+    return normalize(frames)
 
 
 def normalize(frames: Tensor) -> Tensor:
