@@ -31,6 +31,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from worldmodel import config
+from worldmodel.core.architecture import Autoencoder, AutoencoderConfig
+from worldmodel.core.autoencoders import autoencoder
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
 from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
 from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
@@ -185,6 +187,14 @@ def read_config(run: Path) -> dict[str, Any]:
 def load_vqvae(run: Path) -> VQVAE:
     """The VQ-VAE of a run, in evaluation mode on the CPU."""
     return _load(run, "vqvae", VQVAEConfig, VQVAE.from_config)
+
+
+def load_autoencoder(run: Path) -> Autoencoder:
+    """The autoencoder of a likelihood experiment's run, in evaluation mode on the CPU."""
+    values = _read_kind(run, "autoencoder")
+    network = autoencoder(config.build(AutoencoderConfig, values["model"], run / "config.yaml"))
+    load_weights(run / "model.safetensors", network)
+    return network.eval()
 
 
 def load_dynamics(run: Path) -> Dynamics:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from worldmodel.core import bounds
 from worldmodel.core.architecture import Autoencoder, AutoencoderConfig, Bound
-from worldmodel.core.quantizer import VectorQuantizer, perplexity
+from worldmodel.core.bottleneck import Quantized
+from worldmodel.core.quantizer import build, perplexity
 
 
 class DiscreteAutoencoder(Autoencoder):
@@ -25,7 +26,7 @@ class DiscreteAutoencoder(Autoencoder):
     def __init__(self, config: AutoencoderConfig) -> None:
         channels = config.latents * config.quantizer.dim
         super().__init__(config, channels, channels)
-        self.quantizer = VectorQuantizer(config.quantizer)
+        self.quantizer = build(config.quantizer)
 
     def forward(self, pictures: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, equation 3: nats per dimension of the picture, and the quantizer's terms."""
@@ -48,13 +49,25 @@ class DiscreteAutoencoder(Autoencoder):
         """Codes (B, N·H, W) int64 -> pictures (B, H, W, C) uint8."""
         return self.shown(self._vectors(codes))
 
-    def reconstruct(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, H, W, C) uint8 through the bottleneck and back."""
-        return self.decode(self.encode(pictures))
+    def reconstruct(self, pictures: Tensor) -> tuple[Tensor, Quantized]:
+        """Pictures (B, H, W, C) uint8 through the bottleneck and back, with what the quantizer made of them."""
+        quantized = self.quantizer(self._apart(self.encoded(pictures)))
+        return self.shown(quantized.vectors.flatten(1, 2)), quantized
 
     def log_likelihood_of(self, pictures: Tensor, codes: Tensor) -> Tensor:
         """log p(x | z) in nats of any codes: pictures (B, H, W, C) uint8, codes (B, k, N·H, W) -> (B, k)."""
         return self.log_likelihood(pictures, self._vectors(codes.flatten(0, 1)).unflatten(0, codes.shape[:2]))
+
+    def one_latent(self, pictures: Tensor, codes: Tensor, place: int) -> Tensor:
+        """log p(x | z) with each of the K codes in one place: pictures, their codes (B, N·H, W) -> (B, K).
+
+        Args:
+            place: of the latent, counted along the rows.
+        """
+        size = self.config.quantizer.codes
+        changed = codes.flatten(1)[:, None].repeat(1, size, 1)  # (B, K, N·H·W)
+        changed[:, :, place] = torch.arange(size, device=codes.device)
+        return self.log_likelihood_of(pictures, changed.unflatten(2, codes.shape[1:]))
 
     def _bound(self, nats: Tensor, codes: Tensor) -> Bound:
         rate = torch.full_like(nats, codes[0].numel() * math.log(self.config.quantizer.codes))
@@ -91,9 +104,10 @@ class VariationalAutoencoder(Autoencoder):
         drawn = self.draw(pictures, samples, generator)
         return self._bound(drawn, self.log_likelihood(pictures, drawn.vectors))[0]
 
-    def reconstruct(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, H, W, C) uint8 through a draw of the latents and back."""
-        return self.shown(self.draw(pictures, 1, torch.Generator(pictures.device).manual_seed(0)).vectors[:, 0])
+    def reconstruct(self, pictures: Tensor) -> tuple[Tensor, Drawn]:
+        """Pictures (B, H, W, C) uint8 through the bottleneck and back, with the draw of latents that this took."""
+        drawn = self.draw(pictures, 1, torch.Generator(pictures.device).manual_seed(0))
+        return self.shown(drawn.vectors[:, 0]), drawn
 
     def _bound(self, drawn: Drawn, log_likelihood: Tensor) -> tuple[Bound, Tensor]:
         log_weights = log_likelihood + drawn.log_prior - drawn.log_posterior  # (B, k)
