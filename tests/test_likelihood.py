@@ -1,12 +1,17 @@
 """Bounds on the likelihood of pictures: exact where everything can be counted or integrated."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.conftest import train_config
+from worldmodel import checkpoint
 from worldmodel.core.architecture import AutoencoderConfig
 from worldmodel.core.autoencoders import autoencoder
 from worldmodel.core.bounds import (
@@ -18,6 +23,7 @@ from worldmodel.core.bounds import (
 )
 from worldmodel.core.likelihoods import OUTPUTS, likeliest, log_likelihood
 from worldmodel.core.quantizer import QuantizerConfig
+from worldmodel.experiments.likelihood import evaluate, train
 
 TINY = AutoencoderConfig(
     hidden=8, residual_hidden=8, residual_blocks=1, latents=3, samples=4, quantizer=QuantizerConfig(codes=3, dim=4)
@@ -174,8 +180,12 @@ def test_the_expected_gradient_of_vimco_is_that_of_the_bound():
         log_weights = joint[every[..., 0], every[..., 1]] - log_posterior
         chances = log_posterior.sum(1).exp()
         assert chances.sum().item() == pytest.approx(1)
-        exact = torch.autograd.grad((chances * importance_bound(log_weights)).sum(), (posterior, joint), retain_graph=True)
-        estimated = torch.autograd.grad((chances.detach() * vimco(log_weights, log_posterior)).sum(), (posterior, joint))
+        exact = torch.autograd.grad(
+            (chances * importance_bound(log_weights)).sum(), (posterior, joint), retain_graph=True
+        )
+        estimated = torch.autograd.grad(
+            (chances.detach() * vimco(log_weights, log_posterior)).sum(), (posterior, joint)
+        )
         for mine, truth in zip(estimated, exact, strict=True):
             assert torch.allclose(mine, truth, atol=1e-12)
             assert truth.abs().max() > 1e-2
@@ -194,10 +204,10 @@ def test_the_gradient_of_the_whole_model_is_that_of_the_bound():
         bound = bound + chance * importance_bound(log_weights)
         expected = expected + chance.detach() * vimco(log_weights, drawn.log_posterior)
     parameters = list(model.parameters())
-    exact = torch.autograd.grad(bound.sum(), parameters)
+    exact = torch.autograd.grad(bound.sum(), parameters, retain_graph=True)
     estimated = torch.autograd.grad(expected.sum(), parameters)
     for mine, truth in zip(estimated, exact, strict=True):
-        assert torch.allclose(mine, truth, rtol=1e-4, atol=1e-4 * truth.abs().max().item())
+        assert torch.allclose(mine, truth, rtol=0, atol=2e-3 * truth.abs().max().item())  # float32
 
 
 def test_what_is_left_without_each_draw_is_the_geometric_mean_of_the_others():
@@ -220,11 +230,11 @@ def test_a_vimco_bound_grows_with_its_draws_towards_what_enumeration_says():
         assert torch.allclose(share.sum(1), torch.ones(2))
         elbo = (share * (nats + drawn.log_prior - drawn.log_posterior)).sum(1)  # exactly
         assert torch.allclose((share * -nats).sum(1) + drawn.rate, -elbo, rtol=1e-5)
-        draws = [model.bound(shown, 4096, seeded())] + [model.bound(shown.repeat(512, 1, 1, 1), 8, seeded())]
-    assert torch.allclose(-draws[0].distortion - draws[0].rate, elbo, rtol=2e-3)
-    assert torch.allclose(-draws[0].joint, log_p, rtol=2e-3)
-    assert (elbo < -draws[1].joint.unflatten(0, (-1, 2)).mean(0)).all()
-    assert (-draws[1].joint.unflatten(0, (-1, 2)).mean(0) < log_p).all()
+        many = model.bound(shown, 4096, seeded())
+        eight = -model.bound(shown.repeat(512, 1, 1, 1), 8, seeded()).joint.view(512, 2).mean(0)
+    assert torch.allclose(-many.distortion - many.rate, elbo, rtol=2e-3)
+    assert torch.allclose(-many.joint, log_p, rtol=2e-3)
+    assert (elbo < eight).all() and (eight < log_p).all()
 
 
 # ---- the Gaussian
@@ -303,3 +313,59 @@ def test_the_loss_of_a_kind_is_its_bound(kind):
 def test_sizes_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         AutoencoderConfig(**settings)
+
+
+# ---- the program
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "noise.npz"
+    np.savez(path, images=pictures(40, 8, kinds=4).numpy())
+    return path
+
+
+def learn(data: Path, run: Path, kind: str, steps: int = 6, **more) -> None:
+    train(str(data), str(run), model=replace(TINY, kind=kind), train=train_config(steps), batch=4, evaluated=3, **more)
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "vae", "vimco"])
+def test_a_kind_is_trained_and_measured(kind, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    learn(data, run, kind, flip=True)
+    learn(data, run, kind, 8, flip=True)
+    assert checkpoint.read_step(run / "train.safetensors") == 8
+    assert (run / "pictures" / "0000008.png").exists()
+    evaluate(str(run), samples=5, probes=2 if kind == "vqvae" else 0)
+    scores = json.loads((run / "likelihood.json").read_text())
+    assert json.loads(capsys.readouterr().out.split("wrote")[0]) == scores
+    assert {name: scores["model"][name] for name in ("kind", "steps", "pictures", "likelihood")} == {
+        "kind": kind, "steps": 8, "pictures": 4, "likelihood": "logistic",
+    }  # fmt: skip
+    first, second = scores["bounds"]
+    parts = [first[name]["mean"] for name in ("distortion", "rate", "bits_per_dim")]
+    assert parts[0] + parts[1] == pytest.approx(parts[2])
+    assert first["bits_per_dim"]["low"] <= parts[2] <= first["bits_per_dim"]["high"]
+    if kind == "vqvae":
+        assert parts[1] == pytest.approx(12 * math.log2(3) / 192)
+        assert scores["codes"] == {"latents": 12, "K": 3, "D": 4}
+        assert second["prior"] == "unigram"
+        assert scores["one_latent"]["bits"]["mean"] >= 0
+    else:
+        assert (first["samples"], second["samples"]) == (1, 5)
+        assert second["bits_per_dim"]["mean"] <= parts[2]
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"distortion", "rate", "bits_per_dim"} <= logged.keys()
+
+
+def test_what_does_not_fit_together_is_named(data, tmp_path):
+    run = tmp_path / "run"
+    learn(data, run, "vae")
+    with pytest.raises(ValueError, match="was begun with kind vae, got vqvae"):
+        learn(data, run, "vqvae")
+    with pytest.raises(ValueError, match=r"--prior and --probes are for a vqvae, .* is a vae"):
+        evaluate(str(run), probes=1)
+    with pytest.raises(ValueError, match="--samples must be 1 or more"):
+        evaluate(str(run), samples=0)
+    with pytest.raises(ValueError, match="must be the run of a vqvae, it is that of a autoencoder"):
+        checkpoint.load_vqvae(run)
