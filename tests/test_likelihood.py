@@ -22,8 +22,13 @@ from worldmodel.core.bounds import (
     without_each,
 )
 from worldmodel.core.likelihoods import OUTPUTS, likeliest, log_likelihood
+from worldmodel.core.prior import CodeBatch, SpatialPrior, SpatialPriorConfig
 from worldmodel.core.quantizer import QuantizerConfig
+from worldmodel.data.images import open_images
+from worldmodel.evaluation.likelihood import told_no_class
 from worldmodel.experiments.likelihood import evaluate, train
+from worldmodel.painter import Painter
+from worldmodel.train import pixelcnn
 
 TINY = AutoencoderConfig(
     hidden=8, residual_hidden=8, residual_blocks=1, latents=3, samples=4, quantizer=QuantizerConfig(codes=3, dim=4)
@@ -356,6 +361,54 @@ def test_a_kind_is_trained_and_measured(kind, data, tmp_path, capsys):
         assert second["bits_per_dim"]["mean"] <= parts[2]
     logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"distortion", "rate", "bits_per_dim"} <= logged.keys()
+
+
+@pytest.fixture(scope="module")
+def with_prior(data, tmp_path_factory) -> tuple[Path, Path]:
+    """A VQ-VAE's run, and that of a prior over its codes."""
+    run, prior = (tmp_path_factory.mktemp("runs") / name for name in ("vqvae", "prior"))
+    learn(data, run, "vqvae", 30)
+    sizes = SpatialPriorConfig(hidden=16, layers=2)
+    pixelcnn(str(run), str(prior), images=str(data), model=sizes, train=train_config(30), batch=8)
+    return run, prior
+
+
+def test_a_learnt_prior_bounds_the_likelihood_too(with_prior, data, tmp_path):
+    run, prior = with_prior
+    evaluate(str(run), str(prior), out=str(tmp_path / "scores.json"))
+    uniform, _, learnt = json.loads((tmp_path / "scores.json").read_text())["bounds"]
+    assert learnt["distortion"] == uniform["distortion"]
+    network, net = checkpoint.load_vqvae(run), checkpoint.load_spatial(prior)
+    shown = torch.from_numpy(open_images(data).held_out.read(np.arange(4)))
+    bits = net.bits(CodeBatch(network.encode(shown), torch.zeros(4, dtype=torch.int64))).mean().item()
+    assert learnt["rate"]["mean"] == pytest.approx(bits * 12 / 192, rel=1e-5)
+    assert Painter.load(prior).paint(torch.zeros(2, dtype=torch.int64)).shape == (2, 8, 8, 3)
+
+
+def test_a_prior_that_knows_classes_counts_as_their_mixture():
+    torch.manual_seed(0)
+    net = SpatialPrior(SpatialPriorConfig(codes=3, grid=(2, 1), classes=2, hidden=8, layers=2, dim=4)).eval()
+    every = torch.tensor(list(itertools.product(range(3), repeat=2)))[:, :, None]  # (9, 2, 1)
+    bits = told_no_class(net, every) * 2
+    assert (-bits * LOG_2).exp().sum().item() == pytest.approx(1)
+    each = torch.stack([net.bits(CodeBatch(every, torch.full((9,), label))) * 2 for label in range(2)])
+    assert torch.allclose(bits, -(2**-each).mean(0).log2().double(), atol=1e-5)
+
+
+def test_soft_targets_are_of_the_same_grid(with_prior, data):
+    network = checkpoint.load_vqvae(with_prior[0])
+    shown = torch.from_numpy(open_images(data).held_out.read(np.arange(4)))
+    network.quantizer.codebook *= 1000  # so that the nearest code is as good as sure
+    network.quantizer.codebook[1:] += torch.arange(1, 3)[:, None] * 1e4
+    drawn = network.samples(shown, 2, seeded())
+    assert drawn.shape == (4, 2, 6, 2)
+    assert torch.equal(drawn[:, 0], network.encode(shown)) and torch.equal(drawn[:, 1], drawn[:, 0])
+
+
+def test_a_prior_over_other_codes_is_refused(with_prior, data, tmp_path):
+    learn(data, tmp_path / "other", "vqvae")
+    with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
+        evaluate(str(tmp_path / "other"), str(with_prior[1]))
 
 
 def test_what_does_not_fit_together_is_named(data, tmp_path):

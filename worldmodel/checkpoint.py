@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from worldmodel import config
 from worldmodel.core.architecture import Autoencoder, AutoencoderConfig
-from worldmodel.core.autoencoders import autoencoder
+from worldmodel.core.autoencoders import DiscreteAutoencoder, autoencoder
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
 from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
 from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
@@ -184,17 +184,16 @@ def read_config(run: Path) -> dict[str, Any]:
     return values
 
 
-def load_vqvae(run: Path) -> VQVAE:
-    """The VQ-VAE of a run, in evaluation mode on the CPU."""
+def load_vqvae(run: Path) -> VQVAE | DiscreteAutoencoder:
+    """The VQ-VAE of a run, in evaluation mode on the CPU; also one that says how likely pictures are."""
+    if read_config(run)["kind"] == "autoencoder" and isinstance(network := load_autoencoder(run), DiscreteAutoencoder):
+        return network
     return _load(run, "vqvae", VQVAEConfig, VQVAE.from_config)
 
 
 def load_autoencoder(run: Path) -> Autoencoder:
-    """The autoencoder of a likelihood experiment's run, in evaluation mode on the CPU."""
-    values = _read_kind(run, "autoencoder")
-    network = autoencoder(config.build(AutoencoderConfig, values["model"], run / "config.yaml"))
-    load_weights(run / "model.safetensors", network)
-    return network.eval()
+    """The autoencoder of a run of the likelihood experiment, in evaluation mode on the CPU."""
+    return _load(run, "autoencoder", AutoencoderConfig, autoencoder)
 
 
 def load_dynamics(run: Path) -> Dynamics:

@@ -55,7 +55,7 @@ class Bound(NamedTuple):
 
     distortion: Tensor  # (B,) -log p(x | z)
     rate: Tensor  # (B,) of the latents
-    joint: Tensor  # (B,) with several draws, what they bound together: no more than distortion + rate, but for chance
+    joint: Tensor  # (B,) distortion + rate; with several draws what they bound together, which is less but for chance
 
 
 class Autoencoder(nn.Module):

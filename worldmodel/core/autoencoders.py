@@ -45,6 +45,11 @@ class DiscreteAutoencoder(Autoencoder):
         """Pictures (B, H, W, C) uint8 -> codes (B, N·H, W) int64."""
         return self.quantizer.encode(self._apart(self.encoded(pictures))).movedim(1, 2).flatten(1, 2)
 
+    def samples(self, pictures: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Pictures (B, H, W, C) uint8 -> codes (B, count, N·H, W) int64 as soft EM draws them."""
+        drawn = self.quantizer.samples(self._apart(self.encoded(pictures)), count, generator)  # (B, count, N, H, W)
+        return drawn.movedim(2, 3).flatten(2, 3)
+
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N·H, W) int64 -> pictures (B, H, W, C) uint8."""
         return self.shown(self._vectors(codes))
@@ -100,7 +105,7 @@ class VariationalAutoencoder(Autoencoder):
         raise NotImplementedError
 
     def bound(self, pictures: Tensor, samples: int = 1, generator: torch.Generator | None = None) -> Bound:
-        """The evidence lower bound, its distortion a mean over draws, and the importance bound of all of them."""
+        """The evidence lower bound, its distortion a mean over draws, and the importance bound of several."""
         drawn = self.draw(pictures, samples, generator)
         return self._bound(drawn, self.log_likelihood(pictures, drawn.vectors))[0]
 
@@ -111,7 +116,9 @@ class VariationalAutoencoder(Autoencoder):
 
     def _bound(self, drawn: Drawn, log_likelihood: Tensor) -> tuple[Bound, Tensor]:
         log_weights = log_likelihood + drawn.log_prior - drawn.log_posterior  # (B, k)
-        return Bound(-log_likelihood.mean(1), drawn.rate, -bounds.importance_bound(log_weights)), log_weights
+        distortion, together = -log_likelihood.mean(1), -bounds.importance_bound(log_weights)
+        joint = together if log_weights.shape[1] > 1 else distortion + drawn.rate  # the same, with less chance in it
+        return Bound(distortion, drawn.rate, joint), log_weights
 
 
 class GaussianAutoencoder(VariationalAutoencoder):
@@ -123,8 +130,7 @@ class GaussianAutoencoder(VariationalAutoencoder):
     def forward(self, pictures: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss: the evidence lower bound by one draw, in nats per dimension of the picture."""
         bound = self.bound(pictures, 1, generator)
-        metrics = self.measured(pictures, bound._replace(joint=bound.distortion + bound.rate))
-        return (bound.distortion + bound.rate).mean() / pictures[0].numel(), metrics
+        return bound.joint.mean() / pictures[0].numel(), self.measured(pictures, bound)
 
     def draw(self, pictures: Tensor, samples: int, generator: torch.Generator | None) -> Drawn:
         """``samples`` draws for each picture (B, H, W, C) uint8."""

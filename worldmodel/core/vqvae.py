@@ -102,7 +102,7 @@ class VQVAE(nn.Module):
         """
         if self.quantizer.config.kind != "nearest":
             raise ValueError(f"codes are drawn from a nearest quantizer, this is {self.quantizer.config.kind}")
-        return self.quantizer.samples(self.encoder(self._normalized(frames)), count, generator)
+        return self.quantizer.samples(self.encoder(normalize_for(self.encoder, frames)), count, generator)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, H/4, W/4) int64 -> frames (B, H, W, C) uint8."""

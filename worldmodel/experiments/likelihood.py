@@ -5,7 +5,6 @@ the likelihood of held-out pictures (van den Oord et al. 2017, section 4.1).
 """
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import checkpoint, config, media
-from worldmodel.core.architecture import Autoencoder, AutoencoderConfig, Bound
+from worldmodel.core.architecture import AutoencoderConfig
 from worldmodel.core.autoencoders import DiscreteAutoencoder, autoencoder
+from worldmodel.core.prior import SpatialPrior
 from worldmodel.data.images import Images, PictureBatches, describe, open_images
 from worldmodel.data.store import write_atomically
 from worldmodel.data.windows import spread
-from worldmodel.scores import Unigram, interval, vqvae_scores
+from worldmodel.evaluation.likelihood import bounds, left_out, of_codes, of_draws, on_its_device
 from worldmodel.training import TrainConfig, fit
 
-AT_ONCE = 256  # pictures to encode, or draws to decode
-COUNTED = 10_000  # pictures whose codes a unigram prior counts
 SHOWN = 16  # pictures in a picture
 
 
@@ -63,7 +61,7 @@ def train(
         return torch.where(torch.from_numpy(coins)[:, None, None, None], frames.flip(2), frames)
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
-        rows = torch.stack([frames[:SHOWN], network.reconstruct(_there(network, frames[:SHOWN]))[0].cpu()])
+        rows = torch.stack([frames[:SHOWN], network.reconstruct(on_its_device(network, frames[:SHOWN]))[0].cpu()])
         media.write(folder / "pictures" / f"{step:07d}.png", media.grid(rows.numpy())[None], scale=1)
         bound = bounds(network, frames, model.samples if model.kind == "vimco" else 1)
         return {name: float(value) for name, value in network.measured(frames, bound).items()}
@@ -110,7 +108,8 @@ def evaluate(
     frames = held_out(found, pictures)
     facts = {"steps": checkpoint.read_step(folder / "train.safetensors"), "pictures": len(frames), **values["model"]}
     if isinstance(network, DiscreteAutoencoder):
-        result = of_codes(network, found, frames)
+        learnt = load_prior(Path(prior), folder) if prior else None
+        result = of_codes(network, found, frames, learnt)
         result["one_latent"] = left_out(network, frames, probes) if probes else {}
     elif prior or probes:
         raise ValueError(f"--prior and --probes are for a vqvae, {run} is a {network.config.kind}")
@@ -124,93 +123,16 @@ def evaluate(
     print(f"wrote {path}")
 
 
-def of_codes(network: DiscreteAutoencoder, found: Images, frames: Tensor) -> dict:
-    """The bounds of a VQ-VAE under each prior, and how well it draws the pictures again."""
-    bound, bits = bounds(network, frames), frames[0].numel()
-    size = network.config.quantizer.codes
-    counted = Unigram(encoded(network, held_in(found, COUNTED)), size).probabilities
-    codes = encoded(network, frames)  # (B, N·H, W)
-    rates = {"uniform": bound.rate, "unigram": -counted[codes].log2().sum((1, 2)) * math.log(2)}
-    quality = vqvae_scores(network, frames)[1]
-    return {
-        "codes": {"latents": codes[0].numel(), "K": size, "D": network.config.quantizer.dim},
-        "bounds": [row(bits, name, bound.distortion, rate, bound.distortion + rate) for name, rate in rates.items()],
-        "reconstruction": {name: quality[name] for name in ("psnr", "nmse", "perplexity", "codes_used")},
-    }
-
-
-def of_draws(network: Autoencoder, frames: Tensor, samples: int, prior: str) -> list[dict]:
-    """The bounds of a variational autoencoder: by single draws, and by ``samples`` of them together."""
-    bound, bits = bounds(network, frames, samples), frames[0].numel()
-    single = row(bits, prior, bound.distortion, bound.rate, bound.distortion + bound.rate)
-    return [{**single, "samples": 1}, {"prior": prior, "bits_per_dim": _bits(bound.joint, bits), "samples": samples}]
-
-
-def row(size: int, prior: str, distortion: Tensor, rate: Tensor, total: Tensor) -> dict:
-    """A bound as it is reported, from nats (B,) of pictures of so many dimensions."""
-    parts = {"distortion": distortion, "rate": rate, "bits_per_dim": total}
-    return {"prior": prior, **{name: _bits(part, size) for name, part in parts.items()}}
-
-
-@torch.no_grad()
-def left_out(network: DiscreteAutoencoder, frames: Tensor, probes: int, seed: int = 0) -> dict:
-    """What the bound of a VQ-VAE leaves out where it takes p(x | z) of the encoder's codes for all (section 3.2).
-
-    In one latent of a picture at a time, all K codes are summed over instead, as log p(x) does for all latents at once.
-
-    Returns:
-        ``bits``: what that adds to log p(x | z) of a picture. ``encoder_best``: how often no other code is likelier
-        than the encoder's. ``bits_per_dim``: the first for all latents, as if they did not depend on each other.
-    """
-    random, gains, best = np.random.default_rng(seed), [], []
-    for _ in range(probes):
-        frame = _there(network, frames[random.integers(len(frames))][None])
-        codes = network.encode(frame)
-        place = int(random.integers(codes[0].numel()))
-        nats = network.one_latent(frame, codes, place)[0].cpu()  # (K,)
-        own = nats[codes.flatten()[place]]
-        gains.append((nats.logsumexp(0) - own) / math.log(2))
-        best.append(own >= nats.max())
-    gain = torch.stack(gains)
-    return {
-        "probes": probes,
-        "bits": interval(gain),
-        "encoder_best": float(torch.stack(best).float().mean()),
-        "bits_per_dim": float(gain.mean()) * codes[0].numel() / frames[0].numel(),
-    }
-
-
-@torch.no_grad()
-def bounds(network: Autoencoder, frames: Tensor, samples: int = 1) -> Bound:
-    """The bounds of pictures (B, H, W, C) uint8, in parts that fit the memory; the same draws every time."""
-    generator = torch.Generator(next(network.parameters()).device).manual_seed(0)
-    parts = frames.split(max(1, AT_ONCE // samples))
-    found = [network.bound(_there(network, part), samples, generator) for part in parts]
-    return Bound(*(torch.cat(column).double().cpu() for column in zip(*found, strict=True)))
-
-
-@torch.no_grad()
-def encoded(network: DiscreteAutoencoder, frames: Tensor) -> Tensor:
-    """The codes of pictures (B, H, W, C) uint8: (B, N·H, W) int64."""
-    return torch.cat([network.encode(_there(network, part)).cpu() for part in frames.split(AT_ONCE)])
-
-
-def held_in(pictures: Images, count: int) -> Tensor:
-    """Some of the pictures to learn from, (count, H, W, C) uint8."""
-    return torch.from_numpy(pictures.learnt.read(spread(len(pictures.learnt), count)))
+def load_prior(prior: Path, run: Path) -> SpatialPrior:
+    """A prior over the codes of a run."""
+    if checkpoint.digest(prior / "vqvae") != checkpoint.digest(run):
+        raise ValueError(f"--prior {prior} predicts the codes of another VQ-VAE than {run}; train one on those")
+    return checkpoint.load_spatial(prior)
 
 
 def held_out(pictures: Images, count: int) -> Tensor:
-    """Some of the others."""
+    """Some of the pictures that are held out, (count, H, W, C) uint8."""
     return torch.from_numpy(pictures.held_out.read(spread(len(pictures.held_out), count)))
-
-
-def _bits(nats: Tensor, size: int) -> dict[str, float]:
-    return interval(nats / (size * math.log(2)))
-
-
-def _there(network: nn.Module, frames: Tensor) -> Tensor:
-    return frames.to(next(network.parameters()).device)
 
 
 if __name__ == "__main__":
