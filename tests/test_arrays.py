@@ -116,6 +116,7 @@ def calling(text: str) -> bytes:
         (calling("cnumpy\nndarray.tofile\n."), "numpy.ndarray.tofile"),
         (calling("c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R."), "bytes written as hex"),
         (calling("ccopyreg\n_reconstructor\n."), "copyreg._reconstructor"),
+        (calling("}r\xff\xff\xff\x7f."), "it asks for a list of 2147483647 values"),
     ],
 )
 def test_a_pickle_that_asks_for_anything_but_an_array_is_refused(tmp_path, data, forbidden):
@@ -213,6 +214,17 @@ def test_an_npz_of_something_else_is_named(tmp_path, arrays, message, monkeypatc
         open_images(tmp_path / "set.npz")
     assert "set.npz" in str(caught.value)
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_damaged_npz_is_named(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, images=noise(4, 8, 8, 3))
+    whole = path.read_bytes()
+    np.save(tmp_path / "bare.npy", noise(4, 8, 8, 3))
+    for data in (whole[:-30], whole[:200] + bytes(20) + whole[220:], b"", (tmp_path / "bare.npy").read_bytes()):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"set\.npz cannot be read: "):
+            open_images(path)
 
 
 def test_a_test_part_must_go_with_the_rest(tmp_path):

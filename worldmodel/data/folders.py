@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from worldmodel.data.pictures import square
+from worldmodel.data.pictures import LAYOUTS, square
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 COLOURS = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # Pillow's modes of eight bits or fewer
@@ -80,10 +80,11 @@ def _listed(folder: Path) -> tuple[list[str], tuple[str, ...]]:
     names = []
     for place, inner, files in os.walk(folder, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]
+        inside = "" if place == os.fspath(folder) else os.path.relpath(place, folder) + os.sep
         kept = [name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-        names += [os.path.relpath(os.path.join(place, name), folder) for name in kept]
+        names += [inside + name for name in kept]
     if not names:
-        raise ValueError(f"{folder} holds no pictures: expected files that end in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); {LAYOUTS}")
     names.sort()
     classes = sorted({name.split(os.sep)[0] for name in names if os.sep in name})
     if classes and any(os.sep not in name for name in names):
@@ -116,7 +117,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             yield picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow raises them
+    except Exception as error:  # damage can make Pillow raise anything
         raise ValueError(f"cannot use the picture {path}: {error}") from error
 
 

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from worldmodel.data import arrays, folders
-from worldmodel.data.pictures import ArrayPictures, FramePictures, Pictures, ScaledPictures, SomePictures
+from worldmodel.data.pictures import (
+    LAYOUTS,
+    ArrayPictures,
+    FramePictures,
+    Pictures,
+    ScaledPictures,
+    SomePictures,
+)
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import HELD_OUT_EVERY, draw, split
 
-LAYOUTS = (
-    "put there CIFAR-10's own files (data_batch_1 to data_batch_5, test_batch, batches.meta, or .npz of those names "
-    "with images and labels), one such .npz, SVHN's train_32x32.mat and test_32x32.mat, a folder of pictures or of "
-    "class folders of pictures, maybe in train and val, a store of episodes, or a folder of stores"
-)
 UNPACKED = "cifar-10-batches-py"  # the folder in CIFAR-10's archive
 
 Parts = tuple[Pictures, Pictures | None, tuple[str, ...], dict[str, Any]]  # None where nothing is set apart for tests

@@ -10,6 +10,12 @@ from PIL import Image
 from worldmodel.data import arrays
 from worldmodel.data.store import Entry, EpisodeStore
 
+LAYOUTS = (
+    "put there CIFAR-10's own files (data_batch_1 to data_batch_5, test_batch, batches.meta, or .npz of those names "
+    "with images and labels), one such .npz, SVHN's train_32x32.mat and test_32x32.mat, a folder of pictures or of "
+    "class folders of pictures, maybe in train and val, a store of episodes, or a folder of stores"
+)
+
 
 class Pictures(Protocol):
     """Pictures of one shape, numbered from 0.
@@ -62,12 +68,16 @@ class FramePictures:
 
     def __init__(self, parts: Sequence[tuple[EpisodeStore, list[Entry]]]) -> None:
         self._episodes = [(store, entry) for store, entries in parts for entry in entries]
-        lengths = [entry.observations for _, entry in self._episodes]
-        self._ends = np.cumsum(lengths)
-        self.labels = np.repeat(np.repeat(np.arange(len(parts)), [len(entries) for _, entries in parts]), lengths)
+        self._classes = np.repeat(np.arange(len(parts)), [len(entries) for _, entries in parts])
+        self._ends = np.cumsum([entry.observations for _, entry in self._episodes])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, the number of the store that each frame is in."""
+        return np.repeat(self._classes, np.diff(self._ends, prepend=0))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return int(self._ends[-1])
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """The frames of these numbers, (n, *shape)."""
@@ -98,7 +108,12 @@ class ScaledPictures:
     """The middle of other pictures, scaled to (size, size, 3)."""
 
     def __init__(self, pictures: Pictures, size: int) -> None:
-        self.pictures, self.size, self.labels = pictures, size, pictures.labels
+        self.pictures, self.size = pictures, size
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, those of the other pictures."""
+        return self.pictures.labels
 
     def __len__(self) -> int:
         return len(self.pictures)
