@@ -146,9 +146,9 @@ def test_a_malicious_pickle_does_nothing(tmp_path, name, protocol):
         ({"data": np.array([None])}, "its type is O8, expected u1"),
         ({"data": [1, 2]}, "must hold an array called data and a list called labels"),
         ({"labels": [1] * 6}, "must hold a class of 0 or more for each of its 7 pictures"),
-        ({"labels": [0, 1, 2, 3, 4, 5, 10]}, r"must hold labels from 0 to 9, got .*'10'"),
-        ({"labels": [0, 1, 2, 3, 4, 5, -1]}, r"must hold labels from 0 to 9, got .*'-1'"),
-        ({"labels": ["cat"] * 7}, r"must hold labels from 0 to 9, got \['cat'\]"),
+        ({"labels": [0, 1, 2, 3, 4, 5, 10]}, r"must hold labels from 0 to 9, got 10"),
+        ({"labels": [0, 1, 2, 3, 4, 5, -1]}, r"must hold labels from 0 to 9, got -1"),
+        ({"labels": ["cat"] * 7}, r"must hold labels from 0 to 9, got 'cat'"),
     ],
 )
 def test_a_pickle_of_something_else_is_named(tmp_path, change, message):
@@ -261,11 +261,14 @@ def test_svhn_is_read_with_its_tens_as_zeros(tmp_path):
 def test_a_mat_of_something_else_is_named(tmp_path):
     path = tmp_path / "train_32x32.mat"
     savemat(path, {"X": noise(8, 8, 3, 4)})
-    with pytest.raises(ValueError, match=r"train_32x32\.mat must hold X .* and y .*; it lacks \{'y'\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"train_32x32\.mat cannot be read as one of SVHN's, .*: it lacks \{'y'\}, and must hold X .* and y",
+    ):
         open_images(tmp_path)
     savemat(path, {"X": noise(8, 8, 3, 4), "y": np.ones((3, 1))})
     with pytest.raises(ValueError, match=r"train_32x32\.mat must hold a class .* for each of its 4 pictures"):
         open_images(tmp_path)
     path.write_bytes(b"MATLAB 7.3 MAT-file" + bytes(500))
-    with pytest.raises(ValueError, match=r"train_32x32\.mat cannot be read as a MATLAB file of version 5"):
+    with pytest.raises(ValueError, match=r"train_32x32\.mat cannot be read as one of SVHN's, of MATLAB's version 5"):
         open_images(tmp_path)

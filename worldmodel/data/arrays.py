@@ -100,8 +100,9 @@ def _read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
     rows = rows.bytes(path)
     if rows.shape[1:] != (3072,):
         raise ValueError(f"{path} must hold data (N, 3072) uint8, a 32×32 picture a row, got {rows.shape}")
-    if not all(isinstance(label, int) and 0 <= label < len(CIFAR10) for label in labels):
-        raise ValueError(f"{path} must hold labels from 0 to {len(CIFAR10) - 1}, got {sorted(set(map(str, labels)))}")
+    for label in labels:
+        if not isinstance(label, int) or not 0 <= label < len(CIFAR10):
+            raise ValueError(f"{path} must hold labels from 0 to {len(CIFAR10) - 1}, got {label!r:.80}")
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), np.array(labels, np.int64)
 
 
@@ -121,11 +122,11 @@ def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     try:
         data = loadmat(path, variable_names=("X", "y"))
+        if missing := {"X", "y"} - data.keys():
+            raise ValueError(f"it lacks {missing}, and must hold X (H, W, 3, N) and y (N, 1) as SVHN's files do")
+        images, labels = np.ascontiguousarray(np.moveaxis(data["X"], -1, 0)), data["y"].astype(np.int64)
     except Exception as error:  # whatever damage makes it raise
-        raise ValueError(f"{path} cannot be read as a MATLAB file of version 5: {error}") from error
-    if missing := {"X", "y"} - data.keys():
-        raise ValueError(f"{path} must hold X (H, W, 3, N) and y (N, 1), as SVHN's files do; it lacks {missing}")
-    images, labels = np.ascontiguousarray(np.moveaxis(data["X"], -1, 0)), data["y"].astype(np.int64)
+        raise ValueError(f"{path} cannot be read as one of SVHN's, of MATLAB's version 5: {error}") from error
     return images, np.where(labels == 10, 0, labels)
 
 
