@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from worldmodel.benchmark import SECTIONS, benchmark
-from worldmodel.benchmarks import dreaming, peers, recording, stepping, storing
+from worldmodel.benchmarks import dreaming, painting, peers, recording, stepping, storing
 from worldmodel.benchmarks.clock import Contestant, Row, Stopwatch, on_threads, race, table
 from worldmodel.benchmarks.settings import CONTEXT, Settings, parameters
 from worldmodel.core.wavefront import WavefrontNet, draw
@@ -27,6 +27,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storing, "WINDOWS", 4)
     monkeypatch.setattr(dreaming, "FRAMES", 2)
     monkeypatch.setattr(peers, "IMAGES", 8)
+    monkeypatch.setattr(painting, "GRID", (4, 6))
+    monkeypatch.setattr(painting, "SIZES", ((8, 3),))
+    monkeypatch.setattr(painting, "BATCHES", (1, 3))
 
 
 def test_contestants_take_turns_and_their_ratios_are_to_the_first():
@@ -151,6 +154,14 @@ def test_only_the_sections_that_are_asked_for_are_measured(world_run, store, sma
 def test_a_mistake_is_answered_before_anything_is_measured(flags, message, world_run, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         benchmark(str(world_run), **flags, out=str(tmp_path / "benchmark.json"))
+
+
+def test_a_pixelcnn_is_measured_beside_full_passes_that_draw_the_same_codes(world_run, small):
+    section = painting.pixelcnn(Settings(WorldModel.load(world_run), "", TINY, 1, (1,), 1))
+    assert [row.unit for row in section.rows] == ["code"] * 6
+    assert section.remarks[:2] == [
+        f"8 channels, 3 layers, batch {batch}: {batch * 24} of {batch * 24} codes equal" for batch in (1, 3)
+    ]
 
 
 def test_a_store_of_short_episodes_is_refused(world_run, store, small, monkeypatch):

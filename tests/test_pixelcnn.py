@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,10 +19,11 @@ from torch.nn import functional as F
 from tests.conftest import VQVAE_SIZES, train_config
 from tests.test_training import interrupt_after, lines
 from worldmodel import checkpoint, painter
-from worldmodel.codes import CodedPictures
+from worldmodel.benchmarks.peers import sample_by_full_passes
+from worldmodel.codes import CodedPictures, coded
 from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.prior import CodeBatch, SpatialPrior, SpatialPriorConfig, nats_per_code
-from worldmodel.core.wavefront import WavefrontNet, draw
+from worldmodel.core.wavefront import WavefrontNet
 from worldmodel.data.images import open_images
 from worldmodel.data.store import EpisodeStore
 from worldmodel.painter import Painter
@@ -87,12 +89,8 @@ def test_a_shallow_net_sees_as_far_as_its_kernels_reach():
 @pytest.mark.parametrize("name", NETS)
 def test_codes_drawn_with_what_is_kept_are_those_of_full_passes(name, batch, height, width, temperature):
     net, condition = made(name), torch.randn(batch, height, width, CHANNELS)
-    uniforms, codes = torch.rand(batch, height, width), torch.zeros(batch, height, width, dtype=torch.int64)
-    with torch.no_grad():
-        for row in range(height):
-            for column in range(width):
-                logits = net(codes, condition)[:, row, column]
-                codes[:, row, column] = draw(logits, uniforms[:, row, column], temperature)
+    uniforms = torch.rand(batch, height, width)
+    codes = sample_by_full_passes(net, condition, uniforms, temperature)
     assert torch.equal(net.sample(condition, uniforms, temperature), codes)
     assert codes.unique().numel() > 1
 
@@ -246,6 +244,19 @@ def test_frames_of_a_store_have_no_classes_and_are_encoded_once(store, vqvae_run
     assert checkpoint.load_spatial(tmp_path / "run").config.classes == 0
     kept = EpisodeStore(store / "codes" / checkpoint.digest(vqvae_run))
     assert len(kept) == len(EpisodeStore(store))
+
+
+def test_the_frames_of_several_stores_are_classes_and_are_encoded_once(store, vqvae_run, tmp_path):
+    for name in ("far", "near"):
+        shutil.copytree(store, tmp_path / "stores" / name, ignore=shutil.ignore_patterns("codes"))
+    learn(vqvae_run, tmp_path / "run", images=str(tmp_path / "stores"))
+    assert Painter.load(tmp_path / "run").classes == ("far", "near")
+    pictures, network = open_images(tmp_path / "stores").learnt, checkpoint.load_vqvae(vqvae_run)
+    codes, chosen = coded(pictures, vqvae_run, torch.device("cpu")), np.array([0, 300, 5])
+    there = EpisodeStore(tmp_path / "stores" / "near" / "codes" / checkpoint.digest(vqvae_run))
+    assert len(there) == len(EpisodeStore(store))
+    assert np.array_equal(codes.read(chosen), network.encode(torch.from_numpy(pictures.read(chosen))))
+    assert np.array_equal(codes.labels, pictures.labels)
 
 
 @pytest.mark.parametrize("more", [{"classes": False}, {"samples": 3}], ids=str)

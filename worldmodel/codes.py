@@ -10,7 +10,7 @@ from tqdm import tqdm
 from worldmodel import checkpoint
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.data.episode import Episode
-from worldmodel.data.pictures import Pictures
+from worldmodel.data.pictures import FramePictures, Pictures
 from worldmodel.data.store import EpisodeStore, Schema
 
 BATCH = 64
@@ -57,6 +57,13 @@ def encode(network: VQVAE, frames: np.ndarray) -> np.ndarray:
     device = next(network.parameters()).device
     parts = [network.encode(part.to(device)).cpu() for part in torch.from_numpy(frames.copy()).split(BATCH)]
     return torch.cat(parts).numpy().astype(np.uint16)
+
+
+def coded(pictures: Pictures, vqvae_run: Path, device: torch.device) -> Pictures:
+    """Pictures whose ``read`` gives their codes (n, h, w) uint16; those of stores are what :func:`encoded` keeps."""
+    if isinstance(pictures, FramePictures):
+        return FramePictures([(encoded(store, vqvae_run, device), entries) for store, entries in pictures.parts])
+    return CodedPictures(pictures, checkpoint.load_vqvae(vqvae_run).to(device))
 
 
 class CodedPictures:

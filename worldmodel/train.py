@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import checkpoint, config, media
-from worldmodel.codes import CodedPictures, encoded
+from worldmodel.codes import CodedPictures, coded, encoded
 from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
 from worldmodel.core.prior import CodeBatch, SpatialPrior, SpatialPriorConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.images import PictureBatches, describe, given
-from worldmodel.data.pictures import FramePictures, Pictures, SomePictures
+from worldmodel.data.pictures import Pictures, SomePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split, spread
 from worldmodel.distributed import fit_on_workers
@@ -167,7 +167,8 @@ def pixelcnn(
 ) -> None:
     """Train a prior over the codes of single pictures, a gated PixelCNN; an existing run is continued.
 
-    The pictures are encoded first, once. What is held out is what it is for the VQ-VAE of the same pictures.
+    The pictures are encoded first, and the codes of stores are kept beside them. What is held out is what it is for the
+    VQ-VAE of the same pictures.
 
     Args:
         vqvae: run folder of the VQ-VAE; a copy goes into this run, which is then whole.
@@ -190,13 +191,8 @@ def pixelcnn(
     grid = tokenizer.encode(torch.zeros(1, *pictures.shape, dtype=torch.uint8, device=device)).shape[1:]
     count = max(1, EVALUATED_CODES // grid.numel())
     measured = SomePictures(pictures.held_out, spread(len(pictures.held_out), count))
-    learnt, held_out = (
-        CodedPictures(pictures.learnt, tokenizer, samples, train.seed),
-        CodedPictures(measured, tokenizer),
-    )
-    if store and not samples:  # the codes of a store are kept beside it
-        codes = encoded(EpisodeStore(Path(store).absolute()), origin, device)
-        learnt = FramePictures([(codes, split(codes)[0])])
+    drawn = CodedPictures(pictures.learnt, tokenizer, samples, train.seed)
+    learnt, held_out = drawn if samples else coded(pictures.learnt, origin, device), CodedPictures(measured, tokenizer)
     known = pictures.classes if classes else ()
     settings = tokenizer.quantizer.config
     model = replace(model, codes=settings.codes, dim=settings.dim, grid=tuple(grid), classes=len(known))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from worldmodel.benchmarks.clock import NEEDS, Contestant, Section, race
 from worldmodel.benchmarks.dreaming import Dreams
 from worldmodel.benchmarks.settings import Settings, parameters
+from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.quantizer import QuantizerConfig, VectorQuantizer
 from worldmodel.core.wavefront import WavefrontNet, draw
 
@@ -76,13 +77,19 @@ class GPTSampler:
 
 
 @torch.no_grad()
-def sample_by_full_passes(net: WavefrontNet, condition: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
-    """The codes of :meth:`WavefrontNet.sample`, one by one, each from a pass over the whole grid."""
+def sample_by_full_passes(
+    net: WavefrontNet | PixelCNN, condition: Tensor, uniforms: Tensor, temperature: float = 1.0, positions: int = 0
+) -> Tensor:
+    """The codes that ``net.sample`` draws, one by one, each from a pass over the whole grid.
+
+    Args:
+        positions: draw so many and leave the rest 0; 0 draws all.
+    """
     codes = torch.zeros(condition.shape[:3], dtype=torch.int64, device=condition.device)
-    for row in range(codes.shape[1]):
-        for column in range(codes.shape[2]):
-            logits = net(codes, condition)[:, row, column]  # (B, K)
-            codes[:, row, column] = draw(logits, uniforms[:, row, column], temperature)
+    places = [(row, column) for row in range(codes.shape[1]) for column in range(codes.shape[2])]
+    for row, column in places[: positions or None]:
+        logits = net(codes, condition)[:, row, column]  # (B, K)
+        codes[:, row, column] = draw(logits, uniforms[:, row, column], temperature)
     return codes
 
 

@@ -67,6 +67,7 @@ class FramePictures:
     """
 
     def __init__(self, parts: Sequence[tuple[EpisodeStore, list[Entry]]]) -> None:
+        self.parts = parts
         self._episodes = [(store, entry) for store, entries in parts for entry in entries]
         self._classes = np.repeat(np.arange(len(parts)), [len(entries) for _, entries in parts])
         self._ends = np.cumsum([entry.observations for _, entry in self._episodes])
