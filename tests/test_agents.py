@@ -234,7 +234,7 @@ def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, worl
         evaluate(str(world_run))
     with pytest.raises(FileNotFoundError, match="the run of no agent; train one"):
         evaluate(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="sticky, random or the run folder of an agent"):
+    with pytest.raises(ValueError, match="sticky, random, mixed or the run folder of an agent"):
         collect(str(tmp_path / "store"), TINY, episodes=1, policy=str(world_run))
     with pytest.raises(ValueError, match="knows the actions"):
         evaluate(str(stripes_agent), TINY)

@@ -193,3 +193,13 @@ def test_the_sticky_policy_goes_forward_more_than_anything_else():
 def test_the_random_policy_draws_every_action_as_often():
     taken = Counter(islice(act("random", tuple("abcd"), np.random.default_rng(0)), 20_000))
     assert set(taken) == set(range(4)) and max(taken.values()) < 1.1 * min(taken.values())
+
+
+def test_the_mixed_policy_is_sticky_in_some_episodes_and_random_in_the_others():
+    names = ("noop", "forward", "look_left", "look_right")
+    kinds = Counter()
+    for seed in range(40):
+        taken = list(islice(act("mixed", names, np.random.default_rng(seed)), 200))
+        changes = np.mean(np.diff(taken) != 0)  # about 0.1 for sticky, 0.75 for random
+        kinds["random" if changes > 0.5 else "sticky" if changes < 0.3 else "neither"] += 1
+    assert set(kinds) == {"sticky", "random"} and min(kinds.values()) > 10

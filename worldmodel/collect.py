@@ -30,7 +30,7 @@ STICKY_WEIGHTS = {
     "look_right": 1.5,
 }
 RESTARTS = 100  # of one worker, before the run gives up
-BLIND = ("sticky", "random")
+BLIND = ("sticky", "random", "mixed")
 
 
 class Policy(Protocol):
@@ -78,8 +78,8 @@ def collect(
         frames: go on until the store holds this many frames; either this or --episodes.
         episodes: go on until it holds this many episodes.
         workers: record in this process (0) or in this many Ray actors.
-        policy: sticky holds each action for 1 to 12 steps and prefers to move; random draws one every step; the run
-            folder of an agent lets that act.
+        policy: sticky holds each action for 1 to 12 steps and prefers to move; random draws one every step; mixed is
+            either, an episode each; the run folder of an agent lets that act.
         explore: share of the steps in which an agent is overruled by the sticky policy, an action at a time.
         seed: of the worlds and the policies.
         longest: steps after which an episode that has not ended is cut off, and marked truncated.
@@ -202,6 +202,8 @@ def act(policy: str, action_names: tuple[str, ...], random: np.random.Generator)
     """The endless actions of a policy that does not look."""
     cumulated = np.cumsum([STICKY_WEIGHTS.get(name, 1.0) for name in action_names])
     cumulated /= cumulated[-1]
+    if policy == "mixed":
+        policy = "random" if random.random() < 0.5 else "sticky"
     while True:
         if policy == "random":
             yield int(random.integers(len(action_names)))
