@@ -17,18 +17,20 @@ import torch
 
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
 from worldmodel import checkpoint
-from worldmodel.codes import encoded
+from worldmodel.codes import coded, encoded
 from worldmodel.core.dynamics import Batch, Dynamics
+from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.data.images import PictureBatches
 from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split
+from worldmodel.train import code_batch
 from worldmodel.training import fit
 
 ROOT = Path(__file__).parent.parent
 STEPS = 300
-KINDS = ("vqvae", "prior", "blind")  # a blind prior leaves weights unused, which DDP must know
+KINDS = ("vqvae", "prior", "blind", "pixelcnn")  # a blind prior leaves weights unused, which DDP must know
 
 
 def lines(run: Path) -> list[dict]:
@@ -43,6 +45,11 @@ def learn(kind: str, store: Path, vqvae_run: Path, run: Path, steps: int = 12) -
         quantizer = replace(VQVAE_SIZES.quantizer, revive_every=5)
         model = VQVAE.from_config(replace(VQVAE_SIZES, variance=0.1, quantizer=quantizer))
         batches = PictureBatches(FramePictures([(episodes, split(episodes)[0])]), 8, 0)
+    elif kind == "pixelcnn":
+        codes = coded(FramePictures([(episodes, split(episodes)[0])]), vqvae_run, torch.device("cpu"))
+        model = SpatialPrior(SpatialPriorConfig(codes=16, grid=(6, 6), classes=2, dim=8, hidden=8, layers=3))
+        order = PictureBatches(codes, 8, 0)
+        batches = lambda *place: code_batch(codes, order.draw(*place))  # noqa: E731
     else:
         codes = encoded(episodes, vqvae_run, torch.device("cpu"))
         context = 0 if kind == "blind" else PRIOR_SIZES.context

@@ -72,13 +72,13 @@ class PixelCNN(nn.Module):
         for number, told in enumerate(conditions):
             told_above, told_beside = told.movedim(-1, 1).chunk(2, 1)
             above = self._above(number, across) + told_above  # (B, 2·hidden, H, W)
-            across = gated(above, 1)
             beside = self._beside(number, x) + self.down[number](above) + told_beside
             out = gated(beside, 1)  # (B, hidden, H, W)
             if self.training and self.dropout:
                 out = dropped(out, self.dropout, generator)
             read.append(out)
             if number < self.layers - 1:
+                across = gated(above, 1)
                 x = self.residual[number](out) + (x if number else 0)
         return self.logits(F.relu(self.readout(torch.cat(read, 1).movedim(1, -1)) + last))
 
