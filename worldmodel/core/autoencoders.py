@@ -16,6 +16,8 @@ from worldmodel.core.architecture import Autoencoder, AutoencoderConfig, Bound
 from worldmodel.core.bottleneck import Quantized
 from worldmodel.core.quantizer import build, perplexity
 
+NEGLIGIBLE = 1e-6  # share of a draw in the gradient of VIMCO's decoder
+
 
 class DiscreteAutoencoder(Autoencoder):
     """The VQ-VAE with N code vectors at each position, of one codebook.
@@ -29,12 +31,13 @@ class DiscreteAutoencoder(Autoencoder):
         self.quantizer = build(config.quantizer)
 
     def forward(self, pictures: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss, equation 3: nats per dimension of the picture, and the quantizer's terms."""
+        """The training loss, equation 3, per dimension of the picture: nats, and squared distances of the latents."""
         quantized = self.quantizer(self._apart(self.encoded(pictures)), generator)
         nats = -self.log_likelihood(pictures, quantized.vectors.flatten(1, 2)[:, None])[:, 0]
         metrics = self.measured(pictures, self._bound(nats, quantized.codes))
         metrics |= {"quantizer_loss": quantized.loss.detach(), "perplexity": perplexity(quantized.counts)}
-        return nats.mean() / pictures[0].numel() + quantized.loss, metrics
+        distance = quantized.loss * self.config.quantizer.dim  # of a vector, not a mean over its elements
+        return (nats.mean() + distance) / pictures[0].numel(), metrics
 
     def bound(self, pictures: Tensor, samples: int = 1, generator: torch.Generator | None = None) -> Bound:
         """log p(x | z) p(z) of the encoder's codes under a uniform prior (section 3.2); nothing is drawn."""
@@ -158,10 +161,22 @@ class CategoricalAutoencoder(VariationalAutoencoder):
     def forward(self, pictures: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss: the importance bound, in nats per dimension of the picture, and VIMCO's gradient of it."""
         drawn = self.draw(pictures, self.config.samples, generator)
-        bound, log_weights = self._bound(drawn, self.log_likelihood(pictures, drawn.vectors))
+        bound, log_weights = self._bound(drawn, self._where_it_counts(pictures, drawn))
         gradient = -bounds.vimco(log_weights, drawn.log_posterior)
         loss = bound.joint.detach() + gradient - gradient.detach()
         return loss.mean() / pictures[0].numel(), self.measured(pictures, bound)
+
+    def _where_it_counts(self, pictures: Tensor, drawn: Drawn) -> Tensor:
+        """log p(x | z) of all draws, (B, k), with a gradient only for those with a share in the bound.
+
+        The gradient of the others would be as small as their share, and takes most of the time.
+        """
+        with torch.no_grad():
+            all_nats = self.log_likelihood(pictures, drawn.vectors)
+            shares = (all_nats + drawn.log_prior - drawn.log_posterior).softmax(1)
+        rows, columns = torch.where(shares > NEGLIGIBLE)
+        nats = self.log_likelihood(pictures[rows], drawn.vectors[rows, columns][:, None])[:, 0]
+        return all_nats.index_put((rows, columns), nats)
 
     def draw(self, pictures: Tensor, samples: int, generator: torch.Generator | None) -> Drawn:
         """``samples`` draws for each picture (B, H, W, C) uint8."""
