@@ -31,13 +31,16 @@ class DiscreteAutoencoder(Autoencoder):
         self.quantizer = build(config.quantizer)
 
     def forward(self, pictures: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss, equation 3, per dimension of the picture: nats, and squared distances of the latents."""
+        """The training loss, equation 3: nats per dimension of the picture, and the quantizer's terms.
+
+        The paper leaves open how much these weigh beside each other. As sums, a picture's nats drown the distances, the
+        encoder runs away from the codebook, and little is learnt; means are what the authors' own notebook takes.
+        """
         quantized = self.quantizer(self._apart(self.encoded(pictures)), generator)
         nats = -self.log_likelihood(pictures, quantized.vectors.flatten(1, 2)[:, None])[:, 0]
         metrics = self.measured(pictures, self._bound(nats, quantized.codes))
         metrics |= {"quantizer_loss": quantized.loss.detach(), "perplexity": perplexity(quantized.counts)}
-        distance = quantized.loss * self.config.quantizer.dim  # of a vector, not a mean over its elements
-        return (nats.mean() + distance) / pictures[0].numel(), metrics
+        return nats.mean() / pictures[0].numel() + quantized.loss, metrics
 
     def bound(self, pictures: Tensor, samples: int = 1, generator: torch.Generator | None = None) -> Bound:
         """log p(x | z) p(z) of the encoder's codes under a uniform prior (section 3.2); nothing is drawn."""
