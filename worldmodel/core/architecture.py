@@ -41,7 +41,7 @@ class AutoencoderConfig:
     latents: int = 10
     likelihood: Likelihood = "logistic"
     samples: int = 50
-    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(codes=256, dim=32))
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(codes=256, dim=8))
 
     def __post_init__(self) -> None:
         if self.latents < 1:
