@@ -199,8 +199,8 @@ def test_evaluate_writes_its_numbers_and_its_picture(run, without, store, tmp_pa
     assert frame["first VQ-VAE's codes"] == 36 * 4
     assert frame["true"] == pytest.approx(36 * scores["bits_per_code"]["true"]["mean"])
     assert frame["latents and true"] == pytest.approx(6 + frame["true"])
-    more = scores["bits_per_frame_more"]["none"]
-    assert more["mean"] == pytest.approx(frame["none"] - frame["true"], abs=1e-4)
+    saved = scores["bits_per_frame_saved"]["none"]
+    assert saved["mean"] == pytest.approx(frame["none"] - frame["true"], abs=1e-4)
     assert len(scores["latents"]["perplexity"]) == 2
     assert all(1 <= value <= 8 for value in scores["latents"]["perplexity"])
     assert set(scores["psnr"]) == {"first VQ-VAE", "true", "shuffled"}

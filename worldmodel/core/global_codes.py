@@ -144,6 +144,7 @@ class GlobalCodes(nn.Module):
         """How surprising pictures (B, H, W) are, told latents (B, latents): bits per code (B,)."""
         return self._nats(self.logits(codes, latents), codes).mean((1, 2)) / math.log(2)
 
+    @torch.no_grad()
     def sample(self, latents: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
         """Draw pictures that have such latents: (B, latents), (B, H, W) in [0, 1) -> codes (B, H, W) int64."""
         return self.net.sample(self.condition(self._looked_up(latents)), uniforms, temperature)
@@ -155,6 +156,18 @@ class GlobalCodes(nn.Module):
         if self.config.latents:
             coarse = coarse + self.placed(vectors).view_as(coarse)
         return self.decoder(coarse)[:, :, :height, :width].permute(0, 2, 3, 1)
+
+    def told(self, codes: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The codes that the net is told came before: these, or in training some random ones."""
+        if not self.training:
+            return codes
+        left = 1 - self.steps / self.config.drop_steps if self.config.drop_steps else 1
+        self.steps += 1
+        if not self.config.drop:
+            return codes
+        dropped = torch.rand(codes.shape, generator=generator, device=codes.device) < self.config.drop * left
+        random = torch.randint(self.config.codes, codes.shape, generator=generator, device=codes.device)
+        return torch.where(dropped, random, codes)
 
     def _encoded(self, codes: Tensor) -> Sequence[Tensor]:
         """The vectors to be quantized, for each latent (B, D, 1)."""
@@ -171,18 +184,6 @@ class GlobalCodes(nn.Module):
 
     def _joined(self, vectors: list[Tensor], like: Tensor) -> Tensor:
         return torch.cat([part[..., 0] for part in vectors], 1) if vectors else self.position.new_zeros(len(like), 0)
-
-    def told(self, codes: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The codes that the net is told came before: these, or in training some random ones."""
-        if not self.training:
-            return codes
-        left = 1 - self.steps / self.config.drop_steps if self.config.drop_steps else 1
-        self.steps += 1
-        if not self.config.drop:
-            return codes
-        dropped = torch.rand(codes.shape, generator=generator, device=codes.device) < self.config.drop * left
-        random = torch.randint(self.config.codes, codes.shape, generator=generator, device=codes.device)
-        return torch.where(dropped, random, codes)
 
     def _nats(self, logits: Tensor, codes: Tensor) -> Tensor:
         """(B, H, W, K), (B, H, W) -> (B, H, W)."""

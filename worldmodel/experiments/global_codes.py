@@ -124,7 +124,8 @@ def evaluate(
         raise ValueError("--frames, --drawn and --threads must be 1 or more")
     torch.set_num_threads(threads)
     place = checkpoint.check_device(device)
-    network, alone = checkpoint.load_global_codes(Path(run)).to(place), load_without(without, run)
+    network = checkpoint.load_global_codes(Path(run)).to(place)
+    alone = load_without(without, run, network)
     first, recorded = checkpoint.load_vqvae(Path(run) / "vqvae").to(place), EpisodeStore(store)
     check_grid(first, network, recorded, run)
     codes = encoded(recorded, Path(run) / "vqvae", place)
@@ -148,7 +149,7 @@ def evaluate(
             "latents and true": network.config.bits + size * float(surprise["true"].mean()),
             "first VQ-VAE's codes": size * math.log2(network.config.codes),
         },
-        "bits_per_frame_more": {
+        "bits_per_frame_saved": {
             name: interval(size * (part - surprise["true"]), episodes)
             for name, part in surprise.items()
             if name != "true"
@@ -223,11 +224,11 @@ def use(latents: Tensor, model: GlobalCodesConfig) -> dict[str, Any]:
     }
 
 
-def load_without(without: str, run: str) -> GlobalCodes | None:
+def load_without(without: str, run: str, network: GlobalCodes) -> GlobalCodes | None:
     """The net that is told nothing, if there is one to compare with.
 
     Raises:
-        ValueError: if it has latents, or predicts the codes of another VQ-VAE.
+        ValueError: if it has latents, or predicts other codes.
     """
     if not without:
         return None
@@ -238,6 +239,10 @@ def load_without(without: str, run: str) -> GlobalCodes | None:
         )
     if checkpoint.digest(Path(without) / "vqvae") != checkpoint.digest(Path(run) / "vqvae"):
         raise ValueError(f"--without {without} predicts the codes of another VQ-VAE than {run}; train one on its codes")
+    if alone.config.grid != network.config.grid:
+        raise ValueError(
+            f"--without {without} knows pictures of {alone.config.grid} codes, {run} of {network.config.grid}"
+        )
     return alone
 
 
