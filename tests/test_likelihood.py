@@ -326,6 +326,16 @@ def test_the_loss_of_a_kind_is_its_bound(kind):
     assert model.measured(shown, bound)["distortion"].item() == pytest.approx(metrics["distortion"].item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["vqvae", "vae", "vimco"])
+def test_a_training_step_runs_in_bfloat16_and_compiled(kind):
+    torch.manual_seed(0)
+    model = autoencoder(replace(TINY, kind=kind))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = torch.compile(model, backend="eager")(pictures(), seeded())
+    loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [({"latents": 0}, "latents must be 1 or more"), ({"kind": "vimco", "samples": 1}, "samples must be 2 or more")],
