@@ -93,7 +93,7 @@ class GlobalCodes(nn.Module):
         seen = math.prod(side // scale for side in config.grid)
         self.coarse = tuple(-(-side // scale) for side in config.grid)  # what becomes the grid, or a little more
         self.quantizers = nn.ModuleList(build(config.quantizer) for _ in range(config.latents))
-        self.position = nn.Parameter(torch.randn(config.width, *self.coarse) * 0.02)
+        self.position = nn.Parameter(torch.randn(config.width, *self.coarse) * 0.5)
         if config.latents:
             length = config.latents * config.quantizer.dim
             self.embedding = nn.Embedding(config.codes, config.dim)
