@@ -1,11 +1,25 @@
 """Building blocks that come in one and two dimensions."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d}
 TRANSPOSED_CONVOLUTION = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
+
+
+def strided(dims: int, channels: int, hidden: int, strides: Sequence[int]) -> list[nn.Module]:
+    """Convolutions and ReLUs, each of which divides the grid by its stride: (B, channels, *grid) -> (B, hidden, …).
+
+    A window is two strides wide, 4 for 2, or one less for an odd stride, so that it divides a multiple of it exactly.
+    """
+    layers: list[nn.Module] = []
+    for number, stride in enumerate(strides):
+        sizes = hidden if number else channels, hidden, 2 * stride - stride % 2
+        layers += [CONVOLUTION[dims](*sizes, stride=stride, padding=stride // 2), nn.ReLU()]
+    return layers
 
 
 class ResidualBlock(nn.Module):

@@ -1,5 +1,7 @@
 """The vector-quantised autoencoder: pictures or sound to a small grid of codes and back."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.bottleneck import Quantized, QuantizerConfig
-from worldmodel.core.layers import CONVOLUTION, TRANSPOSED_CONVOLUTION, ResidualBlock
+from worldmodel.core.layers import CONVOLUTION, TRANSPOSED_CONVOLUTION, ResidualBlock, strided
 from worldmodel.core.quantizer import Quantizer, build, perplexity
 
 
@@ -36,16 +38,18 @@ class VQVAEConfig:
 
 
 class Encoder(nn.Sequential):
-    """Strided 4×4 convolutions, then residual blocks: (B, channels, *grid) -> (B, D, *grid / 2^halvings)."""
+    """Strided 4×4 convolutions, then residual blocks: (B, channels, *grid) -> (B, D, *grid / 2^halvings).
 
-    def __init__(self, config: VQVAEConfig, dims: int = 2) -> None:
-        convolution, hidden = CONVOLUTION[dims], config.hidden
-        layers: list[nn.Module] = []
-        for number in range(config.halvings):
-            layers += [convolution(hidden if number else config.channels, hidden, 4, stride=2, padding=1), nn.ReLU()]
+    Args:
+        strides: of the convolutions, in place of ``config.halvings`` times 2.
+    """
+
+    def __init__(self, config: VQVAEConfig, dims: int = 2, strides: Sequence[int] = ()) -> None:
+        hidden, strides = config.hidden, strides or [2] * config.halvings
+        layers = strided(dims, config.channels, hidden, strides)
         layers[-1:] = [ResidualBlock(dims, hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
-        super().__init__(*layers, nn.ReLU(), convolution(hidden, config.quantizer.dim, 1))
-        self.channels, self.multiple = config.channels, 2**config.halvings  # what a picture must have
+        super().__init__(*layers, nn.ReLU(), CONVOLUTION[dims](hidden, config.quantizer.dim, 1))
+        self.channels, self.multiple = config.channels, math.prod(strides)  # what a picture must have
 
 
 class Decoder(nn.Sequential):

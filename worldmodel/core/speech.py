@@ -1,0 +1,198 @@
+"""The VQ-VAE of sound: strided convolutions, the same quantizer, and a WaveNet that is told the codes and who speaks.
+
+Of van den Oord et al. 2017, section 4.3. The decoder is told the speaker, so the codes need not hold who it is, and
+telling it another one converts the voice.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.core.bottleneck import QuantizerConfig
+from worldmodel.core.layers import TRANSPOSED_CONVOLUTION, ResidualBlock
+from worldmodel.core.quantizer import build, perplexity
+from worldmodel.core.vqvae import Encoder, VQVAEConfig
+from worldmodel.core.wavenet import WaveNet
+
+LEVELS = 256  # of a sample, mu-law
+TOLD_EVERY = 8  # samples that a code, widened by transposed convolutions, is told to at least
+
+
+class SpeechBatch(NamedTuple):
+    """Pieces of recordings to learn from."""
+
+    samples: Tensor  # (B, N) uint8, mu-law codes; silence, 128, after those that are shorter
+    lengths: Tensor  # (B,) int64, how many are of the recording
+    speakers: Tensor  # (B,) int64
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """The sizes of a VQ-VAE of sound.
+
+    Attributes:
+        speakers: told apart by the decoder.
+        strides: of the encoder's convolutions; their product is the samples of a code.
+        hidden: channels of the encoder.
+        residual_hidden: channels between the two convolutions of a residual block.
+        residual_blocks: of them, in the encoder and before the decoder.
+        quantizer: the codebook between encoder and decoder.
+        width: channels of what the decoder is told of codes and speaker.
+        channels: of the decoder's layers.
+        layers: of the decoder.
+        cycle: of them, after which the distances that they look back begin with 1 again; ten look back 1,023 samples.
+        skip: channels that the outputs of all layers are summed into.
+        jitter: chance of a code to be replaced by a neighbour in training (Chorowski et al. 2019, section III-C).
+        untold: share of the pieces whose codes the decoder is not told in training, so that it knows what to do then.
+    """
+
+    speakers: int = 1
+    strides: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
+    hidden: int = 128
+    residual_hidden: int = 64
+    residual_blocks: int = 2
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    width: int = 64
+    channels: int = 64
+    layers: int = 16
+    cycle: int = 8
+    skip: int = 128
+    jitter: float = 0.0
+    untold: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strides", tuple(self.strides))  # YAML gives a list
+        if not self.strides or min(self.strides) < 2:
+            raise ValueError(f"model.strides must be numbers of 2 or more, got {list(self.strides)}")
+        for name in ("jitter", "untold"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def hop(self) -> int:
+        """Samples of a code."""
+        return math.prod(self.strides)
+
+
+class SpeechVQVAE(nn.Module):
+    """See the module. ``samples`` are mu-law codes (B, N) uint8, N a multiple of the hop, ``codes`` (B, N / hop)."""
+
+    def __init__(self, config: SpeechConfig) -> None:
+        super().__init__()
+        self.config = config
+        picture = VQVAEConfig(
+            channels=1,
+            hidden=config.hidden,
+            residual_hidden=config.residual_hidden,
+            residual_blocks=config.residual_blocks,
+            quantizer=config.quantizer,
+        )
+        self.encoder = Encoder(picture, dims=1, strides=config.strides)
+        self.quantizer = build(config.quantizer)
+        self.nothing = nn.Parameter(torch.zeros(config.quantizer.dim))  # in place of a code that is not told
+        self.speaker = nn.Embedding(config.speakers, config.width)
+        self.widened = nn.Sequential(*_widened(config))
+        self.net = WaveNet(
+            nn.Embedding(LEVELS, config.skip), config.width, config.channels, config.layers, config.cycle
+        )
+
+    def forward(self, batch: SpeechBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss: nats per sample, and the quantizer's terms.
+
+        Args:
+            generator: for the random choices of training.
+        """
+        samples = batch.samples.long()
+        quantized = self.quantizer(self.encoder(heard(samples)), generator)
+        vectors = quantized.vectors
+        if self.training and self.config.jitter:
+            vectors = jittered(vectors, self.config.jitter, generator)
+        if self.training and self.config.untold:
+            told = torch.rand(len(samples), 1, 1, generator=generator, device=samples.device) >= self.config.untold
+            vectors = torch.where(told, vectors, self.nothing[:, None])
+        nats = self._nats(samples, self.condition(vectors, batch.speakers))
+        inside = torch.arange(samples.shape[1], device=samples.device) < batch.lengths[:, None]
+        mean = (nats * inside).sum() / inside.sum()
+        return mean + quantized.loss, {
+            "bits_per_sample": mean.detach() / math.log(2),
+            "quantizer_loss": quantized.loss.detach(),
+            "perplexity": perplexity(quantized.counts),
+        }
+
+    def encode(self, samples: Tensor) -> Tensor:
+        """Samples (B, N) -> codes (B, N / hop) int64.
+
+        Raises:
+            ValueError: if N is no multiple of the hop.
+        """
+        if samples.shape[1] % self.config.hop:
+            raise ValueError(
+                f"{samples.shape[1]} samples must be a multiple of the {self.config.hop} samples of a code"
+            )
+        return self.quantizer.encode(self.encoder(heard(samples.long())))
+
+    @torch.no_grad()
+    def bits(self, samples: Tensor, speakers: Tensor, codes: Tensor | None) -> Tensor:
+        """How surprising samples (B, N) of speakers (B,) are, told codes (B, N / hop) or none: bits (B, N)."""
+        return self._nats(samples.long(), self.told(samples.shape[1], speakers, codes)) / math.log(2)
+
+    @torch.no_grad()
+    def sample(self, codes: Tensor, speakers: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+        """Let speakers (B,) say codes (B, M), from uniforms (B, M·hop) in [0, 1): samples (B, M·hop) uint8.
+
+        Raises:
+            ValueError: for a speaker that it does not know.
+        """
+        if len(speakers) and not 0 <= speakers.min() <= speakers.max() < self.config.speakers:
+            raise ValueError(f"speakers must be in [0, {self.config.speakers}), got {speakers.tolist()}")
+        condition = self.told(uniforms.shape[1], speakers, codes)
+        return self.net.sample(condition, uniforms, temperature).to(torch.uint8)
+
+    def told(self, length: int, speakers: Tensor, codes: Tensor | None) -> Tensor:
+        """What the decoder is told of ``length`` samples: (B, length / n, width)."""
+        if codes is None:
+            vectors = self.nothing[:, None].expand(len(speakers), -1, length // self.config.hop)
+        else:
+            vectors = self.quantizer.decode(codes)
+        return self.condition(vectors, speakers)
+
+    def condition(self, vectors: Tensor, speakers: Tensor) -> Tensor:
+        """The same from the codes' vectors (B, D, M)."""
+        told = self.widened(vectors) + self.speaker(speakers)[:, :, None]
+        return told.movedim(1, -1)
+
+    def _nats(self, samples: Tensor, condition: Tensor) -> Tensor:
+        logits = self.net(samples, condition).float()
+        return F.cross_entropy(logits.flatten(0, 1), samples.flatten(), reduction="none").view_as(samples)
+
+
+def heard(samples: Tensor) -> Tensor:
+    """Mu-law codes (B, N) as the encoder takes them, companded: (B, 1, N) float32 in [-1, 1]."""
+    return samples[:, None].float() * (2 / (LEVELS - 1)) - 1
+
+
+def jittered(vectors: Tensor, chance: float, generator: torch.Generator | None = None) -> Tensor:
+    """Replace each of the vectors (B, D, M), with some chance, by one of its two neighbours."""
+    batch, _, length = vectors.shape
+    drawn = torch.rand(batch, length, generator=generator, device=vectors.device)
+    step = (drawn < chance / 2).long() - (drawn > 1 - chance / 2).long()  # (B, M): -1, 0 or 1
+    places = (torch.arange(length, device=vectors.device) + step).clamp(0, length - 1)
+    return vectors.gather(2, places[:, None].expand_as(vectors))
+
+
+def _widened(config: SpeechConfig) -> list[nn.Module]:
+    """Layers that see the neighbours of a code and tell it to fewer samples at a time: (B, D, M) -> (B, width, ·)."""
+    layers: list[nn.Module] = [nn.Conv1d(config.quantizer.dim, config.width, 3, padding=1)]
+    layers += [ResidualBlock(1, config.width, config.residual_hidden) for _ in range(config.residual_blocks)]
+    left = config.hop
+    for stride in reversed(config.strides):
+        if left // stride < TOLD_EVERY:
+            break
+        window, padding = 2 * stride - stride % 2, stride // 2
+        left //= stride
+        layers += [nn.ReLU(), TRANSPOSED_CONVOLUTION[1](config.width, config.width, window, stride, padding)]
+    return layers

@@ -1,0 +1,138 @@
+"""The WaveNet: an autoregressive net over a line of codes, which sees far back through dilated causal convolutions.
+
+Each layer is a gated convolution of two taps, a position and one some way before it (van den Oord et al. 2016,
+"WaveNet", sections 2.1 to 2.4). The distance doubles from layer to layer and begins anew after each cycle, so what a
+few layers see grows as a power of two. Drawing keeps what each layer took as far back as it looks, in a ring: a code
+costs one position of each layer (Le Paine et al. 2016).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.core.layers import dropped, gated
+from worldmodel.core.wavefront import draw
+
+
+class WaveNet(nn.Module):
+    """p(codes | condition) along (N,) positions.
+
+    Args:
+        embedding: of the codes, (K, E); E is also the width of what the layers' outputs are summed into.
+        condition: channels C of the condition.
+        hidden: channels of each layer.
+        layers: of them.
+        cycle: layers after which the distances begin with 1 again.
+        dropout: share of each layer's outputs left out in training.
+
+    Raises:
+        ValueError: for less than one layer or cycle.
+    """
+
+    def __init__(
+        self, embedding: nn.Embedding, condition: int, hidden: int, layers: int, cycle: int = 9, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if layers < 1 or cycle < 1:
+            raise ValueError(f"expected 1 or more layers and a cycle of 1 or more, got {layers} and {cycle}")
+        codes, dim = embedding.weight.shape
+        self.embedding = embedding
+        self.hidden, self.layers, self.dropout = hidden, layers, dropout
+        self.dilations = tuple(2 ** (number % cycle) for number in range(layers))
+        self.first = nn.Linear(dim, hidden)
+        self.dilated = nn.ModuleList(
+            nn.Linear(2 * hidden, 2 * hidden, bias=False) for _ in range(layers)
+        )  # before, here
+        self.residual = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.condition = nn.Linear(condition, layers * 2 * hidden)
+        self.readout = nn.Linear(layers * hidden, dim)  # the skip connections of all layers, summed
+        self.head = nn.Linear(dim, dim)
+        self.logits = nn.Linear(dim, codes)
+
+    @property
+    def receptive_field(self) -> int:
+        """How many codes before a position its logits depend on."""
+        return 1 + sum(self.dilations)
+
+    def forward(self, codes: Tensor, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits of every position given the codes before it, all at once.
+
+        Args:
+            codes: (B, N) int64.
+            condition: (B, M, C), or (1, M, C) for the same in every line; each is told to N / M positions.
+            generator: for dropout.
+
+        Returns:
+            (B, N, K).
+
+        Raises:
+            ValueError: if N is no multiple of M.
+        """
+        check_lengths(codes.shape[1], condition.shape[1])
+        read, x = [], self.first(self._before(self.embedding(codes), 1))  # (B, N, hidden)
+        for number, told in enumerate(self.condition(condition).chunk(self.layers, -1)):
+            gates = self.dilated[number](torch.cat([self._before(x, self.dilations[number]), x], -1))
+            gates = (gates.unflatten(1, (told.shape[1], -1)) + told[:, :, None]).flatten(1, 2)  # (B, N, 2·hidden)
+            out = gated(gates)
+            if self.training and self.dropout:
+                out = dropped(out, self.dropout, generator)
+            read.append(out)
+            if number < self.layers - 1:
+                x = x + self.residual[number](out)
+        return self.logits(F.relu(self.head(F.relu(self.readout(torch.cat(read, -1))))))
+
+    @torch.no_grad()
+    def sample(self, condition: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+        """Draw all codes one by one, at the cost of one position of each layer.
+
+        The codes are those that full passes would give, but for rounding.
+
+        Args:
+            condition: (B, M, C), as :meth:`forward`.
+            uniforms: (B, N) in [0, 1): position by position, the code drawn is the one at which the cumulated
+                probability passes this number.
+            temperature: divides the logits; 0 takes the likeliest code.
+
+        Returns:
+            (B, N) int64.
+
+        Raises:
+            ValueError: if N is no multiple of M.
+        """
+        batch, length = uniforms.shape
+        check_lengths(length, condition.shape[1])
+        each = length // condition.shape[1]
+        told = self.condition(condition).expand(batch, -1, -1).unflatten(-1, (self.layers, -1)).permute(1, 2, 0, 3)
+        told = told.contiguous()  # (M, layers, B, 2·hidden)
+        rings = [condition.new_zeros(dilation, batch, self.hidden) for dilation in self.dilations]
+        before, here = zip(*(layer.weight.t().contiguous().chunk(2) for layer in self.dilated), strict=True)
+        codes = torch.empty(batch, length, dtype=torch.int64, device=condition.device)
+        read = condition.new_empty(batch, self.layers * self.hidden)
+        parts = read.split(self.hidden, 1)
+        embedded = condition.new_zeros(batch, self.embedding.embedding_dim)
+        for position in range(length):
+            x = self.first(embedded)
+            for number, (ring, part) in enumerate(zip(rings, parts, strict=True)):
+                slot = ring[position % len(ring)]  # (B, hidden), what this layer took that far back
+                gates = torch.addmm(told[position // each, number], slot, before[number]).addmm_(x, here[number])
+                slot.copy_(x)
+                part.copy_(gated(gates))
+                if number < self.layers - 1:
+                    x = x + self.residual[number](part)
+            logits = self.logits(F.relu(self.head(F.relu(self.readout(read)))))  # (B, K)
+            codes[:, position] = drawn = draw(logits, uniforms[:, position], temperature)
+            embedded = self.embedding(drawn)
+        return codes
+
+    @staticmethod
+    def _before(x: Tensor, distance: int) -> Tensor:
+        """What lies so far before each position, zeros beyond the beginning: (B, N, C) to the same."""
+        return F.pad(x, (0, 0, distance, 0))[:, : x.shape[1]]
+
+
+def check_lengths(positions: int, conditions: int) -> None:
+    """Raise a ValueError unless every condition is for the same number of positions."""
+    if not conditions or positions % conditions:
+        raise ValueError(
+            f"{positions} positions must be a multiple of the {conditions} conditions that are told to them"
+        )
