@@ -36,6 +36,7 @@ from worldmodel.core.autoencoders import DiscreteAutoencoder, autoencoder
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
 from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
 from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
+from worldmodel.core.speech import SpeechConfig, SpeechVQVAE
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import write_atomically
 
@@ -204,6 +205,16 @@ def load_dynamics(run: Path) -> Dynamics:
 def load_spatial(run: Path) -> SpatialPrior:
     """The spatial prior of a run, in evaluation mode on the CPU."""
     return _load(run, "pixelcnn", SpatialPriorConfig, SpatialPrior)
+
+
+def load_speech(run: Path) -> SpeechVQVAE:
+    """The VQ-VAE of speech of a run, in evaluation mode on the CPU."""
+    return _load(run, "speech", SpeechConfig, SpeechVQVAE)
+
+
+def load_speech_prior(run: Path) -> SpatialPrior:
+    """The prior over the codes of speech of a run, in evaluation mode on the CPU."""
+    return _load(run, "speech_prior", SpatialPriorConfig, SpatialPrior)
 
 
 def load_global_codes(run: Path) -> GlobalCodes:

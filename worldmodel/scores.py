@@ -183,6 +183,49 @@ def spatial_scores(network: SpatialPrior, codes: Tensor, labels: Tensor, unigram
     return {name: float(values.mean()) for name, values in scores.items()}
 
 
+class Bigram:
+    """A code depends on the one before it: its counts there, with the unigram as if seen some times more.
+
+    How many times is the power of two under which the given codes foretell each other best, each left out of its own
+    counts.
+
+    Args:
+        codes: (N,), one after the other.
+    """
+
+    def __init__(self, codes: Tensor, unigram: Unigram) -> None:
+        self.unigram, size = unigram, len(unigram.probabilities)
+        pairs = torch.bincount(codes[:-1] * size + codes[1:], minlength=size**2).view(size, size).double()
+        before, after = codes[:-1], codes[1:]
+
+        def left_out(strength: float) -> float:
+            mixed = pairs[before, after] - 1 + strength * unigram.probabilities[after]
+            return float((mixed / (pairs.sum(1)[before] - 1 + strength)).log().sum())
+
+        strength = max((2.0**power for power in range(-2, 13)), key=left_out)
+        mixed = pairs + strength * unigram.probabilities
+        self.probabilities = mixed / (pairs.sum(1, keepdim=True) + strength)  # (K, K), before and after
+
+    def bits(self, codes: Tensor) -> Tensor:
+        """Bits per code of lines (B, N), the first of each by the unigram: (B,)."""
+        chances = torch.cat(
+            [self.unigram.probabilities[codes[:, :1]], self.probabilities[codes[:, :-1], codes[:, 1:]]], 1
+        )
+        return -chances.log2().mean(1)
+
+
+@torch.no_grad()
+def line_scores(network: SpatialPrior, codes: Tensor, unigram: Unigram, bigram: Bigram) -> dict[str, float]:
+    """Bits per code of lines (B, N) by a prior, by a unigram and by a bigram."""
+    batch = CodeBatch(codes, torch.zeros(len(codes), dtype=torch.int64))
+    device = next(network.parameters()).device
+    return {
+        "bits_per_code": float(network.bits(CodeBatch(*(part.to(device) for part in batch))).mean()),
+        "bits_per_code_unigram": -float(unigram.probabilities[codes].log2().mean()),
+        "bits_per_code_bigram": float(bigram.bits(codes).mean()),
+    }
+
+
 class CopyLast:
     """A code stays as it was in the frame before, or flips, with a learnt probability, to any code as a unigram.
 
