@@ -19,7 +19,7 @@ LAYERS = [  # low to high; a file imports only from lines above its own, or from
     {"worldmodel.world", "worldmodel.painter", "worldmodel.training", "worldmodel.codes", "worldmodel.scores"},
     {"worldmodel.evaluation", "worldmodel.distributed"},
     {f"worldmodel.{name}" for name in ("collect", "episodes", "train", "dream", "sample", "evaluate", "release")}
-    | {f"worldmodel.experiments.{name}" for name in ("global_codes", "likelihood", "quantizers")},
+    | {f"worldmodel.experiments.{name}" for name in ("global_codes", "likelihood", "quantizers", "speech")},
     {"worldmodel.benchmarks"},
     {"worldmodel.benchmark"},
     {"envs"},

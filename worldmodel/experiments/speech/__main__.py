@@ -1,6 +1,19 @@
-"""``python -m worldmodel.experiments.speech {synthesize,train,convert,…}``."""
+"""``python -m worldmodel.experiments.speech {synthesize,train,convert,evaluate,phonemes,prior,sample}``."""
 
 from worldmodel import config
+from worldmodel.experiments.speech.knowing import phonemes
 from worldmodel.experiments.speech.learning import prior, train
+from worldmodel.experiments.speech.measuring import evaluate
+from worldmodel.experiments.speech.using import convert, sample
 
-config.run({"train": train, "prior": prior})
+if __name__ == "__main__":
+    config.run(
+        {
+            "train": train,
+            "convert": convert,
+            "evaluate": evaluate,
+            "phonemes": phonemes,
+            "prior": prior,
+            "sample": sample,
+        }
+    )

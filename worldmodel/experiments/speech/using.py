@@ -1,0 +1,89 @@
+"""Make speech: somebody's words in another voice, and what nobody said."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from worldmodel import checkpoint
+from worldmodel.data import sound
+from worldmodel.evaluation.sound import plot_sounds
+from worldmodel.experiments.speech.voices import Voices
+
+
+def convert(
+    run: str,
+    wav: str,
+    speaker: str,
+    out: str,
+    temperature: float = 1.0,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+) -> None:
+    """Say a recording again in the voice of a speaker.
+
+    Args:
+        run: run folder of a VQ-VAE of speech.
+        wav: the recording, by anyone.
+        speaker: whose voice it gets, one of those that the run learnt from.
+        out: file to write, .wav.
+        temperature: below 1 is calmer, 0 takes the likeliest sample everywhere.
+        seed: the same one gives the same sound.
+        device: cpu or cuda.
+        threads: of torch on the CPU.
+    """
+    if Path(out).suffix.lower() != ".wav":
+        raise ValueError(f"--out must end in .wav, got {out}")
+    torch.set_num_threads(threads)
+    voices = Voices.load(run, device)
+    number = voices.number(speaker)
+    codes = voices.encode(sound.mu_law(sound.load(wav, voices.rate)))
+    said = voices.say([codes], [number], seed, temperature)[0]
+    sound.save(out, said, voices.rate)
+    bits = np.log2(voices.network.config.quantizer.codes) * voices.rate / voices.network.config.hop
+    print(f"wrote {out}: {len(said) / voices.rate:.2f} s, {len(codes)} codes, {bits:.0f} bits a second")
+
+
+def sample(
+    run: str,
+    out: str,
+    speaker: str = "",
+    count: int = 4,
+    codes: int = 0,
+    temperature: float = 1.0,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+) -> None:
+    """Let a prior say what nobody said, and write it as 0.wav, 1.wav, … with a picture of the first ones.
+
+    Args:
+        run: run folder of a prior over the codes of speech.
+        out: folder to write.
+        speaker: whose voice it is; if not given, each in turn.
+        count: utterances.
+        codes: of each; 0 for as many as the prior learnt from at a time.
+        temperature: of the codes and of the samples.
+        seed: utterance n of seed s is utterance n - 1 of seed s + 1.
+        device: cpu or cuda.
+        threads: of torch on the CPU.
+    """
+    if count < 1 or codes < 0 or temperature < 0:
+        raise ValueError(
+            f"--count must be 1 or more, --codes and --temperature 0 or more, got {count}, {codes}, {temperature}"
+        )
+    torch.set_num_threads(threads)
+    prior = checkpoint.load_speech_prior(Path(run)).to(checkpoint.check_device(device))
+    voices = Voices.load(Path(run) / "vqvae", device)
+    speakers = [voices.number(speaker)] * count if speaker else [n % len(voices.speakers) for n in range(count)]
+    length = codes or prior.config.grid[0]
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
+    uniforms = torch.stack([torch.rand(length, generator=generator) for generator in generators]).to(voices.device)
+    lines = prior.sample(torch.zeros(count, dtype=torch.int64, device=voices.device), uniforms, temperature).cpu()
+    said = voices.say(list(lines), speakers, seed, temperature, progress=True)
+    for number, waveform in enumerate(said):
+        sound.save(Path(out) / f"{number}.wav", waveform, voices.rate)
+    shown = {f"{number}: {voices.speakers[speakers[number]]}": said[number] for number in range(min(count, 4))}
+    plot_sounds(shown, voices.rate).savefig(Path(out) / "sounds.png", dpi=150, bbox_inches="tight")
+    print(f"wrote {count} utterances of {len(said[0]) / voices.rate:.2f} s into {out}")
