@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from worldmodel.benchmark import SECTIONS, benchmark
-from worldmodel.benchmarks import dreaming, painting, peers, recording, stepping, storing
+from worldmodel.benchmarks import dreaming, painting, peers, recording, speaking, stepping, storing
 from worldmodel.benchmarks.clock import Contestant, Row, Stopwatch, on_threads, race, table
 from worldmodel.benchmarks.settings import CONTEXT, Settings, parameters
 from worldmodel.core.wavefront import WavefrontNet, draw
@@ -30,6 +30,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(painting, "GRID", (4, 6))
     monkeypatch.setattr(painting, "SIZES", ((8, 3),))
     monkeypatch.setattr(painting, "BATCHES", (1, 3))
+    monkeypatch.setattr(speaking, "SIZES", (8, 16, 3, 2))
+    monkeypatch.setattr(speaking, "LENGTH", 24)
+    monkeypatch.setattr(speaking, "BATCHES", (1, 3))
 
 
 def test_contestants_take_turns_and_their_ratios_are_to_the_first():
@@ -162,6 +165,13 @@ def test_a_pixelcnn_is_measured_beside_full_passes_that_draw_the_same_codes(worl
     assert section.remarks[:2] == [
         f"8 channels, 3 layers, batch {batch}: {batch * 24} of {batch * 24} codes equal" for batch in (1, 3)
     ]
+
+
+def test_a_wavenet_is_measured_beside_full_passes_that_draw_the_same_samples(world_run, small):
+    section = speaking.wavenet(Settings(WorldModel.load(world_run), "", TINY, 1, (1,), 1))
+    assert [row.unit for row in section.rows] == ["sample"] * 4
+    assert all(row.remark.startswith("times as fast as it sounds: ") for row in section.rows)
+    assert section.remarks[:2] == [f"batch {batch}: {batch * 24} of {batch * 24} samples equal" for batch in (1, 3)]
 
 
 def test_a_store_of_short_episodes_is_refused(world_run, store, small, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.core import kernels, wavefront
+from worldmodel.core import compiled, kernels, wavefront
 from worldmodel.core.wavefront import WavefrontNet
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dream import read
@@ -99,11 +99,10 @@ def test_without_numba_the_codes_are_the_same(monkeypatch):
     expected = made.sample(condition, uniforms)
     monkeypatch.setitem(sys.modules, "numba", None)  # what import then raises is an ImportError
     monkeypatch.delitem(sys.modules, "worldmodel.core.kernels")
-    monkeypatch.delattr("worldmodel.core.kernels")
-    wavefront._kernels.cache_clear()
-    assert wavefront._kernels() is None
+    wavefront.compiled_loop.cache_clear()
+    assert wavefront.compiled_loop("kernels") is None
     assert torch.equal(made.sample(condition, uniforms), expected)
-    wavefront._kernels.cache_clear()
+    wavefront.compiled_loop.cache_clear()
 
 
 def test_importing_a_world_does_not_import_numba():
@@ -112,18 +111,18 @@ def test_importing_a_world_does_not_import_numba():
 
 
 def test_where_nothing_can_be_cached_it_is_compiled_all_the_same(monkeypatch):
-    njit = kernels.njit
+    njit = compiled.njit
 
     def refuse(function, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return njit(function, **options)
 
-    monkeypatch.setattr(kernels, "njit", refuse)
-    assert kernels._cached(lambda x: x + 1)(2) == 3
+    monkeypatch.setattr(compiled, "njit", refuse)
+    assert compiled.cached(lambda x: x + 1)(2) == 3
 
 
 def test_its_exponential_is_exact_to_rounding():
     x = np.linspace(-87, 87, 2001, dtype=np.float32)
-    ratio = np.array([kernels._exp(value) for value in x], np.float64) / np.exp(x.astype(np.float64))
+    ratio = np.array([compiled.exp(value) for value in x], np.float64) / np.exp(x.astype(np.float64))
     assert np.abs(ratio - 1).max() < 3e-7

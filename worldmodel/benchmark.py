@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from worldmodel import config
-from worldmodel.benchmarks import dreaming, learning, painting, peers, recording, stepping, storing
+from worldmodel.benchmarks import dreaming, learning, painting, peers, recording, speaking, stepping, storing
 from worldmodel.benchmarks.clock import on_threads, table
 from worldmodel.benchmarks.settings import Settings, parameters
 from worldmodel.data.store import EpisodeStore
@@ -23,6 +23,7 @@ SECTIONS = {
     "quantizer": peers.quantizer,
     "codec": dreaming.codec,
     "pixelcnn": painting.pixelcnn,
+    "wavenet": speaking.wavenet,
     "training": learning.training,
     "steps": stepping.steps,
     "collect": recording.collect,
@@ -50,7 +51,7 @@ def benchmark(
     Args:
         world: a shipped world's name, or the run folder of a prior.
         only: the sections to measure, such as dream,quantizer; all of them by default: dream, peers, quantizer, codec,
-            pixelcnn, training, steps, collect, store.
+            pixelcnn, wavenet, training, steps, collect, store.
         repeats: rounds of every measurement.
         batches: dreams at a time.
         threads: that the largest batch is also dreamed with, on a CPU; everything else has one.

@@ -1,5 +1,7 @@
 """What others would pay: other ways to draw a frame of codes, and the other quantizer."""
 
+from itertools import product
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from worldmodel.benchmarks.settings import Settings, parameters
 from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.quantizer import QuantizerConfig, VectorQuantizer
 from worldmodel.core.wavefront import WavefrontNet, draw
+from worldmodel.core.wavenet import WaveNet
 
 SLOW_ROUNDS = 3  # at most, of what takes seconds
 GPTS = ((10, 1), (6, 1), (10, 6))  # layers, and frames of context; ten layers of four heads are those of IRIS
@@ -78,18 +81,21 @@ class GPTSampler:
 
 @torch.no_grad()
 def sample_by_full_passes(
-    net: WavefrontNet | PixelCNN, condition: Tensor, uniforms: Tensor, temperature: float = 1.0, positions: int = 0
+    net: WavefrontNet | PixelCNN | WaveNet,
+    condition: Tensor,
+    uniforms: Tensor,
+    temperature: float = 1.0,
+    positions: int = 0,
 ) -> Tensor:
-    """The codes that ``net.sample`` draws, one by one, each from a pass over the whole grid.
+    """The codes that ``net.sample`` draws, one by one, each from a pass over the whole grid or line.
 
     Args:
         positions: draw so many and leave the rest 0; 0 draws all.
     """
-    codes = torch.zeros(condition.shape[:3], dtype=torch.int64, device=condition.device)
-    places = [(row, column) for row in range(codes.shape[1]) for column in range(codes.shape[2])]
-    for row, column in places[: positions or None]:
-        logits = net(codes, condition)[:, row, column]  # (B, K)
-        codes[:, row, column] = draw(logits, uniforms[:, row, column], temperature)
+    codes = torch.zeros_like(uniforms, dtype=torch.int64)
+    for place in list(product(*map(range, codes.shape[1:])))[: positions or None]:
+        here = (slice(None), *place)
+        codes[here] = draw(net(codes, condition)[here], uniforms[here], temperature)
     return codes
 
 

@@ -1,4 +1,4 @@
-"""The nets that draw a grid of codes one after the other, told a condition at each place: which there are.
+"""The nets that draw a grid or a line of codes one after the other, told a condition at each place: which there are.
 
 Each has two faces: ``forward(codes, condition)`` gives the logits of all places at once, ``sample(condition, uniforms,
 temperature)`` draws.
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.wavefront import WavefrontNet
+from worldmodel.core.wavenet import WaveNet
 
-Kind = Literal["pixelcnn", "wavefront"]
+FlatKind = Literal["pixelcnn", "wavefront"]  # those over an (H, W) grid
+Kind = Literal["pixelcnn", "wavefront", "wavenet"]
 
 
 def autoregressive(
@@ -23,8 +25,11 @@ def autoregressive(
     layers: int,
     kernel: int = 3,
     dropout: float = 0.0,
-) -> PixelCNN | WavefrontNet:
-    """The net of that kind; what the arguments say stands in :class:`PixelCNN`, which alone has the last two.
+    cycle: int = 9,
+) -> PixelCNN | WavefrontNet | WaveNet:
+    """The net of that kind; what the arguments say stands in :class:`PixelCNN` and :class:`WaveNet`.
+
+    A kernel is for the one alone, a cycle for the other, and dropout for both.
 
     Raises:
         ValueError: if there is no such kind.
@@ -33,7 +38,9 @@ def autoregressive(
         return PixelCNN(embedding, condition, hidden, layers, kernel, dropout)
     if kind == "wavefront":
         return WavefrontNet(embedding, condition, hidden, layers)
-    raise ValueError(f"the autoregressive net must be pixelcnn or wavefront, got {kind}")
+    if kind == "wavenet":
+        return WaveNet(embedding, condition, hidden, layers, cycle, dropout)
+    raise ValueError(f"the autoregressive net must be pixelcnn, wavefront or wavenet, got {kind}")
 
 
 def standardized(codebook: Tensor) -> Tensor:
@@ -43,7 +50,7 @@ def standardized(codebook: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_near(net: PixelCNN | WavefrontNet, vectors: Tensor) -> None:
+def start_near(net: PixelCNN | WavefrontNet | WaveNet, vectors: Tensor) -> None:
     """Let codes with near ``vectors`` (K, D) have near embeddings and near logits from the first step on."""
     net.embedding.weight.copy_(vectors)
     net.logits.weight.copy_(vectors / vectors.shape[1] ** 0.5)

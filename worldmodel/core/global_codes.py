@@ -9,12 +9,13 @@ vectors alone, and in training some of the codes that the net draws from are rep
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.core.autoregressive import Kind, autoregressive, standardized, start_near
+from worldmodel.core.autoregressive import FlatKind, autoregressive, standardized, start_near
 from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.quantizer import build, perplexity
 from worldmodel.core.vqvae import Decoder, Encoder, VQVAEConfig
@@ -51,7 +52,7 @@ class GlobalCodesConfig:
     residual_hidden: int = 32
     residual_blocks: int = 2
     halvings: int = 2
-    net: Kind = "pixelcnn"
+    net: FlatKind = "pixelcnn"
     hidden: int = 64
     layers: int = 6
     plain: float = 0.1
@@ -64,6 +65,8 @@ class GlobalCodesConfig:
             raise ValueError(f"model.latents must be 0 or more, got {self.latents}")
         if not 0 <= self.drop <= 1:
             raise ValueError(f"model.drop must be in [0, 1], got {self.drop}")
+        if self.net not in get_args(FlatKind):
+            raise ValueError(f"model.net must be {' or '.join(get_args(FlatKind))}, got {self.net}")
 
     @property
     def bits(self) -> float:

@@ -6,6 +6,7 @@ codes take 61 steps instead of 441, and the distribution is that of drawing one 
 """
 
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ class WavefrontNet(nn.Module):
             (B, H, W) int64.
         """
         batch, height, width = condition.shape[:3]
-        if batch <= FEW and self._compilable(condition) and (kernels := _kernels()):
+        if batch <= FEW and self._compilable(condition) and (kernels := compiled_loop("kernels")):
             return self._sample_compiled(kernels, condition, uniforms, temperature)
         fronts, (order, back) = wavefronts(height, width), _order(height, width, condition.device)
         uniforms = uniforms.flatten(1)[:, order]  # (B, H·W), in wavefront order
@@ -150,13 +151,12 @@ def wavefronts(height: int, width: int) -> list[Wavefront]:
 
 
 @cache
-def _kernels() -> ModuleType | None:
-    """The compiled loop, imported when it is first needed; None where there is no Numba that works."""
+def compiled_loop(name: str) -> ModuleType | None:
+    """The module here of a compiled loop, imported when first needed; None where there is no Numba that works."""
     try:
-        from worldmodel.core import kernels
+        return import_module(f"worldmodel.core.{name}")
     except (ImportError, OSError):
         return None
-    return kernels
 
 
 @cache

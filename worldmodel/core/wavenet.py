@@ -6,12 +6,16 @@ few layers see grows as a power of two. Drawing keeps what each layer took as fa
 costs one position of each layer (Le Paine et al. 2016).
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.layers import dropped, gated
-from worldmodel.core.wavefront import draw
+from worldmodel.core.wavefront import compiled_loop, draw
+
+FEW = 64  # lines, up to which the compiled loop is the faster one
 
 
 class WaveNet(nn.Module):
@@ -85,10 +89,11 @@ class WaveNet(nn.Module):
     def sample(self, condition: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
         """Draw all codes one by one, at the cost of one position of each layer.
 
-        The codes are those that full passes would give, but for rounding.
+        The codes are those that full passes would give, but for rounding. A few lines in float32 on the CPU are drawn
+        by one compiled function if Numba is installed.
 
         Args:
-            condition: (B, M, C), as :meth:`forward`.
+            condition: (B, M, C) or (1, M, C), as :meth:`forward`.
             uniforms: (B, N) in [0, 1): position by position, the code drawn is the one at which the cumulated
                 probability passes this number.
             temperature: divides the logits; 0 takes the likeliest code.
@@ -97,10 +102,14 @@ class WaveNet(nn.Module):
             (B, N) int64.
 
         Raises:
-            ValueError: if N is no multiple of M.
+            ValueError: if N is no multiple of M, or the condition is of another number of lines.
         """
         batch, length = uniforms.shape
         check_lengths(length, condition.shape[1])
+        if len(condition) not in (1, batch):
+            raise ValueError(f"expected a condition for each of {batch} lines, or one for all, got {len(condition)}")
+        if batch <= FEW and self._compilable(condition) and (kernel := compiled_loop("wavenet_kernel")):
+            return self._sample_compiled(kernel, condition, uniforms, temperature)
         each = length // condition.shape[1]
         told = self.condition(condition).expand(batch, -1, -1).unflatten(-1, (self.layers, -1)).permute(1, 2, 0, 3)
         told = told.contiguous()  # (M, layers, B, 2·hidden)
@@ -123,6 +132,36 @@ class WaveNet(nn.Module):
             codes[:, position] = drawn = draw(logits, uniforms[:, position], temperature)
             embedded = self.embedding(drawn)
         return codes
+
+    def _compilable(self, condition: Tensor) -> bool:
+        fits = self.hidden % 8 == self.embedding.embedding_dim % 8 == 0  # it takes eight inputs at a time
+        return fits and condition.device.type == "cpu" and condition.dtype == self.first.weight.dtype == torch.float32
+
+    def _sample_compiled(self, kernel: ModuleType, condition: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+        readout = self.readout.weight.unflatten(1, (self.layers, -1)).permute(1, 2, 0)  # (layers, hidden, E)
+        residual = readout.new_zeros(self.layers, self.hidden, self.hidden)
+        bias = readout.new_zeros(self.layers, self.hidden)
+        for number, layer in enumerate(self.residual):  # the last layer has none
+            residual[number], bias[number] = layer.weight.t(), layer.bias
+        first = self.first(F.pad(self.embedding.weight, (0, 0, 0, 1)))  # (K + 1, hidden)
+        weights = (
+            torch.cat([first, self.readout.bias.expand(len(first), -1)], 1),
+            torch.stack([layer.weight.t() for layer in self.dilated]),
+            torch.cat([residual, readout], -1),
+            bias,
+            self.head.weight.t(),
+            self.head.bias,
+            self.logits.weight.t(),
+            self.logits.bias,
+        )
+        drawn = kernel.sample(
+            self.condition(condition).contiguous().numpy(),
+            uniforms.float().contiguous().numpy(),
+            temperature,
+            kernel.Weights(*(weight.detach().contiguous().numpy() for weight in weights)),
+            self.dilations,
+        )
+        return torch.from_numpy(drawn)
 
     @staticmethod
     def _before(x: Tensor, distance: int) -> Tensor:
