@@ -82,6 +82,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
         "speaker_from_log_mel": probed(heard, vectors),
     }
     text = table(rows)
+    Path(out).mkdir(parents=True, exist_ok=True)
     write_atomically(Path(out) / "phonemes.json", json.dumps(result, indent=2).encode())
     write_atomically(Path(out) / "phonemes.txt", f"{text}\n".encode())
     print(text)
