@@ -1,7 +1,9 @@
 """The training loop, for every model of the package."""
 
 import copy
+import ctypes
 import json
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from tqdm import tqdm
 from worldmodel import checkpoint
 from worldmodel.core import workers
 from worldmodel.data.store import write_atomically
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def _fit(
     model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainConfig, run: Path, rank: int, number: int
 ) -> nn.Module:
     device = pick_device(config)
+    _keep_freed_memory()
     model = model.to(device)
     averaged = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
@@ -142,6 +147,14 @@ def pick_device(config: TrainConfig) -> torch.device:
         torch.set_num_threads(config.threads)
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return checkpoint.check_device(automatic if config.device == "auto" else config.device)
+
+
+def _keep_freed_memory() -> None:
+    """Let the next step have the memory that this one frees: glibc would give it back, for the kernel to clear again."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):  # glibc's, not musl's
+        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def in_bfloat16(config: TrainConfig, device: torch.device) -> bool:
