@@ -16,7 +16,7 @@ from worldmodel.core.global_codes import GlobalCodesConfig
 from worldmodel.core.prior import CodeBatch, SpatialPrior, SpatialPriorConfig
 from worldmodel.core.wavenet import WaveNet
 
-CODES, CHANNELS = 19, 6
+CODES, CHANNELS = 19, 8
 WAYS = ("compiled", "torch")
 
 
@@ -107,15 +107,17 @@ def test_new_weights_count_at_once_however_they_came(name, monkeypatch):
     assert not torch.equal(compiled, before)
 
 
-@pytest.mark.parametrize("case", ["many", "double", "odd"])
+@pytest.mark.parametrize("case", ["many", "double", "odd codes", "odd condition"])
 def test_what_the_compiled_loop_is_not_made_for_is_drawn_by_torch(case, monkeypatch):
     monkeypatch.setattr(wavenet_kernel, "sample", lambda *_: pytest.fail("the compiled loop was used"))
     net, batch = made(), wavenet.FEW + 1 if case == "many" else 1
     condition, uniforms = torch.randn(batch, 1, CHANNELS), torch.rand(batch, 3)
     if case == "double":
         net, condition = net.double(), condition.double()
-    if case == "odd":
+    if case == "odd codes":
         net = WaveNet(nn.Embedding(CODES, 12), CHANNELS, 8, 2)
+    if case == "odd condition":
+        net, condition = WaveNet(nn.Embedding(CODES, 16), 6, 8, 2), condition[..., :6]
     assert net.sample(condition, uniforms).shape == uniforms.shape
 
 

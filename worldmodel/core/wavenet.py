@@ -134,7 +134,8 @@ class WaveNet(nn.Module):
         return codes
 
     def _compilable(self, condition: Tensor) -> bool:
-        fits = self.hidden % 8 == self.embedding.embedding_dim % 8 == 0  # it takes eight inputs at a time
+        inputs = self.hidden, self.embedding.embedding_dim, self.condition.in_features
+        fits = all(size % 8 == 0 for size in inputs)  # it takes eight at a time
         return fits and condition.device.type == "cpu" and condition.dtype == self.first.weight.dtype == torch.float32
 
     def _sample_compiled(self, kernel: ModuleType, condition: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
@@ -145,6 +146,8 @@ class WaveNet(nn.Module):
             residual[number], bias[number] = layer.weight.t(), layer.bias
         first = self.first(F.pad(self.embedding.weight, (0, 0, 0, 1)))  # (K + 1, hidden)
         weights = (
+            self.condition.weight.t(),
+            self.condition.bias,
             torch.cat([first, self.readout.bias.expand(len(first), -1)], 1),
             torch.stack([layer.weight.t() for layer in self.dilated]),
             torch.cat([residual, readout], -1),
@@ -155,7 +158,7 @@ class WaveNet(nn.Module):
             self.logits.bias,
         )
         drawn = kernel.sample(
-            self.condition(condition).contiguous().numpy(),
+            condition.detach().contiguous().numpy(),
             uniforms.float().contiguous().numpy(),
             temperature,
             kernel.Weights(*(weight.detach().contiguous().numpy() for weight in weights)),

@@ -16,6 +16,8 @@ from worldmodel.core.compiled import AT_ONCE, OPTIONS, ZERO, add_product, add_ro
 class Weights(NamedTuple):
     """The weights of a :class:`WaveNet` with C hidden channels, as contiguous float32 arrays."""
 
+    told: np.ndarray  # (channels of the condition, layers·2·C)
+    told_bias: np.ndarray  # (layers·2·C,)
     start: np.ndarray  # (K + 1, C + E), what the first layer takes after each code, and after none; the readout's bias
     dilated: np.ndarray  # (layers, 2·C, 2·C), what lies before and what is here to the gates
     after: np.ndarray  # (layers, C, C + E), a layer's output to what it adds for the next layer and to what is read out
@@ -29,6 +31,8 @@ class Weights(NamedTuple):
 class Scratch(NamedTuple):
     """What is worked on during a call; n is the number of lines, rounded up."""
 
+    condition: np.ndarray  # (n, channels of it)
+    told: np.ndarray  # (n, layers·2·C), what the layers are told
     rings: np.ndarray  # (sum of distances, n, C), what each layer took as far back as it looks
     sums: np.ndarray  # (n, C + E), what the next layer takes, and what is read out
     seen: np.ndarray  # (n, 2·C)
@@ -40,12 +44,12 @@ class Scratch(NamedTuple):
 
 
 def sample(
-    told: np.ndarray, uniforms: np.ndarray, temperature: float, weights: Weights, dilations: Sequence[int]
+    condition: np.ndarray, uniforms: np.ndarray, temperature: float, weights: Weights, dilations: Sequence[int]
 ) -> np.ndarray:
     """Draw all codes as :meth:`WaveNet.sample` does.
 
     Args:
-        told: what the layers are told, (B, M, layers·2·C) float32, or (1, M, ·) for the same in every line; contiguous.
+        condition: (B, M, ·) float32, or (1, M, ·) for the same in every line, contiguous.
         uniforms: (B, N) float32, contiguous.
         dilations: how far back each layer looks.
 
@@ -58,6 +62,8 @@ def sample(
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     (dim, codes), hidden = weights.logits.shape, weights.after.shape[1]
     shapes = Scratch(
+        condition=(rows, condition.shape[2]),
+        told=(rows, len(weights.told_bias)),
         rings=(starts[-1], rows, hidden),
         sums=(rows, hidden + dim),
         seen=(rows, 2 * hidden),
@@ -69,8 +75,7 @@ def sample(
     )
     scratch = Scratch(*(np.zeros(shape, np.float32) for shape in shapes))
     drawn = np.empty(uniforms.shape, np.int64)
-    told = told.reshape(*told.shape[:2], len(dilations), -1)
-    _sample(told, uniforms, np.float32(temperature), weights, starts, scratch, drawn)
+    _sample(condition, uniforms, np.float32(temperature), weights, starts, scratch, drawn)
     return drawn
 
 
@@ -83,14 +88,25 @@ def _add(x, weight, out, rows):
 
 
 @njit(**OPTIONS)
-def _layer(told, slot, weights, layer, scratch, lines):
-    """One position of one layer, told (1 or B, 2·C), with what it took before in its slot (n, C) of the ring."""
+def _tell(condition, weights, scratch, lines):
+    """What all layers are told from now on, from the conditions (1 or B, ·)."""
+    for line in range(lines):
+        same = line if len(condition) > 1 else 0
+        for c in range(condition.shape[1]):
+            scratch.condition[line, c] = condition[same, c]
+        for c in range(len(weights.told_bias)):
+            scratch.told[line, c] = weights.told_bias[c]
+    _add(scratch.condition, weights.told, scratch.told, lines)
+
+
+@njit(**OPTIONS)
+def _layer(slot, weights, layer, scratch, lines):
+    """One position of one layer, with what it took before in its slot (n, C) of the ring."""
     sums, seen, gates, out = scratch.sums, scratch.seen, scratch.gates, scratch.out
     hidden = out.shape[1]
     for line in range(lines):
-        same = line if len(told) > 1 else 0
         for c in range(2 * hidden):
-            gates[line, c] = told[same, c]
+            gates[line, c] = scratch.told[line, layer * 2 * hidden + c]
         for c in range(hidden):
             seen[line, c] = slot[line, c]
             seen[line, hidden + c] = sums[line, c]
@@ -104,18 +120,21 @@ def _layer(told, slot, weights, layer, scratch, lines):
 
 
 @cached
-def _sample(told, uniforms, temperature, weights, starts, scratch, drawn):
+def _sample(condition, uniforms, temperature, weights, starts, scratch, drawn):
     rings, sums, read, head, chances = scratch.rings, scratch.sums, scratch.read, scratch.head, scratch.chances
     lines, length = drawn.shape
     hidden, dim, codes = scratch.out.shape[1], read.shape[1], chances.shape[1]
+    each = length // condition.shape[1]
     for position in range(length):
+        if position % each == 0:
+            _tell(condition[:, position // each], weights, scratch, lines)
         for line in range(lines):
             before = drawn[line, position - 1] if position else codes
             for c in range(hidden + dim):
                 sums[line, c] = weights.start[before, c]
         for layer in range(len(starts) - 1):
             slot = rings[starts[layer] + position % (starts[layer + 1] - starts[layer])]
-            _layer(told[:, position * told.shape[1] // length, layer], slot, weights, layer, scratch, lines)
+            _layer(slot, weights, layer, scratch, lines)
         for line in range(lines):
             for c in range(dim):
                 read[line, c] = max(sums[line, hidden + c], ZERO)
