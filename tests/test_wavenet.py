@@ -188,9 +188,9 @@ def test_dropout_of_lines_is_of_the_generator_and_of_training_alone():
 
 def test_a_prior_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"model\.grid must be one number for --model\.net wavenet, got \[4, 6\]"):
-        replace(LINE, grid=(4, 6))
+        SpatialPrior(replace(LINE, grid=(4, 6)))
     with pytest.raises(ValueError, match=r"must be a height and a width for --model\.net pixelcnn, got \[12\]"):
-        SpatialPriorConfig(grid=(12,))
+        SpatialPrior(SpatialPriorConfig(grid=(12,)))
     with pytest.raises(ValueError, match=r"draws \(B, N\) codes .* got \(3, 7\) for 2 labels"):
         SpatialPrior(LINE).sample(torch.arange(2), torch.rand(3, 7))
     with pytest.raises(ValueError, match=r"draws \(B, N\) codes .* got \(2, 3, 7\) for 2 labels"):

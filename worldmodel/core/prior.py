@@ -48,9 +48,6 @@ class SpatialPriorConfig:
             raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}")
         if self.dropout and self.net == "wavefront":
             raise ValueError(f"model.dropout is for --model.net pixelcnn or wavenet, got {self.dropout} with wavefront")
-        if len(self.grid) != (1 if self.net == "wavenet" else 2):
-            expected = "one number" if self.net == "wavenet" else "a height and a width"
-            raise ValueError(f"model.grid must be {expected} for --model.net {self.net}, got {list(self.grid)}")
 
 
 class CodeBatch(NamedTuple):
@@ -65,14 +62,21 @@ class SpatialPrior(nn.Module):
 
     Args:
         codebook: (K, D) to begin with as embeddings, D being ``dim``.
+
+    Raises:
+        ValueError: for a grid that is none of the net's.
     """
 
     def __init__(self, config: SpatialPriorConfig, codebook: Tensor | None = None) -> None:
         super().__init__()
+        line = config.net == "wavenet"
+        if len(config.grid) != (1 if line else 2):
+            expected = "one number" if line else "a height and a width"
+            raise ValueError(f"model.grid must be {expected} for --model.net {config.net}, got {list(config.grid)}")
         self.config = config
         embedding, sizes = nn.Embedding(config.codes, config.dim), (config.hidden, config.hidden, config.layers)
         self.net = autoregressive(config.net, embedding, *sizes, config.kernel, config.dropout, config.cycle)
-        places = (1,) if config.net == "wavenet" else config.grid
+        places = (1,) if line else config.grid
         self.position = nn.Parameter(0.1 * torch.randn(*places, config.hidden))
         self.label = nn.Embedding(config.classes, config.hidden) if config.classes else None
         if codebook is not None:
