@@ -150,7 +150,7 @@ def pick_device(config: TrainConfig) -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Let the next step have the memory that this one frees; glibc gives it back to the kernel, which clears it again."""
+    """Let the next step have what this one frees; glibc gives it back to the kernel, which clears it again."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "mallopt"):  # glibc's, not musl's
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
