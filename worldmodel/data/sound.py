@@ -53,10 +53,19 @@ def load(path: str | Path, rate: int) -> np.ndarray:
     if len(waveform) and abs(waveform).max() > LOUDEST:
         raise ValueError(f"{path} holds samples up to {abs(waveform).max():g}, expected -1 to 1; scale them")
     if there != rate:
-        waveform = _package("soxr").resample(waveform, there, rate)
+        waveform = resample(waveform, there, rate)
     if not len(waveform):
         raise ValueError(f"{path} is empty: it holds {length} samples; leave it out")
     return waveform.clip(-1, 1)
+
+
+def resample(waveform: np.ndarray, there: int, rate: int) -> np.ndarray:
+    """A waveform (N,) float32 of one rate at another: (N · rate / there,), which may ring a little past [-1, 1].
+
+    Raises:
+        ImportError: without the packages of worldmodel[audio].
+    """
+    return _package("soxr").resample(waveform, there, rate)
 
 
 def header(path: str | Path) -> tuple[int, int]:
