@@ -11,7 +11,8 @@ from worldmodel.benchmark import SECTIONS, benchmark
 from worldmodel.benchmarks import dreaming, painting, peers, recording, speaking, stepping, storing
 from worldmodel.benchmarks.clock import Contestant, Row, Stopwatch, on_threads, race, table
 from worldmodel.benchmarks.settings import CONTEXT, Settings, parameters
-from worldmodel.core.wavefront import WavefrontNet, draw
+from worldmodel.core.sampling import draw
+from worldmodel.core.wavefront import WavefrontNet
 from worldmodel.world import WorldModel
 
 TINY = "tests.tiny_world:Tiny-v0"

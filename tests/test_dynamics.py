@@ -5,7 +5,8 @@ import torch
 
 from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
 from worldmodel.core.memory import Memory
-from worldmodel.core.wavefront import WavefrontNet, draw, wavefronts
+from worldmodel.core.sampling import draw
+from worldmodel.core.wavefront import WavefrontNet, wavefronts
 
 TINY = DynamicsConfig(
     codes=11, grid=(6, 9), actions=3, dim=8, context=4, width=24, heads=2, motion=12, hidden=8, layers=3, noise=0.0
@@ -78,7 +79,7 @@ def test_sampling_by_wavefront_equals_drawing_from_the_parallel_logits(height, w
 def test_cached_logits_equal_parallel_logits(monkeypatch):
     made, _, condition = net()
     seen = []
-    monkeypatch.setattr("worldmodel.core.wavefront.FEW", 0)  # not the compiled loop: see test_kernels
+    monkeypatch.setattr("worldmodel.core.wavefront.FEW", 0)  # not the compiled loop: see test_wavefront_kernel
     monkeypatch.setattr(
         "worldmodel.core.wavefront.draw", lambda logits, *rest: (seen.append(logits), draw(logits, *rest))[1]
     )

@@ -12,8 +12,8 @@ from worldmodel import checkpoint
 from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.layers import strided
 from worldmodel.core.prior import SpatialPriorConfig
+from worldmodel.core.sampling import draw
 from worldmodel.core.speech import TOLD_EVERY, SpeechBatch, SpeechConfig, SpeechVQVAE, heard, jittered
-from worldmodel.core.wavefront import draw
 from worldmodel.data import sound
 from worldmodel.experiments.speech.knowing import phonemes
 from worldmodel.experiments.speech.learning import prior, train

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from worldmodel.benchmarks.peers import sample_by_full_passes
-from worldmodel.core import wavefront, wavenet, wavenet_kernel
+from worldmodel.core import sampling, wavenet, wavenet_kernel
 from worldmodel.core.autoregressive import autoregressive
 from worldmodel.core.global_codes import GlobalCodesConfig
 from worldmodel.core.prior import CodeBatch, SpatialPrior, SpatialPriorConfig
@@ -126,10 +126,10 @@ def test_without_numba_the_codes_are_the_same(monkeypatch):
     expected = net.sample(condition, uniforms)
     monkeypatch.setitem(sys.modules, "numba", None)  # what import then raises is an ImportError
     monkeypatch.delitem(sys.modules, "worldmodel.core.wavenet_kernel")
-    wavefront.compiled_loop.cache_clear()
-    assert wavefront.compiled_loop("wavenet_kernel") is None
+    sampling.compiled_loop.cache_clear()
+    assert sampling.compiled_loop("wavenet_kernel") is None
     assert torch.equal(net.sample(condition, uniforms), expected)
-    wavefront.compiled_loop.cache_clear()
+    sampling.compiled_loop.cache_clear()
 
 
 def test_what_does_not_fit_is_refused():

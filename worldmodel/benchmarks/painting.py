@@ -7,7 +7,8 @@ from worldmodel.benchmarks.clock import Contestant, Row, Section, race
 from worldmodel.benchmarks.peers import sample_by_full_passes
 from worldmodel.benchmarks.settings import Settings
 from worldmodel.core.pixelcnn import PixelCNN
-from worldmodel.core.wavefront import WavefrontNet, draw
+from worldmodel.core.sampling import draw
+from worldmodel.core.wavefront import WavefrontNet
 
 GRID, CODES, DIM = (32, 32), 512, 64
 SIZES, BATCHES = ((64, 10), (128, 12)), (1, 16)  # channels and layers

@@ -10,7 +10,8 @@ from worldmodel.benchmarks.dreaming import Dreams
 from worldmodel.benchmarks.settings import Settings, parameters
 from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.quantizer import QuantizerConfig, VectorQuantizer
-from worldmodel.core.wavefront import WavefrontNet, draw
+from worldmodel.core.sampling import draw
+from worldmodel.core.wavefront import WavefrontNet
 from worldmodel.core.wavenet import WaveNet
 
 SLOW_ROUNDS = 3  # at most, of what takes seconds

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from worldmodel.benchmarks.clock import Contestant, Row, Section, race
 from worldmodel.benchmarks.peers import sample_by_full_passes
 from worldmodel.benchmarks.settings import Settings
+from worldmodel.core.sampling import draw
 from worldmodel.core.speech import LEVELS, TOLD_EVERY
-from worldmodel.core.wavefront import draw
 from worldmodel.core.wavenet import WaveNet
 
 SIZES = (64, 128, 16, 8)  # channels, skip channels, layers and the cycle of their distances

@@ -77,7 +77,7 @@ def add_row(x, weight, out):
 
 @njit(**OPTIONS)
 def code_drawn(logits, uniform, temperature):
-    """As :func:`worldmodel.core.wavefront.draw` from logits (K,), which become probabilities, not yet normalized."""
+    """As :func:`worldmodel.core.sampling.draw` from logits (K,), which become probabilities, not yet normalized."""
     likeliest = 0
     for k in range(len(logits)):
         if logits[k] > logits[likeliest]:

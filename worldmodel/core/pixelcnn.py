@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.layers import dropped, gated
-from worldmodel.core.wavefront import draw
+from worldmodel.core.sampling import draw
 
 
 class PixelCNN(nn.Module):

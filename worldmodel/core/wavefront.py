@@ -6,7 +6,6 @@ codes take 61 steps instead of 441, and the distribution is that of drawing one 
 """
 
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.layers import gated
+from worldmodel.core.sampling import compiled_loop, draw
 
 # (rows up, columns left) of what a layer sees; the last is the position itself, which the first layer must not see
 TAPS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, 0))
@@ -75,8 +75,8 @@ class WavefrontNet(nn.Module):
             (B, H, W) int64.
         """
         batch, height, width = condition.shape[:3]
-        if batch <= FEW and self._compilable(condition) and (kernels := compiled_loop("kernels")):
-            return self._sample_compiled(kernels, condition, uniforms, temperature)
+        if batch <= FEW and self._compilable(condition) and (kernel := compiled_loop("wavefront_kernel")):
+            return self._sample_compiled(kernel, condition, uniforms, temperature)
         fronts, (order, back) = wavefronts(height, width), _order(height, width, condition.device)
         uniforms = uniforms.flatten(1)[:, order]  # (B, H·W), in wavefront order
         *conditions, lasts = self._split(self.condition(condition.flatten(1, 2)[:, order]))  # each (B, H·W, ·)
@@ -103,7 +103,7 @@ class WavefrontNet(nn.Module):
         fits = self.hidden % 4 == self.embedding.embedding_dim % 4 == 0  # it takes four inputs at a time
         return fits and condition.device.type == "cpu" and condition.dtype == self.first.weight.dtype == torch.float32
 
-    def _sample_compiled(self, kernels: ModuleType, condition: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    def _sample_compiled(self, kernel: ModuleType, condition: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
         def inputs_first(linear: nn.Linear) -> Tensor:
             return linear.weight.t().contiguous()
 
@@ -116,11 +116,11 @@ class WavefrontNet(nn.Module):
             self.logits.bias,
         )
         told = self.condition(condition).float()
-        drawn = kernels.sample(
+        drawn = kernel.sample(
             told.contiguous().numpy(),
             uniforms.contiguous().numpy(),
             temperature,
-            kernels.Weights(*(weight.detach().numpy() for weight in weights)),
+            kernel.Weights(*(weight.detach().numpy() for weight in weights)),
         )
         return torch.from_numpy(drawn)
 
@@ -151,29 +151,10 @@ def wavefronts(height: int, width: int) -> list[Wavefront]:
 
 
 @cache
-def compiled_loop(name: str) -> ModuleType | None:
-    """The module here of a compiled loop, imported when first needed; None where there is no Numba that works."""
-    try:
-        return import_module(f"worldmodel.core.{name}")
-    except (ImportError, OSError):
-        return None
-
-
-@cache
 def _order(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where in a flat grid each position in wavefront order lies, and the way back; both (H·W,)."""
     order = torch.cat([front.rows * width + front.columns for front in wavefronts(height, width)])
     return order.to(device), order.argsort().to(device)
-
-
-def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """Categorical draws by inverting the cumulated probabilities: (…, K), (…,) -> (…,) int64."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulated = (logits.float() / temperature).softmax(-1).cumsum(-1)
-    return torch.searchsorted(cumulated, (uniforms * cumulated[..., -1])[..., None], right=True)[..., 0].clamp_max(
-        logits.shape[-1] - 1
-    )
 
 
 def _shifted(x: Tensor, taps: tuple[tuple[int, int], ...]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.layers import dropped, gated
-from worldmodel.core.wavefront import compiled_loop, draw
+from worldmodel.core.sampling import compiled_loop, draw
 
 FEW = 64  # lines, up to which the compiled loop is the faster one
 

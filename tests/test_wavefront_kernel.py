@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.core import compiled, kernels, wavefront
+from worldmodel.core import compiled, sampling, wavefront, wavefront_kernel
 from worldmodel.core.wavefront import WavefrontNet
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dream import read
@@ -28,7 +28,7 @@ def both(monkeypatch, made: WavefrontNet, *arguments) -> tuple[torch.Tensor, tor
         compiled = made.sample(*arguments)
     with monkeypatch.context() as patch:
         patch.setattr(wavefront, "FEW", 0)
-        patch.setattr(kernels, "sample", lambda *_: pytest.fail("the compiled loop was used"))
+        patch.setattr(wavefront_kernel, "sample", lambda *_: pytest.fail("the compiled loop was used"))
         return compiled, made.sample(*arguments)
 
 
@@ -85,7 +85,7 @@ def test_views_are_taken_as_they_are(monkeypatch):
 
 @pytest.mark.parametrize("case", ["many", "double", "odd"])
 def test_what_it_is_not_made_for_is_drawn_by_torch(case, monkeypatch):
-    monkeypatch.setattr(kernels, "sample", lambda *_: pytest.fail("the compiled loop was used"))
+    monkeypatch.setattr(wavefront_kernel, "sample", lambda *_: pytest.fail("the compiled loop was used"))
     made, condition, uniforms = net(wavefront.FEW + 1 if case == "many" else 1, 4, 5)
     if case == "double":
         made, condition, uniforms = made.double(), condition.double(), uniforms
@@ -98,11 +98,11 @@ def test_without_numba_the_codes_are_the_same(monkeypatch):
     made, condition, uniforms = net(2, 5, 7)
     expected = made.sample(condition, uniforms)
     monkeypatch.setitem(sys.modules, "numba", None)  # what import then raises is an ImportError
-    monkeypatch.delitem(sys.modules, "worldmodel.core.kernels")
-    wavefront.compiled_loop.cache_clear()
-    assert wavefront.compiled_loop("kernels") is None
+    monkeypatch.delitem(sys.modules, "worldmodel.core.wavefront_kernel")
+    sampling.compiled_loop.cache_clear()
+    assert sampling.compiled_loop("wavefront_kernel") is None
     assert torch.equal(made.sample(condition, uniforms), expected)
-    wavefront.compiled_loop.cache_clear()
+    sampling.compiled_loop.cache_clear()
 
 
 def test_importing_a_world_does_not_import_numba():

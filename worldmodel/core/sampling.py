@@ -1,0 +1,27 @@
+"""What every net that draws codes one after the other needs: a draw, and the way to its compiled loop."""
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    """Categorical draws by inverting the cumulated probabilities: (…, K), (…,) -> (…,) int64."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulated = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    return torch.searchsorted(cumulated, (uniforms * cumulated[..., -1])[..., None], right=True)[..., 0].clamp_max(
+        logits.shape[-1] - 1
+    )
+
+
+@cache
+def compiled_loop(name: str) -> ModuleType | None:
+    """The module here of a compiled loop, imported when first needed; None where there is no Numba that works."""
+    try:
+        return import_module(f"worldmodel.core.{name}")
+    except (ImportError, OSError):
+        return None
