@@ -41,6 +41,8 @@ class SpeechConfig:
         residual_hidden: channels between the two convolutions of a residual block.
         residual_blocks: of them, in the encoder and before the decoder.
         quantizer: the codebook between encoder and decoder.
+        normalized: bring each number of the vectors that are quantized to mean 0 and variance 1 over a batch, so that
+            the commitment term cannot make all of them alike before the decoder has found a use for them.
         width: channels of what the decoder is told of codes and speaker.
         channels: of the decoder's layers.
         layers: of the decoder.
@@ -56,6 +58,7 @@ class SpeechConfig:
     residual_hidden: int = 64
     residual_blocks: int = 2
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    normalized: bool = True
     width: int = 64
     channels: int = 64
     layers: int = 16
@@ -93,6 +96,8 @@ class SpeechVQVAE(nn.Module):
         )
         self.encoder = Encoder(picture, dims=1, strides=config.strides)
         _keep_scale(self.encoder)
+        dim = config.quantizer.dim
+        self.normalize = nn.BatchNorm1d(dim, affine=False, momentum=0.05) if config.normalized else nn.Identity()
         self.quantizer = build(config.quantizer)
         self.nothing = nn.Parameter(torch.zeros(config.quantizer.dim))  # in place of a code that is not told
         self.speaker = nn.Embedding(config.speakers, config.width)
@@ -108,7 +113,7 @@ class SpeechVQVAE(nn.Module):
             generator: for the random choices of training.
         """
         samples = batch.samples.long()
-        quantized = self.quantizer(self.encoder(heard(samples)), generator)
+        quantized = self.quantizer(self.vectors(samples), generator)
         vectors = quantized.vectors
         if self.training and self.config.jitter:
             vectors = jittered(vectors, self.config.jitter, generator)
@@ -124,6 +129,10 @@ class SpeechVQVAE(nn.Module):
             "perplexity": perplexity(quantized.counts),
         }
 
+    def vectors(self, samples: Tensor) -> Tensor:
+        """What the quantizer is given of samples (B, N): (B, D, N / hop)."""
+        return self.normalize(self.encoder(heard(samples)))
+
     def encode(self, samples: Tensor) -> Tensor:
         """Samples (B, N) -> codes (B, N / hop) int64.
 
@@ -134,7 +143,7 @@ class SpeechVQVAE(nn.Module):
             raise ValueError(
                 f"{samples.shape[1]} samples must be a multiple of the {self.config.hop} samples of a code"
             )
-        return self.quantizer.encode(self.encoder(heard(samples.long())))
+        return self.quantizer.encode(self.vectors(samples.long()))
 
     @torch.no_grad()
     def bits(self, samples: Tensor, speakers: Tensor, codes: Tensor | None) -> Tensor:
