@@ -229,7 +229,11 @@ def test_what_it_keeps_is_measured(corpus, run, tmp_path, capsys):
     assert scores["text"]["recorded"]["mean"] >= 0.5 and scores["speaker"]["recorded"]["mean"] >= 0.5
     assert set(scores["speaker"]) == {"recorded", "same speaker", "converted is the other", "converted is the first"}
     assert scores["mel_distance"]["converted to target"]["pairs"] == 6
-    assert (tmp_path / "sounds.png").exists() and len(list(tmp_path.glob("*.wav"))) == 9
+    assert (
+        (tmp_path / "sounds.png").exists()
+        and (tmp_path / "training.png").exists()
+        and len(list(tmp_path.glob("*.wav"))) == 9
+    )
     with pytest.raises(ValueError, match="--recordings and --threads must be 1 or more"):
         evaluate(str(run), str(corpus), str(tmp_path), recordings=0)
 

@@ -185,6 +185,11 @@ def read_config(run: Path) -> dict[str, Any]:
     return values
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """What a run measured so far, a row each time: step, part (train or held_out) and numbers."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def load_vqvae(run: Path) -> VQVAE | DiscreteAutoencoder:
     """The VQ-VAE of a run, in evaluation mode on the CPU; also one that says how likely pictures are."""
     if read_config(run)["kind"] == "autoencoder" and isinstance(network := load_autoencoder(run), DiscreteAutoencoder):

@@ -1,6 +1,5 @@
 """Quantizers compared over several seeds: scores of runs, their moments, a table and a plot."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from worldmodel import checkpoint
 from worldmodel.evaluation import plots
 from worldmodel.scores import interval, moments
 from worldmodel.tables import aligned
@@ -49,7 +49,7 @@ def scores(run: Path, steps: int) -> dict[str, Any]:
     Raises:
         ValueError: if it was not measured after so many steps.
     """
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = checkpoint.read_metrics(run)
     last = next((line for line in lines if line["part"] == "held_out" and line["step"] == steps), None)
     if last is None:
         raise ValueError(f"{run} was not measured at step {steps}; give the --train.steps it had, or another --out")

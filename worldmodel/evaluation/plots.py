@@ -1,6 +1,7 @@
 """The pictures of an evaluation: curves, matrices, and films laid out as strips."""
 
 import io
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -44,6 +45,21 @@ def curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:
         axes.fill_between(horizons, low, high, color=STYLES[name][:2], alpha=0.15, linewidth=0)
     axes.set(xlabel="frames after the last real one", ylabel=label, xscale="log")
     axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def training_curves(rows: list[dict[str, Any]], label: str, prefix: str) -> Figure:
+    """What a run measured on the way, lines of its metrics.jsonl: all metrics whose names begin with ``prefix``."""
+    figure = Figure((4.9, 2.9))
+    axes = figure.subplots()
+    shown = {(row["part"], name) for row in rows for name in row if name.startswith(prefix)}
+    for number, (part, name) in enumerate(sorted(shown)):
+        points = [(row["step"], row[name]) for row in rows if row["part"] == part and name in row]
+        style = {"color": "0.8", "linewidth": 0.7, "zorder": 0} if part == "train" else {"color": f"C{number}"}
+        told = name.removeprefix(prefix).strip("_").replace("_", " ")
+        axes.plot(*zip(*points, strict=True), label=f"{part.replace('_', ' ')}{', ' * bool(told)}{told}", **style)
+    axes.set(xlabel="steps", ylabel=label)
     axes.legend(frameon=False)
     return figure
 

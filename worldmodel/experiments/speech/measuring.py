@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from worldmodel import checkpoint
 from worldmodel.core.quantizer import perplexity
 from worldmodel.data import sound
 from worldmodel.data.speech import Recordings, Speech
 from worldmodel.data.store import write_atomically
 from worldmodel.data.windows import spread
+from worldmodel.evaluation import plots
 from worldmodel.evaluation.listeners import train_listener, verdicts
 from worldmodel.evaluation.sound import mel_distance, plot_sounds
 from worldmodel.experiments.speech.voices import Voices, filled, mean_bits
@@ -42,8 +44,8 @@ def evaluate(
     Bits per sample when the decoder is told the codes, those of another recording, or none. Each recording is said
     again by the same speaker and by another, each other in turn; listeners, who learnt from the recordings that the
     run did, say who speaks, and what if that is one of few things. Where the other speaker was recorded saying the
-    same, the distance to that is measured too. The folder ``out`` gets scores.json, some of the sounds as wav files
-    and sounds.png. Intervals are of 95 %, over recordings.
+    same, the distance to that is measured too. The folder ``out`` gets scores.json, some of the sounds as wav files,
+    sounds.png and training.png. Intervals are of 95 %, over recordings.
 
     Args:
         run: run folder of a VQ-VAE of speech.
@@ -82,11 +84,12 @@ def evaluate(
         name = data.held_out.paths[numbers[place]].stem
         for kind, waveform in again.kinds(place).items():
             sound.save(folder / f"{name} {kind}.wav", waveform, voices.rate)
-    first = again.kinds(0)
-    plot_sounds(first, voices.rate).savefig(folder / "sounds.png", dpi=150, bbox_inches="tight")
+    learning = plots.training_curves(checkpoint.read_metrics(Path(run)), "bits per sample", "bits_per_sample")
+    for name, figure in (("sounds", plot_sounds(again.kinds(0), voices.rate)), ("training", learning)):
+        figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2).encode())
     print(json.dumps({name: part for name, part in scores.items() if name != "settings"}, indent=2))
-    print(f"wrote {folder}: scores.json, sounds.png and some of the sounds")
+    print(f"wrote {folder}: scores.json, sounds.png, training.png and some of the sounds")
 
 
 @dataclass(frozen=True)
