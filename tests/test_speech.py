@@ -122,10 +122,11 @@ def test_samples_depend_on_codes_around_them_and_on_who_speaks_and_on_samples_be
 def test_what_is_said_is_what_full_passes_would_say(network, temperature):
     first = batch(32)
     codes, uniforms = network.encode(first.samples), torch.rand(3, 32, generator=torch.Generator().manual_seed(1))
-    said = network.sample(codes, first.speakers, uniforms, temperature)
     with torch.no_grad():
-        logits = network.net(said.long(), network.told(32, first.speakers, codes))
-    assert said.dtype == torch.uint8 and torch.equal(draw(logits, uniforms, temperature), said.long())
+        told = network.told(32, first.speakers, codes)
+        said = network.net.sample(told, uniforms, temperature)
+        logits = network.net(said, told)
+    assert torch.equal(draw(logits, uniforms, temperature), said)
 
 
 def test_everything_learns(network):
@@ -160,7 +161,7 @@ def test_jitter_takes_neighbours_as_often_as_it_says():
     [
         ({"strides": ()}, "strides"),
         ({"strides": (1, 2)}, "strides"),
-        ({"jitter": 1.0}, "jitter"),
+        ({"jitter": 1.5}, "jitter"),
         ({"untold": -1}, "untold"),
     ],
 )
@@ -172,8 +173,6 @@ def test_a_wrong_setting_is_named(wrong, message):
 def test_a_line_that_is_no_multiple_of_the_hop_is_refused(network):
     with pytest.raises(ValueError, match="65 samples must be a multiple of the 16"):
         network.encode(torch.zeros(1, 65, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"speakers must be in \[0, 2\), got \[2\]"):
-        network.sample(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([2]), torch.rand(1, 64))
 
 
 def test_a_recording_is_filled_with_silence_up_to_a_whole_code():
@@ -201,6 +200,8 @@ def test_an_utterance_is_the_same_alone_and_among_others(run):
     for number, line in enumerate(codes):
         alone = voices.say([line], [[0, 1, 0][number]], seed=3 + number)[0]
         assert (alone == together[number]).mean() > 0.95  # but for rounding
+        told = voices.network.told(len(line) * 16, torch.tensor([[0, 1, 0][number]]), line[None])
+        assert torch.equal(voices._told(line, [0, 1, 0][number]), told[0])
     with pytest.raises(ValueError, match=r"unknown speaker 'lo'.*did you mean 'low'"):
         voices.number("lo")
     with pytest.raises(ValueError, match="temperature must be 0 or more"):
@@ -212,7 +213,7 @@ def test_a_recording_of_anybody_is_converted(corpus, run, tmp_path, capsys):
     for _ in range(2):
         convert(str(run), str(wav), "low", str(out), seed=1)
     made = sound.load(out, RATE)
-    assert len(made) == 912 and "57 codes, 1000 bits a second" in capsys.readouterr().out
+    assert len(made) == 900 and "57 codes, 1000 bits a second" in capsys.readouterr().out
     before = out.read_bytes()
     convert(str(run), str(wav), "low", str(out), seed=1)
     assert out.read_bytes() == before
@@ -265,7 +266,7 @@ def test_a_prior_says_what_nobody_said(corpus, run, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["0.wav", "1.wav", "2.wav", "sounds.png"]
     first, second = (sound.load(out / f"{number}.wav", RATE) for number in range(2))
     assert len(first) == 30 * 16 and not np.array_equal(first, second)
-    with pytest.raises(ValueError, match="expected --length 100000 or more"):
+    with pytest.raises(ValueError, match="smaller"):
         prior(str(corpus), str(run), str(folder), sizes, train_config(steps=2), length=100_000)
 
 
@@ -273,7 +274,7 @@ def test_recordings_of_others_are_refused(corpus, run, tmp_path):
     text = corpus.read_text().replace(",low,", ",deep,")
     other = corpus.parent / "others.csv"
     other.write_text(text)
-    with pytest.raises(ValueError, match="has the speakers deep, high, expected high, low"):
+    with pytest.raises(ValueError, match=r"speakers \['high', 'low'\], got \['deep', 'high'\]"):
         evaluate(str(run), str(other), str(tmp_path))
 
 

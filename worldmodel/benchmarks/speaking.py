@@ -64,5 +64,5 @@ def _batch(settings: Settings, net: WaveNet, batch: int) -> tuple[list[Row], int
     for row in rows:
         speed = 1e-3 / statistics.median(row.seconds)  # thousands of samples a second
         factors = " and ".join(f"{speed / rate:.2g} at {rate} kHz" for rate in RATES)
-        row.remark = f"times as fast as it sounds: {factors}"
+        row.remark = f"{'together, ' * (batch > 1)}times as fast as it sounds: {factors}"
     return rows, equal

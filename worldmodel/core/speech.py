@@ -49,7 +49,8 @@ class SpeechConfig:
         cycle: of them, after which the distances that they look back begin with 1 again; ten look back 1,023 samples.
         skip: channels that the outputs of all layers are summed into.
         jitter: chance of a code to be replaced by a neighbour in training (Chorowski et al. 2019, section III-C).
-        untold: share of the pieces whose codes the decoder is not told in training, so that it knows what to do then.
+        untold: share of the pieces whose codes the decoder is not told in training, so that it knows what to do then;
+            with 1 it is a WaveNet that only knows who speaks.
     """
 
     speakers: int = 1
@@ -72,8 +73,8 @@ class SpeechConfig:
         if not self.strides or min(self.strides) < 2:
             raise ValueError(f"model.strides must be numbers of 2 or more, got {list(self.strides)}")
         for name in ("jitter", "untold"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be in [0, 1), got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.{name} must be in [0, 1], got {getattr(self, name)}")
 
     @property
     def hop(self) -> int:
@@ -149,18 +150,6 @@ class SpeechVQVAE(nn.Module):
     def bits(self, samples: Tensor, speakers: Tensor, codes: Tensor | None) -> Tensor:
         """How surprising samples (B, N) of speakers (B,) are, told codes (B, N / hop) or none: bits (B, N)."""
         return self._nats(samples.long(), self.told(samples.shape[1], speakers, codes)) / math.log(2)
-
-    @torch.no_grad()
-    def sample(self, codes: Tensor, speakers: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
-        """Let speakers (B,) say codes (B, M), from uniforms (B, M·hop) in [0, 1): samples (B, M·hop) uint8.
-
-        Raises:
-            ValueError: for a speaker that it does not know.
-        """
-        if len(speakers) and not 0 <= speakers.min() <= speakers.max() < self.config.speakers:
-            raise ValueError(f"speakers must be in [0, {self.config.speakers}), got {speakers.tolist()}")
-        condition = self.told(uniforms.shape[1], speakers, codes)
-        return self.net.sample(condition, uniforms, temperature).to(torch.uint8)
 
     def told(self, length: int, speakers: Tensor, codes: Tensor | None) -> Tensor:
         """What the decoder is told of ``length`` samples: (B, length / n, width)."""

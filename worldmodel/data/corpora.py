@@ -49,8 +49,12 @@ def find(source: Path) -> list[Entry]:
         return _manifest(source)
     if (source / "manifest.csv").is_file():
         return _manifest(source / "manifest.csv")
+    source = source.parent if source.name in VCTK else source
     if folder := next((source / name for name in VCTK if (source / name).is_dir()), None):
         return _parted(_vctk(folder, source / "txt"))
+    for inner in sorted(source.glob("*")):
+        if any((inner / name).is_dir() for name in VCTK):
+            raise ValueError(f"{source} holds VCTK's folders in {inner.name}; give {inner}")
     paths = _sounds(source)
     if not paths:
         raise ValueError(f"{source} holds no sounds ({', '.join(SUFFIXES)}); {LAYOUTS}")

@@ -43,7 +43,8 @@ def synthesize(
 
     Args:
         out: folder to write.
-        sentences: file with one a line, maybe .gz; without it they are made up.
+        sentences: file with one a line, maybe .gz; without it they are made up of some hundred words, so that held-out
+            ones have no new words.
         voices: to learn from: espeak-ng's names with its variants; a voice's pitch and speed follow from its name.
         unheard: more voices, which say the held-out sentences only.
         count: sentences to learn from.

@@ -7,7 +7,7 @@ Here names are given by some utterances and checked on others. K-means codes of 
 Utterances are lists: of codes (n,) int in [0, K), of labels (n,) int, of features (n, D).
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -36,18 +36,27 @@ def fit_map(codes: Utterances, labels: Utterances, size: int, classes: int) -> n
     return np.where(counts.any(1), counts.argmax(1), counts.sum(0).argmax())
 
 
-def accuracy(names: np.ndarray, codes: Utterances, labels: Utterances) -> dict[str, float]:
-    """The share of frames whose code is named, by :func:`fit_map`, as it should be: an interval over utterances."""
+def accuracy(
+    names: np.ndarray, codes: Utterances, labels: Utterances, groups: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """The share of frames whose code is named, by :func:`fit_map`, as it should be.
+
+    The interval is over utterances, or over groups of them, such as those that say the same.
+    """
     code, label = _frames(codes, labels)
     if code.min() < 0 or code.max() >= len(names):
         raise ValueError(f"expected codes from 0 to {len(names) - 1}, got {code.min()} to {code.max()}")
-    utterance = np.repeat(np.arange(len(labels)), [len(part) for part in labels])
+    groups = range(len(labels)) if groups is None else groups
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    utterance = np.repeat([numbers[group] for group in groups], [len(part) for part in labels])
     return interval(torch.from_numpy(names[code] == label), torch.from_numpy(utterance))
 
 
-def majority(learnt_labels: Utterances, labels: Utterances, classes: int) -> dict[str, float]:
-    """The accuracy of naming the most frequent phoneme of ``learnt_labels`` every time."""
-    return accuracy(fit_map(_zeros(learnt_labels), learnt_labels, 1, classes), _zeros(labels), labels)
+def majority(
+    learnt_labels: Utterances, labels: Utterances, classes: int, groups: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """The :func:`accuracy` of naming the most frequent phoneme of ``learnt_labels`` every time."""
+    return accuracy(fit_map(_zeros(learnt_labels), learnt_labels, 1, classes), _zeros(labels), labels, groups)
 
 
 def random_codes(labels: Utterances, size: int, seed: int = 0) -> list[np.ndarray]:

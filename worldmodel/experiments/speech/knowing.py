@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from worldmodel.core.quantizer import perplexity
 from worldmodel.data.phonemes import CLASSES, frame_labels
-from worldmodel.data.speech import Recordings, Speech
+from worldmodel.data.speech import Recordings, Speech, open_speech
 from worldmodel.data.store import write_atomically
 from worldmodel.data.windows import spread
 from worldmodel.evaluation.phonemes import (
@@ -28,7 +28,7 @@ from worldmodel.evaluation.phonemes import (
     random_codes,
     speaker_probe,
 )
-from worldmodel.experiments.speech.voices import Voices
+from worldmodel.experiments.speech.voices import Voices, same_speech
 from worldmodel.scores import moments
 from worldmodel.tables import aligned
 
@@ -42,7 +42,8 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
     speakers (unheard). Beside the codes of the runs, which should differ in their seeds alone, stand the most frequent
     phoneme, codes drawn at random, and as many codes found by k-means of log-mel spectrograms, once as they are and
     once without each recording's mean; of each as many seeds. A linear probe says how well the speaker is read off an
-    utterance's codes, and off its spectrogram. The folder ``out`` gets phonemes.json and phonemes.txt.
+    utterance's codes, and off its spectrogram. Intervals are of 95 %, over sentences. The folder ``out`` gets
+    phonemes.json and phonemes.txt.
 
     Args:
         runs: run folders of VQ-VAEs of speech, with commas between.
@@ -58,11 +59,13 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
     models = {folder: Voices.load(folder, device) for folder in runs.split(",")}
     first = next(iter(models.values()))
     hop, size = first.network.config.hop, first.network.config.quantizer.codes
+    data = open_speech(speech, first.rate)
     for folder, voices in models.items():
-        sizes = voices.network.config.hop, voices.network.config.quantizer.codes, voices.rate
-        if sizes != (hop, size, first.rate):
+        sizes = voices.network.config.hop, voices.network.config.quantizer.codes
+        if sizes != (hop, size):
             raise ValueError(f"{folder} has {sizes[1]} codes of {sizes[0]} samples; --runs must agree, {size} of {hop}")
-    heard = Heard(first.open(speech), hop, recordings)
+        same_speech(Path(folder), data)
+    heard = Heard(data, hop, recordings)
     rows = {"most frequent phoneme": [frequent(heard)]}
     for seed in range(len(models)):
         rows.setdefault("random codes", []).append(named(heard, *at_random(heard, size, seed), size))
@@ -72,7 +75,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
             rows.setdefault(name, []).append(named(heard, *by_kmeans(heard, size, seed, centred), size))
     for voices in models.values():
         rows.setdefault("VQ-VAE", []).append(named(heard, *by_model(heard, voices), size))
-    vectors = {part: moments_over_time(features) for part, features in heard.features(False).items()}
+    vectors = {part: moments_over_time(features) for part, features in heard.mels.items()}
     result = {
         "settings": {"runs": runs, "speech": speech, "recordings": recordings},
         "codes": size,
@@ -117,9 +120,15 @@ class Heard:
         """The phonemes at the middle of each frame."""
         return self.each(lambda part, n: frame_labels(part.phonemes(n), self.hop, -(-len(part.read(n)) // self.hop)))
 
-    def features(self, centred: bool) -> dict[str, list[np.ndarray]]:
+    @cached_property
+    def mels(self) -> dict[str, list[np.ndarray]]:
         """The log-mel spectrograms, averaged over each frame."""
-        return self.each(lambda part, n: mel_features(part.waveform(n), part.rate, self.hop, centred))
+        return self.each(lambda part, n: mel_features(part.waveform(n), part.rate, self.hop))
+
+    def groups(self, name: str) -> list[str]:
+        """What is said in each recording of a part: the same words of several voices are not independent."""
+        part, numbers = self.parts[name]
+        return [part.texts[n] or str(n) for n in numbers]
 
 
 Codes = dict[str, list[np.ndarray]]
@@ -133,7 +142,7 @@ def at_random(heard: Heard, size: int, seed: int) -> tuple[Codes, float]:
 
 def by_kmeans(heard: Heard, size: int, seed: int, centred: bool) -> tuple[Codes, float]:
     """Codes of spectrograms, whose codebook is found in the part that is learnt from."""
-    features = heard.features(centred)
+    features = {name: [mel - mel.mean(0) * centred for mel in part] for name, part in heard.mels.items()}
     codebook = kmeans(features["learnt"], size, seed)
     codes = {name: nearest_codes(codebook, part)[0] for name, part in features.items()}
     return codes, used(codes["held_out"], size)
@@ -153,7 +162,7 @@ def used(codes: list[np.ndarray], size: int) -> float:
 def named(heard: Heard, codes: Codes, use: float, size: int) -> dict[str, Any]:
     """How often the names that the learnt part gives to codes are right elsewhere, and how well they tell speakers."""
     names = fit_map(codes["learnt"], heard.labels["learnt"], size, len(CLASSES))
-    right = {part: accuracy(names, codes[part], heard.labels[part]) for part in codes}
+    right = {part: accuracy(names, codes[part], heard.labels[part], heard.groups(part)) for part in codes}
     return {
         **right,
         "perplexity": use,
@@ -164,7 +173,7 @@ def named(heard: Heard, codes: Codes, use: float, size: int) -> dict[str, Any]:
 def frequent(heard: Heard) -> dict[str, Any]:
     """The same of naming the most frequent phoneme of the learnt part every time."""
     labels = heard.labels
-    return {part: majority(labels["learnt"], labels[part], len(CLASSES)) for part in labels}
+    return {part: majority(labels["learnt"], labels[part], len(CLASSES), heard.groups(part)) for part in labels}
 
 
 def probed(heard: Heard, vectors: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from worldmodel.core.quantizer import perplexity
 from worldmodel.core.speech import SpeechConfig, SpeechVQVAE
 from worldmodel.data.speech import SpeechBatches, describe, open_speech
 from worldmodel.data.windows import draw
-from worldmodel.experiments.speech.voices import Voices, mean_bits, stream
+from worldmodel.experiments.speech.voices import Voices, mean_bits, same_speech, stream
 from worldmodel.scores import Bigram, Unigram, line_scores
 from worldmodel.training import TrainConfig, fit, pick_device
 
@@ -45,6 +45,7 @@ def train(
     if length < 1 or length % model.hop:
         raise ValueError(f"--length must be a multiple of the {model.hop} samples of a code, got {length}")
     data, folder = open_speech(speech, rate), Path(run).absolute()
+    same_speech(folder, data)
     model = replace(model, speakers=len(data.speakers))
     torch.manual_seed(train.seed)
     network = SpeechVQVAE(model)
@@ -57,7 +58,9 @@ def train(
         device = next(network.parameters()).device
         samples, lengths, speakers = (part.to(device) for part in watched)
         codes = network.encode(samples)
-        told = {"": codes, "_shuffled": codes.roll(len(codes) // 2, 0), "_none": None}
+        told = {"": codes, "_shuffled": codes.roll(len(codes) // 2, 0)}
+        if network.config.untold:
+            told["_none"] = None
         means = {name: mean_bits(network.bits(samples, speakers, part), lengths) for name, part in told.items()}
         counts = torch.bincount(codes.flatten(), minlength=network.config.quantizer.codes).float()
         return {
@@ -90,16 +93,21 @@ def prior(
         batch: stretches in a batch.
         length: codes of a stretch; 320 of 128 samples each are the paper's 40,960.
     """
+    if length < 1:
+        raise ValueError(f"--length must be 1 or more, got {length}")
     origin, folder = Path(voices), Path(run).absolute()
-    speakers = Voices.load(origin, pick_device(train))
-    data, quantizer = open_speech(speech, speakers.rate), speakers.network.config.quantizer
-    learnt, held_out = (stream(speakers, part, train.seed) for part in (data.learnt, data.held_out))
+    encoder = Voices.load(origin, pick_device(train))
+    data, quantizer = open_speech(speech, encoder.rate), encoder.network.config.quantizer
+    same_speech(origin, data)
+    learnt, held_out = (stream(encoder, part, train.seed) for part in (data.learnt, data.held_out))
     for what, codes in (("to learn from", learnt), ("held out", held_out)):
         if len(codes) < length:
-            raise ValueError(f"{speech} has {len(codes)} codes {what}, expected --length {length} or more")
+            raise ValueError(
+                f"{speech} has {len(codes)} codes {what}, fewer than --length {length}; give a smaller one"
+            )
     model = replace(model, codes=quantizer.codes, dim=quantizer.dim, grid=(length,))
     torch.manual_seed(train.seed)
-    network = SpatialPrior(model, speakers.network.quantizer.codebook.cpu())
+    network = SpatialPrior(model, encoder.network.quantizer.codebook.cpu())
     checkpoint.adopt(folder, origin)
     checkpoint.begin(
         folder, "speech_prior", model, train, {"speech": speech, "voices": voices, "batch": batch, **describe(data)}

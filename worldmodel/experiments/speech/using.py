@@ -10,6 +10,9 @@ from worldmodel.data import sound
 from worldmodel.evaluation.sound import plot_sounds
 from worldmodel.experiments.speech.voices import Voices
 
+LONGEST = 300  # seconds of a recording
+CODES = 1 << 32  # added to the seed of codes, which are not to be drawn with the numbers that samples are
+
 
 def convert(
     run: str,
@@ -35,11 +38,14 @@ def convert(
     """
     if Path(out).suffix.lower() != ".wav":
         raise ValueError(f"--out must end in .wav, got {out}")
-    torch.set_num_threads(threads)
+    use_threads(threads)
     voices = Voices.load(run, device)
     number = voices.number(speaker)
-    codes = voices.encode(sound.mu_law(sound.load(wav, voices.rate)))
-    said = voices.say([codes], [number], seed, temperature)[0]
+    waveform = sound.load(wav, voices.rate)
+    if len(waveform) > LONGEST * voices.rate:
+        raise ValueError(f"{wav} lasts {len(waveform) / voices.rate:.0f} s, expected {LONGEST} at most; cut it up")
+    codes = voices.encode(sound.mu_law(waveform))
+    said = voices.say([codes], [number], seed, temperature)[0][: len(waveform)]
     sound.save(out, said, voices.rate)
     bits = np.log2(voices.network.config.quantizer.codes) * voices.rate / voices.network.config.hop
     print(f"wrote {out}: {len(said) / voices.rate:.2f} s, {len(codes)} codes, {bits:.0f} bits a second")
@@ -61,11 +67,11 @@ def sample(
     Args:
         run: run folder of a prior over the codes of speech.
         out: folder to write.
-        speaker: whose voice it is; if not given, each in turn.
+        speaker: whose voice it is; if not given, of utterance n that of speaker n, and so on from the first again.
         count: utterances.
         codes: of each; 0 for as many as the prior learnt from at a time.
         temperature: of the codes and of the samples.
-        seed: utterance n of seed s is utterance n - 1 of seed s + 1.
+        seed: utterance n draws with ``seed + n``.
         device: cpu or cuda.
         threads: of torch on the CPU.
     """
@@ -73,12 +79,12 @@ def sample(
         raise ValueError(
             f"--count must be 1 or more, --codes and --temperature 0 or more, got {count}, {codes}, {temperature}"
         )
-    torch.set_num_threads(threads)
+    use_threads(threads)
     prior = checkpoint.load_speech_prior(Path(run)).to(checkpoint.check_device(device))
     voices = Voices.load(Path(run) / "vqvae", device)
     speakers = [voices.number(speaker)] * count if speaker else [n % len(voices.speakers) for n in range(count)]
     length = codes or prior.config.grid[0]
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
+    generators = [torch.Generator().manual_seed(CODES + seed + number) for number in range(count)]
     uniforms = torch.stack([torch.rand(length, generator=generator) for generator in generators]).to(voices.device)
     lines = prior.sample(torch.zeros(count, dtype=torch.int64, device=voices.device), uniforms, temperature).cpu()
     said = voices.say(list(lines), speakers, seed, temperature, progress=True)
@@ -87,3 +93,10 @@ def sample(
     shown = {f"{number}: {voices.speakers[speakers[number]]}": said[number] for number in range(min(count, 4))}
     plot_sounds(shown, voices.rate).savefig(Path(out) / "sounds.png", dpi=150, bbox_inches="tight")
     print(f"wrote {count} utterances of {len(said[0]) / voices.rate:.2f} s into {out}")
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use so many; a ValueError for less than one."""
+    if threads < 1:
+        raise ValueError(f"--threads must be 1 or more, got {threads}")
+    torch.set_num_threads(threads)

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core.speech import SpeechVQVAE
-from worldmodel.data.sound import SILENCE, mu_law, waveform_of
-from worldmodel.data.speech import Recordings, Speech, open_speech
+from worldmodel.data.sound import SILENCE, waveform_of
+from worldmodel.data.speech import Recordings, Speech, describe
 from worldmodel.names import unknown
 
 AT_ONCE = 16  # utterances
@@ -88,37 +89,44 @@ class Voices:
         with tqdm(total=len(codes), unit="utterance", desc="say", leave=False, disable=not progress) as bar:
             for start in range(0, len(order), AT_ONCE):
                 part = order[start : start + AT_ONCE]
-                longest = len(codes[part[-1]])
-                lines = torch.stack(
-                    [torch.cat([codes[n], codes[n][-1:].expand(longest - len(codes[n]))]) for n in part]
-                )
+                told = pad_sequence([self._told(codes[n], speakers[n]) for n in part], batch_first=True)
+                length = hop * len(codes[part[-1]])
                 generators = [torch.Generator().manual_seed(seed + number) for number in part]
-                uniforms = torch.stack([torch.rand(longest * hop, generator=generator) for generator in generators])
-                who = torch.tensor([speakers[number] for number in part])
-                drawn = self.network.sample(*(x.to(self.device) for x in (lines, who, uniforms)), temperature).cpu()
-                for number, samples in zip(part, drawn.numpy(), strict=True):
+                uniforms = torch.stack([torch.rand(length, generator=generator) for generator in generators])
+                drawn = self.network.net.sample(told, uniforms.to(self.device), temperature).cpu()
+                for number, samples in zip(part, drawn.numpy().astype(np.uint8), strict=True):
                     said[number] = waveform_of(samples[: len(codes[number]) * hop])
                 bar.update(len(part))
         return said
 
-    def open(self, speech: str | Path) -> Speech:
-        """Recordings at its rate, of the speakers that it learnt from.
-
-        Raises:
-            ValueError: if they are of others.
-        """
-        data = open_speech(speech, self.rate)
-        if data.speakers != self.speakers:
-            raise ValueError(
-                f"{speech} has the speakers {', '.join(data.speakers)}, expected {', '.join(self.speakers)}, "
-                "from whom this run learnt"
-            )
-        return data
+    @torch.no_grad()
+    def _told(self, codes: Tensor, speaker: int) -> Tensor:
+        """What the decoder is told of codes (M,), the same alone and among others: (conditions, width)."""
+        who = torch.tensor([speaker], device=self.device)
+        return self.network.told(len(codes) * self.network.config.hop, who, codes[None].to(self.device))[0]
 
 
 def filled(samples: np.ndarray, hop: int) -> np.ndarray:
     """Mu-law codes (N,) uint8 with silence up to a multiple of a hop, at least one."""
     return np.pad(samples, (0, -len(samples) % hop or hop * (not len(samples))), constant_values=SILENCE)
+
+
+def same_speech(run: Path, speech: Speech) -> None:
+    """See that recordings are those that a run learnt from, and held out, if there is such a run.
+
+    Raises:
+        ValueError: if they have other speakers, another rate, or are parted in another way.
+    """
+    if not (run / "config.yaml").exists():
+        return
+    known, found = checkpoint.read_config(run)["data"], describe(speech)
+    for name, value in found.items():
+        mine = list(value) if isinstance(value, tuple) else value
+        if known.get(name) != mine:
+            raise ValueError(
+                f"{run} was trained on speech with {name} {known.get(name)}, got {mine}; give the same recordings, or "
+                "another run"
+            )
 
 
 def mean_bits(bits: Tensor, lengths: Tensor) -> Tensor:
@@ -132,8 +140,3 @@ def stream(voices: Voices, recordings: Recordings, seed: int) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(recordings)).tolist()
     with tqdm(order, unit="recording", desc="encode", leave=False) as bar:
         return np.concatenate([voices.encode(recordings.read(number)).numpy() for number in bar])
-
-
-def heard_by(voices: Voices, waveform: np.ndarray) -> Tensor:
-    """The codes of a waveform (N,) float32: (M,) int64."""
-    return voices.encode(mu_law(waveform))
