@@ -20,6 +20,8 @@ from worldmodel.core.wavenet import WaveNet
 
 LEVELS = 256  # of a sample, mu-law
 TOLD_EVERY = 8  # samples that a code, widened by transposed convolutions, is told to at least
+FRAME = 64  # samples between two spectra, at least
+QUIET = 3e-3  # added to magnitudes: below it there is the noise of eight bits
 
 
 class SpeechBatch(NamedTuple):
@@ -51,6 +53,9 @@ class SpeechConfig:
         jitter: chance of a code to be replaced by a neighbour in training (Chorowski et al. 2019, section III-C).
         untold: share of the pieces whose codes the decoder is not told in training, so that it knows what to do then;
             with 1 it is a WaveNet that only knows who speaks.
+        plain: weight of a plain readout, which must tell the spectrum from what the decoder is told alone: its squared
+            error in nepers. The WaveNet does well without codes, and what is quantized keeps to a plane or two if
+            nothing else asks for more.
     """
 
     speakers: int = 1
@@ -67,6 +72,7 @@ class SpeechConfig:
     skip: int = 128
     jitter: float = 0.0
     untold: float = 0.1
+    plain: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strides", tuple(self.strides))  # YAML gives a list
@@ -106,6 +112,10 @@ class SpeechVQVAE(nn.Module):
         self.net = WaveNet(
             nn.Embedding(LEVELS, config.skip), config.width, config.channels, config.layers, config.cycle
         )
+        if config.plain:
+            self.frame = _frame(config)
+            self.plain = nn.Linear(config.width, self.frame + 1)
+            nn.init.constant_(self.plain.bias, math.log(QUIET))
 
     def forward(self, batch: SpeechBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss: nats per sample, and the quantizer's terms.
@@ -121,10 +131,17 @@ class SpeechVQVAE(nn.Module):
         if self.training and self.config.untold:
             told = torch.rand(len(samples), 1, 1, generator=generator, device=samples.device) >= self.config.untold
             vectors = torch.where(told, vectors, self.nothing[:, None])
-        nats = self._nats(samples, self.condition(vectors, batch.speakers))
+        condition = self.condition(vectors, batch.speakers)
+        nats = self._nats(samples, condition)
         inside = torch.arange(samples.shape[1], device=samples.device) < batch.lengths[:, None]
         mean = (nats * inside).sum() / inside.sum()
-        return mean + quantized.loss, {
+        loss, more = mean + quantized.loss, {}
+        if self.config.plain:
+            each = condition.unflatten(1, (samples.shape[1] // self.frame, -1)).mean(2)  # (B, frames, width)
+            error = F.mse_loss(self.plain(each).float(), spectra(samples, self.frame))
+            loss, more = loss + self.config.plain * error, {"spectral_error": error.detach()}
+        return loss, {
+            **more,
             "bits_per_sample": mean.detach() / math.log(2),
             "quantizer_loss": quantized.loss.detach(),
             "perplexity": perplexity(quantized.counts),
@@ -174,6 +191,19 @@ def heard(samples: Tensor) -> Tensor:
     return samples[:, None].float() * (2 / (LEVELS - 1)) - 1
 
 
+def spectra(samples: Tensor, frame: int) -> Tensor:
+    """Logarithms of the magnitudes of mu-law codes (B, N), companded: (B, N / frame, frame + 1) float32.
+
+    Each is of two frames of samples about the middle of one: too few to tell the pitch of most voices.
+    """
+    with torch.autocast(samples.device.type, enabled=False):
+        before, after = frame // 2, frame - frame // 2
+        x = F.pad(heard(samples)[:, 0], (before, after))  # (B, N + frame)
+        window = torch.hann_window(2 * frame, device=x.device)
+        found = torch.stft(x, 2 * frame, frame, window=window, center=False, return_complex=True)
+        return (found.abs() / frame + QUIET).log().movedim(1, -1)
+
+
 def jittered(vectors: Tensor, chance: float, generator: torch.Generator | None = None) -> Tensor:
     """Replace each of the vectors (B, D, M), with some chance, by one of its two neighbours."""
     batch, _, length = vectors.shape
@@ -196,13 +226,31 @@ def _keep_scale(layers: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def _frame(config: SpeechConfig) -> int:
+    """Samples between two spectra: some conditions, and a part of a code."""
+    frame = _told_every(config)
+    while frame < FRAME and config.hop % (2 * frame) == 0:
+        frame *= 2
+    return frame
+
+
+def _told_every(config: SpeechConfig) -> int:
+    """Samples between two conditions."""
+    left = config.hop
+    for stride in reversed(config.strides):
+        if left // stride < TOLD_EVERY:
+            break
+        left //= stride
+    return left
+
+
 def _widened(config: SpeechConfig) -> list[nn.Module]:
     """Layers that see the neighbours of a code and tell it to fewer samples at a time: (B, D, M) -> (B, width, ·)."""
     layers: list[nn.Module] = [nn.Conv1d(config.quantizer.dim, config.width, 3, padding=1)]
     layers += [ResidualBlock(1, config.width, config.residual_hidden) for _ in range(config.residual_blocks)]
     left = config.hop
     for stride in reversed(config.strides):
-        if left // stride < TOLD_EVERY:
+        if left == _told_every(config):
             break
         window, padding = 2 * stride - stride % 2, stride // 2
         left //= stride
