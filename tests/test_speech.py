@@ -211,16 +211,16 @@ def test_an_utterance_is_the_same_alone_and_among_others(run):
 def test_a_recording_of_anybody_is_converted(corpus, run, tmp_path, capsys):
     wav, out = corpus.parent / "strange" / "up-0.wav", tmp_path / "b.wav"
     for _ in range(2):
-        convert(str(run), str(wav), "low", str(out), seed=1)
+        convert(str(wav), "low", str(out), str(run), seed=1)
     made = sound.load(out, RATE)
     assert len(made) == 900 and "57 codes, 1000 bits a second" in capsys.readouterr().out
     before = out.read_bytes()
-    convert(str(run), str(wav), "low", str(out), seed=1)
+    convert(str(wav), "low", str(out), str(run), seed=1)
     assert out.read_bytes() == before
     with pytest.raises(ValueError, match="--out must end in"):
-        convert(str(run), str(wav), "low", str(tmp_path / "b.mp3"))
+        convert(str(wav), "low", str(tmp_path / "b.mp3"), str(run))
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        convert(str(run), str(tmp_path / "none.wav"), "low", str(out))
+        convert(str(tmp_path / "none.wav"), "low", str(out), str(run))
 
 
 def test_what_it_keeps_is_measured(corpus, run, tmp_path, capsys):
