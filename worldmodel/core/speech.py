@@ -54,8 +54,9 @@ class SpeechConfig:
         untold: share of the pieces whose codes the decoder is not told in training, so that it knows what to do then;
             with 1 it is a WaveNet that only knows who speaks.
         plain: weight of a plain readout, which must tell the spectrum from what the decoder is told alone: its squared
-            error in nepers. The WaveNet does well without codes, and what is quantized keeps to a plane or two if
-            nothing else asks for more.
+            error in nepers. The WaveNet does well without codes, so that little else asks them for anything.
+        startup: steps at the beginning that quantize nothing, as in the second paper's own code. A codebook that begins
+            on an encoder that knows loudness alone is a line, and holds the encoder to it.
     """
 
     speakers: int = 1
@@ -73,6 +74,7 @@ class SpeechConfig:
     jitter: float = 0.0
     untold: float = 0.1
     plain: float = 0.0
+    startup: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strides", tuple(self.strides))  # YAML gives a list
@@ -106,6 +108,7 @@ class SpeechVQVAE(nn.Module):
         dim = config.quantizer.dim
         self.normalize = nn.BatchNorm1d(dim, affine=False, momentum=0.05) if config.normalized else nn.Identity()
         self.quantizer = build(config.quantizer)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, so far
         self.nothing = nn.Parameter(torch.zeros(config.quantizer.dim))  # in place of a code that is not told
         self.speaker = nn.Embedding(config.speakers, config.width)
         self.widened = nn.Sequential(*_widened(config))
@@ -124,8 +127,12 @@ class SpeechVQVAE(nn.Module):
             generator: for the random choices of training.
         """
         samples = batch.samples.long()
-        quantized = self.quantizer(self.vectors(samples), generator)
-        vectors = quantized.vectors
+        vectors, distance, use = self.vectors(samples), torch.zeros((), device=samples.device), {}
+        if not self.training or self.steps >= self.config.startup:
+            quantized = self.quantizer(vectors, generator)
+            vectors, distance, use = quantized.vectors, quantized.loss, {"perplexity": perplexity(quantized.counts)}
+        if self.training:
+            self.steps += 1
         if self.training and self.config.jitter:
             vectors = jittered(vectors, self.config.jitter, generator)
         if self.training and self.config.untold:
@@ -135,16 +142,15 @@ class SpeechVQVAE(nn.Module):
         nats = self._nats(samples, condition)
         inside = torch.arange(samples.shape[1], device=samples.device) < batch.lengths[:, None]
         mean = (nats * inside).sum() / inside.sum()
-        loss, more = mean + quantized.loss, {}
+        loss = mean + distance
         if self.config.plain:
             each = condition.unflatten(1, (samples.shape[1] // self.frame, -1)).mean(2)  # (B, frames, width)
             error = F.mse_loss(self.plain(each).float(), spectra(samples, self.frame))
-            loss, more = loss + self.config.plain * error, {"spectral_error": error.detach()}
+            loss, use = loss + self.config.plain * error, {**use, "spectral_error": error.detach()}
         return loss, {
-            **more,
             "bits_per_sample": mean.detach() / math.log(2),
-            "quantizer_loss": quantized.loss.detach(),
-            "perplexity": perplexity(quantized.counts),
+            "quantizer_loss": distance.detach(),
+            **use,
         }
 
     def vectors(self, samples: Tensor) -> Tensor:
