@@ -13,7 +13,7 @@ from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.layers import strided
 from worldmodel.core.prior import SpatialPriorConfig
 from worldmodel.core.sampling import draw
-from worldmodel.core.speech import TOLD_EVERY, SpeechBatch, SpeechConfig, SpeechVQVAE, heard, jittered
+from worldmodel.core.speech import TOLD_EVERY, SpeechBatch, SpeechConfig, SpeechVQVAE, heard, jittered, spectra
 from worldmodel.data import sound
 from worldmodel.experiments.speech.knowing import phonemes
 from worldmodel.experiments.speech.learning import prior, train
@@ -137,6 +137,39 @@ def test_everything_learns(network):
     untold = SpeechVQVAE(replace(SMALL, untold=0.99)).train()
     untold(batch(), torch.Generator().manual_seed(0))[0].backward()
     assert untold.nothing.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("strides", [(2, 2, 4), (2,) * 7, (5, *(2,) * 7), (3, 2, 4)])
+def test_a_spectrum_is_heard_at_the_middle_of_its_codes(strides):
+    torch.manual_seed(0)
+    net = SpeechVQVAE(replace(SMALL, strides=strides, hears="spectrum", plain=0.5)).eval()
+    hop = net.config.hop
+    samples = torch.full((1, 9 * hop), sound.SILENCE, dtype=torch.uint8)
+    quiet = net.vectors(samples.long())
+    samples[:, 4 * hop : 5 * hop] = torch.randint(256, (hop,), dtype=torch.uint8)
+    changed = (net.vectors(samples.long()) - quiet).abs().sum((0, 1))
+    assert quiet.shape == (1, 8, 9) and int(changed.argmax()) in (3, 4, 5)
+    assert changed[0] == changed[8] == 0
+    loss, metrics = net(SpeechBatch(samples, torch.tensor([9 * hop]), torch.tensor([0])))
+    assert torch.isfinite(loss) and metrics["spectral_error"] > 0
+
+
+def test_a_tone_is_loudest_in_the_band_of_its_frequency():
+    time = np.arange(4096) / 8000
+    tone = torch.from_numpy(sound.mu_law(0.02 * np.sin(2 * np.pi * 1000 * time)))[None]
+    found = spectra(tone.long(), 64)
+    assert found.shape == (1, 64, 65)
+    assert int(found[0, 32].argmax()) == 1000 / (8000 / 128)
+
+
+def test_at_the_beginning_nothing_is_quantized():
+    torch.manual_seed(0)
+    net = SpeechVQVAE(replace(SMALL, startup=2)).train()
+    before = net.quantizer.codebook.clone()
+    for step in range(3):
+        _, metrics = net(batch(), torch.Generator().manual_seed(step))
+        assert ("perplexity" in metrics) == (step == 2)
+        assert torch.equal(net.quantizer.codebook, before) == (step < 2)
 
 
 def test_the_first_codes_differ_where_the_sound_does():

@@ -5,8 +5,8 @@ telling it another one converts the voice.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class SpeechConfig:
     Attributes:
         speakers: told apart by the decoder.
         strides: of the encoder's convolutions; their product is the samples of a code.
+        hears: what the encoder is given: the waveform, as in the paper, or its spectrum (Chorowski et al. 2019 do with
+            cepstra), from which it learns in minutes what a sound is; the last strides are then done by convolutions,
+            and the first by the distance between two spectra.
         hidden: channels of the encoder.
         residual_hidden: channels between the two convolutions of a residual block.
         residual_blocks: of them, in the encoder and before the decoder.
@@ -61,6 +64,7 @@ class SpeechConfig:
 
     speakers: int = 1
     strides: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
+    hears: Literal["waveform", "spectrum"] = "waveform"
     hidden: int = 128
     residual_hidden: int = 64
     residual_blocks: int = 2
@@ -103,7 +107,15 @@ class SpeechVQVAE(nn.Module):
             residual_blocks=config.residual_blocks,
             quantizer=config.quantizer,
         )
-        self.encoder = Encoder(picture, dims=1, strides=config.strides)
+        self.frame = _frame(config)
+        if config.hears == "waveform":
+            self.encoder: nn.Module = Encoder(picture, dims=1, strides=config.strides)
+        else:
+            self.encoder = nn.Sequential(
+                nn.Conv1d(self.frame + 1, config.hidden, 3, padding=1),
+                nn.ReLU(),
+                Encoder(replace(picture, channels=config.hidden), dims=1, strides=_strides_left(config, self.frame)),
+            )
         _keep_scale(self.encoder)
         dim = config.quantizer.dim
         self.normalize = nn.BatchNorm1d(dim, affine=False, momentum=0.05) if config.normalized else nn.Identity()
@@ -116,7 +128,6 @@ class SpeechVQVAE(nn.Module):
             nn.Embedding(LEVELS, config.skip), config.width, config.channels, config.layers, config.cycle
         )
         if config.plain:
-            self.frame = _frame(config)
             self.plain = nn.Linear(config.width, self.frame + 1)
             nn.init.constant_(self.plain.bias, math.log(QUIET))
 
@@ -155,7 +166,9 @@ class SpeechVQVAE(nn.Module):
 
     def vectors(self, samples: Tensor) -> Tensor:
         """What the quantizer is given of samples (B, N): (B, D, N / hop)."""
-        return self.normalize(self.encoder(heard(samples)))
+        if self.config.hears == "waveform":
+            return self.normalize(self.encoder(heard(samples)))
+        return self.normalize(self.encoder((spectra(samples, self.frame) - math.log(QUIET)).movedim(-1, 1)))
 
     def encode(self, samples: Tensor) -> Tensor:
         """Samples (B, N) -> codes (B, N / hop) int64.
@@ -238,6 +251,14 @@ def _frame(config: SpeechConfig) -> int:
     while frame < FRAME and config.hop % (2 * frame) == 0:
         frame *= 2
     return frame
+
+
+def _strides_left(config: SpeechConfig, frame: int) -> tuple[int, ...]:
+    """The strides from one spectrum each ``frame`` samples to a code: the last of those given, if they make it up."""
+    for first in range(len(config.strides) + 1):
+        if math.prod(config.strides[:first]) == frame:
+            return config.strides[first:]
+    return (config.hop // frame,)
 
 
 def _told_every(config: SpeechConfig) -> int:

@@ -41,11 +41,12 @@ class Encoder(nn.Sequential):
     """Strided 4×4 convolutions, then residual blocks: (B, channels, *grid) -> (B, D, *grid / 2^halvings).
 
     Args:
-        strides: of the convolutions, in place of ``config.halvings`` times 2.
+        strides: of the convolutions, in place of ``config.halvings`` times 2; without any, the input must have
+            ``config.hidden`` channels.
     """
 
-    def __init__(self, config: VQVAEConfig, dims: int = 2, strides: Sequence[int] = ()) -> None:
-        hidden, strides = config.hidden, strides or [2] * config.halvings
+    def __init__(self, config: VQVAEConfig, dims: int = 2, strides: Sequence[int] | None = None) -> None:
+        hidden, strides = config.hidden, [2] * config.halvings if strides is None else strides
         layers = strided(dims, config.channels, hidden, strides)
         layers[-1:] = [ResidualBlock(dims, hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
         super().__init__(*layers, nn.ReLU(), CONVOLUTION[dims](hidden, config.quantizer.dim, 1))
