@@ -10,7 +10,7 @@ import torch
 from tests.conftest import train_config
 from worldmodel import checkpoint
 from worldmodel.core.bottleneck import QuantizerConfig
-from worldmodel.core.layers import strided
+from worldmodel.core.layers import Whitening, strided
 from worldmodel.core.prior import SpatialPriorConfig
 from worldmodel.core.sampling import draw
 from worldmodel.core.speech import TOLD_EVERY, SpeechBatch, SpeechConfig, SpeechVQVAE, heard, jittered, spectra
@@ -160,6 +160,23 @@ def test_a_tone_is_loudest_in_the_band_of_its_frequency():
     found = spectra(tone.long(), 64)
     assert found.shape == (1, 64, 65)
     assert int(found[0, 32].argmax()) == 1000 / (8000 / 128)
+
+
+def test_whitened_vectors_have_as_much_variance_in_one_direction_as_in_another():
+    random = torch.Generator().manual_seed(0)
+    loud = torch.randn(64, 1, 100, generator=random)
+    z = 5 + loud + 0.05 * torch.randn(64, 8, 100, generator=random)  # nearly a line
+    layer = Whitening(8, least=1e-6).train()
+    for part in z.split(4):
+        layer(part)
+    flat = layer.eval()(z).movedim(1, -1).flatten(0, 1)
+    assert torch.allclose(flat.mT.cov(), torch.eye(8), atol=0.3)
+    assert flat.mean(0).abs().max() < 0.3
+    faint = Whitening(8).train()
+    for part in (torch.randn(4, 1, 100, generator=random).expand(-1, 8, -1) for _ in range(20)):
+        faint(part)
+    nothing = faint.eval()(torch.randn(4, 1, 100, generator=random).expand(-1, 8, -1))
+    assert nothing.var() < 2 and torch.isfinite(nothing).all()  # there is nothing in seven of eight directions
 
 
 def test_at_the_beginning_nothing_is_quantized():

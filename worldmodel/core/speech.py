@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.bottleneck import QuantizerConfig
-from worldmodel.core.layers import TRANSPOSED_CONVOLUTION, ResidualBlock
+from worldmodel.core.layers import TRANSPOSED_CONVOLUTION, ResidualBlock, Whitening
 from worldmodel.core.quantizer import build, perplexity
 from worldmodel.core.vqvae import Encoder, VQVAEConfig
 from worldmodel.core.wavenet import WaveNet
@@ -46,8 +46,8 @@ class SpeechConfig:
         residual_hidden: channels between the two convolutions of a residual block.
         residual_blocks: of them, in the encoder and before the decoder.
         quantizer: the codebook between encoder and decoder.
-        normalized: bring each number of the vectors that are quantized to mean 0 and variance 1 over a batch, so that
-            the commitment term cannot make all of them alike before the decoder has found a use for them.
+        whitened: bring the vectors that are quantized to mean 0 and all their directions to variance 1. How loud a
+            sound is makes most of what an encoder knows at first, and codes would be places on a line of loudness.
         width: channels of what the decoder is told of codes and speaker.
         channels: of the decoder's layers.
         layers: of the decoder.
@@ -69,7 +69,7 @@ class SpeechConfig:
     residual_hidden: int = 64
     residual_blocks: int = 2
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    normalized: bool = True
+    whitened: bool = True
     width: int = 64
     channels: int = 64
     layers: int = 16
@@ -117,8 +117,7 @@ class SpeechVQVAE(nn.Module):
                 Encoder(replace(picture, channels=config.hidden), dims=1, strides=_strides_left(config, self.frame)),
             )
         _keep_scale(self.encoder)
-        dim = config.quantizer.dim
-        self.normalize = nn.BatchNorm1d(dim, affine=False, momentum=0.05) if config.normalized else nn.Identity()
+        self.whiten = Whitening(config.quantizer.dim) if config.whitened else nn.Identity()
         self.quantizer = build(config.quantizer)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, so far
         self.nothing = nn.Parameter(torch.zeros(config.quantizer.dim))  # in place of a code that is not told
@@ -167,8 +166,8 @@ class SpeechVQVAE(nn.Module):
     def vectors(self, samples: Tensor) -> Tensor:
         """What the quantizer is given of samples (B, N): (B, D, N / hop)."""
         if self.config.hears == "waveform":
-            return self.normalize(self.encoder(heard(samples)))
-        return self.normalize(self.encoder((spectra(samples, self.frame) - math.log(QUIET)).movedim(-1, 1)))
+            return self.whiten(self.encoder(heard(samples)))
+        return self.whiten(self.encoder((spectra(samples, self.frame) - math.log(QUIET)).movedim(-1, 1)))
 
     def encode(self, samples: Tensor) -> Tensor:
         """Samples (B, N) -> codes (B, N / hop) int64.
