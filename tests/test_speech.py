@@ -179,6 +179,11 @@ def test_whitened_vectors_have_as_much_variance_in_one_direction_as_in_another()
     assert nothing.var() < 2 and torch.isfinite(nothing).all()  # there is nothing in seven of eight directions
 
 
+def test_what_never_changes_is_whitened_to_nothing():
+    layer = Whitening(8).train()
+    assert torch.equal(layer(torch.full((2, 8, 3), 7.0)), torch.zeros(2, 8, 3))
+
+
 def test_at_the_beginning_nothing_is_quantized():
     torch.manual_seed(0)
     net = SpeechVQVAE(replace(SMALL, startup=2)).train()
@@ -261,16 +266,16 @@ def test_an_utterance_is_the_same_alone_and_among_others(run):
 def test_a_recording_of_anybody_is_converted(corpus, run, tmp_path, capsys):
     wav, out = corpus.parent / "strange" / "up-0.wav", tmp_path / "b.wav"
     for _ in range(2):
-        convert(str(wav), "low", str(out), str(run), seed=1)
+        convert(str(run), str(wav), "low", str(out), seed=1)
     made = sound.load(out, RATE)
     assert len(made) == 900 and "57 codes, 1000 bits a second" in capsys.readouterr().out
     before = out.read_bytes()
-    convert(str(wav), "low", str(out), str(run), seed=1)
+    convert(str(run), str(wav), "low", str(out), seed=1)
     assert out.read_bytes() == before
     with pytest.raises(ValueError, match="--out must end in"):
-        convert(str(wav), "low", str(tmp_path / "b.mp3"), str(run))
+        convert(str(run), str(wav), "low", str(tmp_path / "b.mp3"))
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        convert(str(tmp_path / "none.wav"), "low", str(out), str(run))
+        convert(str(run), str(tmp_path / "none.wav"), "low", str(out))
 
 
 def test_what_it_keeps_is_measured(corpus, run, tmp_path, capsys):

@@ -36,6 +36,9 @@ class ResidualBlock(nn.Module):
         return x + self.pointwise(F.relu(self.spatial(F.relu(x))))
 
 
+SILENT = 1e-6  # variance that is added where there may be none at all
+
+
 class Whitening(nn.Module):
     """Makes vectors (B, D, *grid) have mean 0 and covariance 1 (Huang et al. 2018, without the gradient of either).
 
@@ -56,7 +59,8 @@ class Whitening(nn.Module):
             rows = z.float().movedim(1, -1)  # (B, *grid, D)
             if self.training:
                 self._learn(rows.detach().flatten(0, -2))
-            floor = self.least * self.covariance.diagonal().mean() * torch.eye(len(self.mean), device=z.device)
+            floor = self.least * self.covariance.diagonal().mean() + SILENT
+            floor = floor * torch.eye(len(self.mean), device=z.device)
             whitening = torch.linalg.inv(torch.linalg.cholesky(self.covariance + floor))  # triangular
             return ((rows - self.mean) @ whitening.mT).movedim(-1, 1)
 

@@ -8,17 +8,17 @@ import torch
 from worldmodel import checkpoint
 from worldmodel.data import sound
 from worldmodel.evaluation.sound import plot_sounds
-from worldmodel.experiments.speech.voices import DEFAULT, Voices
+from worldmodel.experiments.speech.voices import Voices
 
 LONGEST = 300  # seconds of a recording
 CODES = 1 << 32  # added to the seed of codes, which are not to be drawn with the numbers that samples are
 
 
 def convert(
+    run: str,
     wav: str,
     speaker: str,
     out: str,
-    run: str = DEFAULT,
     temperature: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
@@ -27,10 +27,10 @@ def convert(
     """Say a recording again in the voice of a speaker.
 
     Args:
+        run: run folder of a VQ-VAE of speech.
         wav: the recording, by anyone.
         speaker: whose voice it gets, one of those that the run learnt from.
         out: file to write, .wav.
-        run: run folder of a VQ-VAE of speech, or the name of voices that are shipped.
         temperature: below 1 is calmer, 0 takes the likeliest sample everywhere.
         seed: the same one gives the same sound.
         device: cpu or cuda.

@@ -15,8 +15,6 @@ from worldmodel.data.sound import SILENCE, waveform_of
 from worldmodel.data.speech import Recordings, Speech, describe
 from worldmodel.names import unknown
 
-SHIPPED = Path(__file__).parents[2] / "pretrained" / "voices"
-DEFAULT = "spoken-digits"
 AT_ONCE = 16  # utterances
 
 
@@ -31,14 +29,13 @@ class Voices:
         self.network, self.speakers, self.rate = network, tuple(speakers), rate
 
     @classmethod
-    def load(cls, run: str | Path = DEFAULT, device: str | torch.device = "cpu") -> "Voices":
-        """Shipped ones by name, or those of a run of ``worldmodel.experiments.speech train``.
+    def load(cls, run: str | Path, device: str | torch.device = "cpu") -> "Voices":
+        """Those of a run of ``worldmodel.experiments.speech train``.
 
         Raises:
-            FileNotFoundError: if there are none.
-            ValueError: if a file of them is damaged, or it is a run of another kind.
+            FileNotFoundError: if a file of it is missing.
+            ValueError: if one is damaged, or it is a run of another kind.
         """
-        run = find(run)
         network = checkpoint.load_speech(Path(run)).to(checkpoint.check_device(device))
         data = checkpoint.read_config(Path(run))["data"]
         return cls(network, data["speakers"], data["rate"])
@@ -107,19 +104,6 @@ class Voices:
         """What the decoder is told of codes (M,), the same alone and among others: (conditions, width)."""
         who = torch.tensor([speaker], device=self.device)
         return self.network.told(len(codes) * self.network.config.hop, who, codes[None].to(self.device))[0]
-
-
-def find(run: str | Path) -> Path:
-    """The folder of shipped voices or of a run.
-
-    Raises:
-        FileNotFoundError: if there is none; the message lists the names.
-    """
-    for folder in (SHIPPED / str(run), Path(run)):
-        if (folder / "config.yaml").is_file():
-            return folder
-    names = sorted(path.parent.name for path in SHIPPED.glob("*/config.yaml"))
-    raise FileNotFoundError(unknown("voices", str(run), ["the folder of a run", *names]))
 
 
 def filled(samples: np.ndarray, hop: int) -> np.ndarray:
