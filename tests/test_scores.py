@@ -11,7 +11,7 @@ from worldmodel.core.dynamics import Batch
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split
 from worldmodel.release import release
-from worldmodel.scores import CopyLast, Unigram, bits, prior_scores, psnr, shuffle_actions
+from worldmodel.scores import Bigram, CopyLast, Unigram, bits, prior_scores, psnr, shuffle_actions
 from worldmodel.world import WorldModel
 
 
@@ -84,3 +84,20 @@ def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
         release(str(world_run), str(store), ["9"], str(tmp_path / "out"))
     with pytest.raises(ValueError, match="episode 3 was not held out: expected one of 9"):
         release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"))
+
+
+def test_a_bigram_knows_what_follows_what_and_a_unigram_does_not():
+    codes = torch.arange(3000) % 3  # 0 1 2 0 1 2 …
+    unigram = Unigram(codes, 3)
+    bigram = Bigram(codes, unigram)
+    forward, backward = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[0, 2, 1, 0]])
+    assert float(bigram.bits(forward)) == pytest.approx(math.log2(3) / 4, abs=0.01)  # the first alone is a guess
+    assert float(bigram.bits(backward)) > 4
+    assert torch.allclose(bigram.probabilities.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_bigram_of_independent_codes_is_the_unigram():
+    codes = torch.randint(40, (2000,), generator=torch.Generator().manual_seed(0))
+    unigram = Unigram(codes, 40)
+    found = Bigram(codes, unigram).bits(torch.randint(40, (20, 100), generator=torch.Generator().manual_seed(1)))
+    assert float(found.mean()) == pytest.approx(math.log2(40), abs=0.05)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import train_config
-from worldmodel import checkpoint
+from worldmodel import checkpoint, config
 from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.layers import Whitening, strided
 from worldmodel.core.prior import SpatialPriorConfig
@@ -17,7 +17,7 @@ from worldmodel.core.speech import TOLD_EVERY, SpeechBatch, SpeechConfig, Speech
 from worldmodel.data import sound
 from worldmodel.experiments.speech.knowing import phonemes
 from worldmodel.experiments.speech.learning import prior, train
-from worldmodel.experiments.speech.measuring import evaluate
+from worldmodel.experiments.speech.measuring import elsewhere, evaluate
 from worldmodel.experiments.speech.using import convert, sample
 from worldmodel.experiments.speech.voices import Voices, filled, mean_bits
 
@@ -302,7 +302,9 @@ def test_codes_are_named_after_phonemes(corpus, run, tmp_path, capsys):
     assert [len(found) for found in rows.values()] == [1, 2, 2, 2, 2]
     frequent = rows["most frequent phoneme"][0]
     assert frequent["learnt"]["mean"] == pytest.approx(0.5, abs=0.05)  # aa and s are equally long
-    assert rows["VQ-VAE"][0]["learnt"]["mean"] >= frequent["learnt"]["mean"]
+    known, guessed = (rows[name][0]["held_out"]["mean"] for name in ("k-means of log-mel", "random codes"))
+    assert guessed == pytest.approx(0.5, abs=0.1) and known > guessed + 0.05  # tones that rise and fall tell something
+    assert set(rows["VQ-VAE"][0]) == {"learnt", "held_out", "unheard", "perplexity", "speaker"}
     assert "unheard %" in (tmp_path / "out" / "phonemes.txt").read_text()
     different = tmp_path / "different"
     sizes = replace(SMALL, strides=(2, 4, 4))
@@ -323,6 +325,42 @@ def test_a_prior_says_what_nobody_said(corpus, run, tmp_path, capsys):
     assert len(first) == 30 * 16 and not np.array_equal(first, second)
     with pytest.raises(ValueError, match="smaller"):
         prior(str(corpus), str(run), str(folder), sizes, train_config(steps=2), length=100_000)
+
+
+def test_shuffled_codes_are_of_recordings_that_say_something_else():
+    texts = ["one", "two", "one", "three", ""]
+    found = elsewhere(texts, seed=0)
+    assert found == elsewhere(texts, seed=0) and len(found) == 5
+    assert all(place != other and (texts[place] != texts[other]) for place, other in enumerate(found))
+    assert elsewhere(["one"], 0) == elsewhere(["one", "one"], 0) == []
+
+
+def test_a_mistake_is_one_line_on_the_command_line(run, tmp_path, monkeypatch, capsys):
+    wav = tmp_path / "a.wav"
+    programs = {"convert": convert, "train": train}
+    for content, message in ((b"", "is no sound file"), (b"RIFF\x24\x00\x00\x00WAVE", "is no sound file")):
+        wav.write_bytes(content)
+        with pytest.raises(SystemExit) as stopped:
+            config.run(
+                programs, ["convert", "--run", str(run), "--wav", str(wav), "--speaker", "low", "--out", "b.wav"]
+            )
+        error = capsys.readouterr().err
+        assert stopped.value.code == 1 and error.count("\n") == 1 and message in error and str(wav) in error
+    sound.save(wav, np.zeros(500, np.float32), RATE)  # silence is fine
+    config.run(programs, f"convert --run {run} --wav {wav} --speaker low --out {tmp_path / 'b.wav'}".split())
+    assert len(sound.load(tmp_path / "b.wav", RATE)) == 500
+
+
+def test_a_run_does_not_go_on_with_other_recordings(corpus, run):
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match="was trained on speech with rate 4000, got 8000"):
+        train(str(corpus), str(run), 8000, SMALL, train_config(steps=6), batch=4, length=256)
+    lines = corpus.read_text().splitlines()
+    fewer = corpus.parent / "fewer.csv"
+    fewer.write_text("\n".join(line for line in lines if "up-1" not in line) + "\n")
+    with pytest.raises(ValueError, match="with learnt 18, got 16"):
+        train(str(fewer), str(run), RATE, SMALL, train_config(steps=6), batch=4, length=256)
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_recordings_of_others_are_refused(corpus, run, tmp_path):
