@@ -111,7 +111,7 @@ def test_what_it_keeps_is_measured(corpus, run, tmp_path, capsys):
         and (tmp_path / "training.png").exists()
         and len(list(tmp_path.glob("*.wav"))) == 9
     )
-    with pytest.raises(ValueError, match="--recordings and --threads must be 1 or more"):
+    with pytest.raises(ValueError, match="--recordings must be 1 or more, got 0"):
         evaluate(str(run), str(corpus), str(tmp_path), recordings=0)
 
 

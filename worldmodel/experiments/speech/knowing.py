@@ -28,7 +28,7 @@ from worldmodel.evaluation.phonemes import (
     random_codes,
     speaker_probe,
 )
-from worldmodel.experiments.speech.voices import Voices, same_speech
+from worldmodel.experiments.speech.voices import Voices, same_speech, use_threads
 from worldmodel.scores import moments
 from worldmodel.tables import aligned
 
@@ -53,9 +53,9 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
         device: cpu or cuda.
         threads: of torch on the CPU.
     """
-    if recordings < 1 or threads < 1:
-        raise ValueError("--recordings and --threads must be 1 or more")
-    torch.set_num_threads(threads)
+    if recordings < 1:
+        raise ValueError(f"--recordings must be 1 or more, got {recordings}")
+    use_threads(threads)
     models = {folder: Voices.load(folder, device) for folder in runs.split(",")}
     first = next(iter(models.values()))
     hop, size = first.network.config.hop, first.network.config.quantizer.codes

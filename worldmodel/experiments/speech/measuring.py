@@ -17,7 +17,7 @@ from worldmodel.data.store import write_atomically
 from worldmodel.data.windows import spread
 from worldmodel.evaluation import plots
 from worldmodel.experiments.speech.again import SECONDS, Again, distances, show, told_apart
-from worldmodel.experiments.speech.voices import Voices, filled, mean_bits, same_speech
+from worldmodel.experiments.speech.voices import Voices, filled, mean_bits, same_speech, use_threads
 from worldmodel.scores import interval
 
 
@@ -53,9 +53,9 @@ def evaluate(
         threads: of torch on the CPU.
     """
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
-    if recordings < 1 or threads < 1:
-        raise ValueError("--recordings and --threads must be 1 or more")
-    torch.set_num_threads(threads)
+    if recordings < 1:
+        raise ValueError(f"--recordings must be 1 or more, got {recordings}")
+    use_threads(threads)
     voices = Voices.load(run, device)
     data, folder = open_speech(speech, voices.rate), Path(out)
     same_speech(Path(run), data)

@@ -8,7 +8,7 @@ import torch
 from worldmodel import checkpoint
 from worldmodel.data import sound
 from worldmodel.evaluation.sound import plot_sounds
-from worldmodel.experiments.speech.voices import Voices
+from worldmodel.experiments.speech.voices import Voices, use_threads
 
 LONGEST = 300  # seconds of a recording
 CODES = 1 << 32  # added to the seed of codes, which are not to be drawn with the numbers that samples are
@@ -93,10 +93,3 @@ def sample(
     shown = {f"{number}: {voices.speakers[speakers[number]]}": said[number] for number in range(min(count, 4))}
     plot_sounds(shown, voices.rate).savefig(Path(out) / "sounds.png", dpi=150, bbox_inches="tight")
     print(f"wrote {count} utterances of {len(said[0]) / voices.rate:.2f} s into {out}")
-
-
-def use_threads(threads: int) -> None:
-    """Let torch use so many; a ValueError for less than one."""
-    if threads < 1:
-        raise ValueError(f"--threads must be 1 or more, got {threads}")
-    torch.set_num_threads(threads)

@@ -140,3 +140,10 @@ def stream(voices: Voices, recordings: Recordings, seed: int) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(recordings)).tolist()
     with tqdm(order, unit="recording", desc="encode", leave=False) as bar:
         return np.concatenate([voices.encode(recordings.read(number)).numpy() for number in bar])
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use so many; a ValueError for less than one."""
+    if threads < 1:
+        raise ValueError(f"--threads must be 1 or more, got {threads}")
+    torch.set_num_threads(threads)
