@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldmodel.core.bottleneck import QuantizerConfig
-from worldmodel.core.layers import Whitening, strided
+from worldmodel.core.layers import strided
 from worldmodel.core.sampling import draw
 from worldmodel.core.speech import TOLD_EVERY, SpeechBatch, SpeechConfig, SpeechVQVAE, heard, jittered, spectra
 from worldmodel.data import sound
@@ -123,28 +123,6 @@ def test_a_tone_is_loudest_in_the_band_of_its_frequency():
     assert int(found[0, 32].argmax()) == 1000 / (8000 / 128)
 
 
-def test_whitened_vectors_have_as_much_variance_in_one_direction_as_in_another():
-    random = torch.Generator().manual_seed(0)
-    loud = torch.randn(64, 1, 100, generator=random)
-    z = 5 + loud + 0.05 * torch.randn(64, 8, 100, generator=random)  # nearly a line
-    layer = Whitening(8, least=1e-6).train()
-    for part in z.split(4):
-        layer(part)
-    flat = layer.eval()(z).movedim(1, -1).flatten(0, 1)
-    assert torch.allclose(flat.mT.cov(), torch.eye(8), atol=0.3)
-    assert flat.mean(0).abs().max() < 0.3
-    faint = Whitening(8).train()
-    for part in (torch.randn(4, 1, 100, generator=random).expand(-1, 8, -1) for _ in range(20)):
-        faint(part)
-    nothing = faint.eval()(torch.randn(4, 1, 100, generator=random).expand(-1, 8, -1))
-    assert nothing.var() < 2 and torch.isfinite(nothing).all()  # there is nothing in seven of eight directions
-
-
-def test_what_never_changes_is_whitened_to_nothing():
-    layer = Whitening(8).train()
-    assert torch.equal(layer(torch.full((2, 8, 3), 7.0)), torch.zeros(2, 8, 3))
-
-
 def test_at_the_beginning_nothing_is_quantized():
     torch.manual_seed(0)
     net = SpeechVQVAE(replace(SMALL, startup=2)).train()
@@ -153,6 +131,20 @@ def test_at_the_beginning_nothing_is_quantized():
         _, metrics = net(batch(), torch.Generator().manual_seed(step))
         assert ("perplexity" in metrics) == (step == 2)
         assert torch.equal(net.quantizer.codebook, before) == (step < 2)
+
+
+def test_a_wavenet_waits_until_the_codes_mean_something():
+    torch.manual_seed(0)
+    net = SpeechVQVAE(replace(SMALL, plain=0.5, alone=2)).train()
+    for step in range(3):
+        net.zero_grad()
+        loss, metrics = net(batch(), torch.Generator().manual_seed(step))
+        loss.backward()
+        assert ("bits_per_sample" in metrics) == (step == 2)
+        assert (net.net.logits.weight.grad is None) == (step < 2)
+        assert all(part.grad is not None and part.grad.abs().sum() > 0 for part in net.encoder.parameters())
+    with pytest.raises(ValueError, match="give it a weight"):
+        replace(SMALL, alone=2)
 
 
 def test_the_first_codes_differ_where_the_sound_does():

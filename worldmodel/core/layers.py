@@ -39,41 +39,6 @@ class ResidualBlock(nn.Module):
 SILENT = 1e-6  # variance that is added where there may be none at all
 
 
-class Whitening(nn.Module):
-    """Makes vectors (B, D, *grid) have mean 0 and covariance 1 (Huang et al. 2018, without the gradient of either).
-
-    Mean and covariance are moving averages over what is seen in training. A direction with less than ``least`` of the
-    mean variance stays smaller than the others: there is nothing in it.
-    """
-
-    def __init__(self, dim: int, momentum: float = 0.05, least: float = 1e-2) -> None:
-        super().__init__()
-        self.momentum, self.least = momentum, least
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("covariance", torch.eye(dim))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    @torch.compiler.disable
-    def forward(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):
-            rows = z.float().movedim(1, -1)  # (B, *grid, D)
-            if self.training:
-                self._learn(rows.detach().flatten(0, -2))
-            floor = self.least * self.covariance.diagonal().mean() + SILENT
-            floor = floor * torch.eye(len(self.mean), device=z.device)
-            whitening = torch.linalg.inv(torch.linalg.cholesky(self.covariance + floor))  # triangular
-            return ((rows - self.mean) @ whitening.mT).movedim(-1, 1)
-
-    @torch.no_grad()
-    def _learn(self, rows: Tensor) -> None:
-        momentum = max(self.momentum, 1 / (1 + float(self.steps)))  # at first the mean of all that was seen
-        mean = workers.mean(rows.mean(0))
-        self.mean.lerp_(mean, momentum)
-        about = rows - self.mean
-        self.covariance.lerp_(workers.mean(about.mT @ about / len(rows)), momentum)
-        self.steps += 1
-
-
 def gated(x: Tensor, dim: int = -1) -> Tensor:
     """tanh(a)·sigmoid(b) of the two halves of ``x`` along ``dim`` (van den Oord et al. 2016, eq. 2)."""
     a, b = x.chunk(2, dim)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.bottleneck import QuantizerConfig
-from worldmodel.core.layers import TRANSPOSED_CONVOLUTION, ResidualBlock, Whitening
+from worldmodel.core.layers import TRANSPOSED_CONVOLUTION, ResidualBlock
 from worldmodel.core.quantizer import build, perplexity
 from worldmodel.core.vqvae import Encoder, VQVAEConfig
 from worldmodel.core.wavenet import WaveNet
@@ -21,7 +21,7 @@ from worldmodel.core.wavenet import WaveNet
 LEVELS = 256  # of a sample, mu-law
 TOLD_EVERY = 8  # samples that a code, widened by transposed convolutions, is told to at least
 FRAME = 64  # samples between two spectra, at least
-QUIET = 3e-3  # added to magnitudes: below it there is the noise of eight bits
+QUIET = 1e-3  # added to magnitudes; a sine of amplitude 1 has 1/2
 
 
 class SpeechBatch(NamedTuple):
@@ -46,8 +46,6 @@ class SpeechConfig:
         residual_hidden: channels between the two convolutions of a residual block.
         residual_blocks: of them, in the encoder and before the decoder.
         quantizer: the codebook between encoder and decoder.
-        whitened: bring the vectors that are quantized to mean 0 and all their directions to variance 1. How loud a
-            sound is makes most of what an encoder knows at first, and codes would be places on a line of loudness.
         width: channels of what the decoder is told of codes and speaker.
         channels: of the decoder's layers.
         layers: of the decoder.
@@ -56,10 +54,12 @@ class SpeechConfig:
         jitter: chance of a code to be replaced by a neighbour in training (Chorowski et al. 2019, section III-C).
         untold: share of the pieces whose codes the decoder is not told in training, so that it knows what to do then;
             with 1 it is a WaveNet that only knows who speaks.
-        plain: weight of a plain readout, which must tell the spectrum from what the decoder is told alone: its squared
-            error in nepers. The WaveNet does well without codes, so that little else asks them for anything.
-        startup: steps at the beginning that quantize nothing, as in the second paper's own code. A codebook that begins
-            on an encoder that knows loudness alone is a line, and holds the encoder to it.
+        plain: weight of a plain readout, which must tell the mean spectrum of each code from what the decoder is told
+            alone: its squared error in nepers. The WaveNet does well without codes, so that little else asks them for anything.
+        alone: steps at the beginning in which nothing but that is learnt. They cost a fortieth, and the WaveNet finds
+            codes that tell it something.
+        startup: steps at the beginning that quantize nothing, as in the second paper's own code: a codebook should
+            begin on vectors that mean something. In many of them the vectors come to hold who speaks.
     """
 
     speakers: int = 1
@@ -69,7 +69,6 @@ class SpeechConfig:
     residual_hidden: int = 64
     residual_blocks: int = 2
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    whitened: bool = True
     width: int = 64
     channels: int = 64
     layers: int = 16
@@ -78,6 +77,7 @@ class SpeechConfig:
     jitter: float = 0.0
     untold: float = 0.1
     plain: float = 0.0
+    alone: int = 0
     startup: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +87,8 @@ class SpeechConfig:
         for name in ("jitter", "untold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.alone and not self.plain:
+            raise ValueError(f"model.alone = {self.alone} steps learn from model.plain, which is 0; give it a weight")
 
     @property
     def hop(self) -> int:
@@ -117,7 +119,6 @@ class SpeechVQVAE(nn.Module):
                 Encoder(replace(picture, channels=config.hidden), dims=1, strides=_strides_left(config, self.frame)),
             )
         _keep_scale(self.encoder)
-        self.whiten = Whitening(config.quantizer.dim) if config.whitened else nn.Identity()
         self.quantizer = build(config.quantizer)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, so far
         self.nothing = nn.Parameter(torch.zeros(config.quantizer.dim))  # in place of a code that is not told
@@ -136,38 +137,39 @@ class SpeechVQVAE(nn.Module):
         Args:
             generator: for the random choices of training.
         """
-        samples = batch.samples.long()
-        vectors, distance, use = self.vectors(samples), torch.zeros((), device=samples.device), {}
+        samples, begun = batch.samples.long(), not self.training or self.steps >= self.config.alone
+        vectors, metrics = self.vectors(samples), {}
+        loss = torch.zeros((), device=samples.device)
         if not self.training or self.steps >= self.config.startup:
             quantized = self.quantizer(vectors, generator)
-            vectors, distance, use = quantized.vectors, quantized.loss, {"perplexity": perplexity(quantized.counts)}
+            vectors, loss = quantized.vectors, quantized.loss
+            metrics = {"quantizer_loss": quantized.loss.detach(), "perplexity": perplexity(quantized.counts)}
         if self.training:
             self.steps += 1
         if self.training and self.config.jitter:
             vectors = jittered(vectors, self.config.jitter, generator)
+        condition = self.condition(vectors, batch.speakers)
+        if self.config.plain:
+            parts = vectors.shape[2], -1  # of each code
+            truth = spectra(samples, self.frame).unflatten(1, parts).mean(2)  # (B, codes, frame + 1)
+            error = F.mse_loss(self.plain(condition.unflatten(1, parts).mean(2)).float(), truth)
+            loss, metrics["spectral_error"] = loss + self.config.plain * error, error.detach()
+        if not begun:
+            return loss, metrics
         if self.training and self.config.untold:
             told = torch.rand(len(samples), 1, 1, generator=generator, device=samples.device) >= self.config.untold
-            vectors = torch.where(told, vectors, self.nothing[:, None])
-        condition = self.condition(vectors, batch.speakers)
+            nothing = self.told(samples.shape[1], batch.speakers, None)
+            condition = torch.where(told, condition, nothing)
         nats = self._nats(samples, condition)
         inside = torch.arange(samples.shape[1], device=samples.device) < batch.lengths[:, None]
         mean = (nats * inside).sum() / inside.sum()
-        loss = mean + distance
-        if self.config.plain:
-            each = condition.unflatten(1, (samples.shape[1] // self.frame, -1)).mean(2)  # (B, frames, width)
-            error = F.mse_loss(self.plain(each).float(), spectra(samples, self.frame))
-            loss, use = loss + self.config.plain * error, {**use, "spectral_error": error.detach()}
-        return loss, {
-            "bits_per_sample": mean.detach() / math.log(2),
-            "quantizer_loss": distance.detach(),
-            **use,
-        }
+        return loss + mean, {"bits_per_sample": mean.detach() / math.log(2), **metrics}
 
     def vectors(self, samples: Tensor) -> Tensor:
         """What the quantizer is given of samples (B, N): (B, D, N / hop)."""
         if self.config.hears == "waveform":
-            return self.whiten(self.encoder(heard(samples)))
-        return self.whiten(self.encoder((spectra(samples, self.frame) - math.log(QUIET)).movedim(-1, 1)))
+            return self.encoder(heard(samples))
+        return self.encoder((spectra(samples, self.frame) - math.log(QUIET)).movedim(-1, 1))
 
     def encode(self, samples: Tensor) -> Tensor:
         """Samples (B, N) -> codes (B, N / hop) int64.
@@ -210,13 +212,14 @@ def heard(samples: Tensor) -> Tensor:
 
 
 def spectra(samples: Tensor, frame: int) -> Tensor:
-    """Logarithms of the magnitudes of mu-law codes (B, N), companded: (B, N / frame, frame + 1) float32.
+    """Logarithms of the magnitudes of mu-law codes (B, N): (B, N / frame, frame + 1) float32.
 
     Each is of two frames of samples about the middle of one: too few to tell the pitch of most voices.
     """
     with torch.autocast(samples.device.type, enabled=False):
-        before, after = frame // 2, frame - frame // 2
-        x = F.pad(heard(samples)[:, 0], (before, after))  # (B, N + frame)
+        curved = heard(samples)[:, 0]
+        x = curved.sign() * torch.expm1(curved.abs() * math.log(LEVELS)) / (LEVELS - 1)  # G.711's curve undone
+        x = F.pad(x, (frame // 2, frame - frame // 2))  # (B, N + frame)
         window = torch.hann_window(2 * frame, device=x.device)
         found = torch.stft(x, 2 * frame, frame, window=window, center=False, return_complex=True)
         return (found.abs() / frame + QUIET).log().movedim(1, -1)

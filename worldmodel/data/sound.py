@@ -17,6 +17,8 @@ from worldmodel.data.store import write_atomically
 SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")
 SILENCE = 128
 MU = 255
+LEVEL = 0.1  # root mean square that recordings are brought to
+LEAST = 1e-3  # of them, below which there is nothing but noise to make louder
 LOUDEST = 16.0  # a peak of floats above this is of another scale, not of a loud recording
 UNKNOWN = 0x7FFF0000  # sizes from here on stand in files that were written to a pipe
 
@@ -97,6 +99,11 @@ def save(path: str | Path, waveform: np.ndarray, rate: int) -> None:
     _package("soundfile").write(file, waveform.clip(-1, 1), rate, format="WAV", subtype="PCM_16")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, file.getvalue())
+
+
+def levelled(waveform: np.ndarray) -> np.ndarray:
+    """A waveform (N,) as loud as all others, by no more than 40 dB: at a root mean square of ``LEVEL``."""
+    return waveform * np.float32(LEVEL / max(LEAST, float(np.sqrt(np.mean(np.square(waveform))))))
 
 
 def mu_law(waveform: np.ndarray) -> np.ndarray:

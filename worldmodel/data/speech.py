@@ -57,8 +57,8 @@ class Recordings:
         return codes
 
     def waveform(self, index: int) -> np.ndarray:
-        """A recording as it was before it became codes, (N,) float32; raises as :func:`sound.load`."""
-        return sound.load(self.paths[index], self.rate)
+        """A recording before it becomes codes, as loud as all others, (N,) float32; raises as :func:`sound.load`."""
+        return sound.levelled(sound.load(self.paths[index], self.rate))
 
     def phonemes(self, index: int) -> Phonemes:
         """What is said when, from the .phn file beside a recording; raises as :func:`phonemes.read_phn`."""

@@ -1,5 +1,6 @@
 """Small nets that listen to sounds: which word is said, and whose voice says it."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,13 +10,16 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from worldmodel.evaluation.sound import BANDS, levelled, log_mel
+from worldmodel.data.sound import levelled
+from worldmodel.evaluation.sound import BANDS, DECIBELS, log_mel
 
 WIDTHS = (24, 48, 64, 96)
 BATCH = 32
 LONGEST = 200  # frames of a sound that are learnt from at a time, from a random place on
 SHIFT = 8  # frames that may be missing at the beginning
 MASKED_BANDS, MASKED_SHARE = 8, 0.2  # at most, of the bands and of the time
+NOISE = -50.0, 0.0  # dB of noise to the sound's mean power, drawn evenly between
+COLOUR = 15.0  # dB that the noise may rise or fall from the middle of the bands to either end
 
 
 class Listener(nn.Module):
@@ -47,7 +51,7 @@ class Listener(nn.Module):
 
     def hear(self, waveform: Tensor | np.ndarray) -> Tensor:
         """What the net is shown of a waveform (N,), (frames, BANDS): its log-mel, whatever its level, normalized."""
-        return (log_mel(levelled(waveform).to(self.mean.device), self.rate) - self.mean) / self.deviation
+        return (log_mel(levelled(np.asarray(waveform)), self.rate).to(self.mean.device) - self.mean) / self.deviation
 
 
 def train_listener(
@@ -60,8 +64,8 @@ def train_listener(
 ) -> Listener:
     """Teach a listener to tell ``labels`` (N,) from N waveforms of any lengths; the same seed gives the same one.
 
-    It learns from pieces of the sounds, with stretches of time and of frequency blanked (Park et al. 2019,
-    SpecAugment).
+    It learns from pieces of the sounds with noise of some colour, and with stretches of time and of frequency blanked
+    (Park et al. 2019, SpecAugment): what is synthesized is to be judged by what it says, not by how clean it is.
 
     Raises:
         ValueError: if there are not as many labels as waveforms, fewer than two, or a label is not in [0, classes).
@@ -76,18 +80,18 @@ def train_listener(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         listener = Listener(classes, rate)
-        heard = [listener.hear(waveform) for waveform in waveforms]
-        frames = torch.cat(heard)
+        heard = [listener.hear(waveform) for waveform in waveforms]  # as they are: mean 0, deviation 1
+        frames = torch.cat([_noisy(mel) for mel in heard])
         listener.mean.copy_(frames.mean(0))
         listener.deviation.copy_(frames.std(0, correction=0).clamp_min(1e-3))
-        heard = [(mel - listener.mean) / listener.deviation for mel in heard]
         optimizer = torch.optim.AdamW(listener.parameters(), weight_decay=0.01)
         steps = epochs * max(1, len(heard) // BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
         with tqdm(total=steps, unit="step", desc="listener", leave=False) as bar:
             for _ in range(epochs):
                 for rows in torch.randperm(len(heard)).tensor_split(steps // epochs):
-                    loss = F.cross_entropy(listener(*_batch([_disturbed(heard[row]) for row in rows])), labels[rows])
+                    shown = [_disturbed((_noisy(heard[row]) - listener.mean) / listener.deviation) for row in rows]
+                    loss = F.cross_entropy(listener(*_batch(shown)), labels[rows])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -107,6 +111,15 @@ def verdicts(listener: Listener, waveforms: Sequence[Tensor | np.ndarray]) -> Te
 def _batch(mels: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(T, BANDS) each -> (B, longest, BANDS), zero beyond the lengths, and the lengths (B,)."""
     return pad_sequence(mels, batch_first=True), torch.tensor([len(mel) for mel in mels], device=mels[0].device)
+
+
+def _noisy(mel: Tensor) -> Tensor:
+    """A log-mel (T, BANDS) with the power of noise added, whose level and colour are drawn."""
+    level, tilt = torch.empty(()).uniform_(*NOISE), torch.empty(()).uniform_(-COLOUR, COLOUR)
+    decibels = level + tilt * torch.linspace(-1, 1, BANDS)
+    power = -torch.rand(mel.shape).clamp_min(1e-6).log()  # of noise: distributed exponentially, mean 1
+    noise = mel.logsumexp((0, 1)) - math.log(mel.numel()) + decibels / DECIBELS + power.log()
+    return torch.logaddexp(mel, noise)
 
 
 def _disturbed(mel: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldmodel.data.sound import levelled
+
 BANDS = 40
 FLOOR = 1e-8  # power of a band below which all is silence; a sine of amplitude 1 has 1/4
 LOWEST_RATE = 4000  # Hz; below it the narrowest bands fall between the lines of the spectrum
-LEVEL = 0.1  # root mean square that sounds are brought to before they are compared
 DECIBELS = 10 / np.log(10)  # in one natural logarithm of a power
 
 
@@ -68,19 +69,13 @@ def mel(frequencies: Tensor) -> Tensor:
     return 2595 * torch.log10(1 + frequencies / 700)
 
 
-def levelled(waveform: Tensor | np.ndarray) -> Tensor:
-    """A waveform (N,) as loud as all others, at a root mean square of ``LEVEL``; silence stays silent."""
-    waveform = torch.as_tensor(waveform, dtype=torch.float32)
-    return waveform * (LEVEL / waveform.square().mean().sqrt().clamp_min(1e-7))
-
-
 def mel_distance(a: Tensor | np.ndarray, b: Tensor | np.ndarray, rate: int) -> float:
     """How far apart two sounds are in dB: the root mean square over bands of what their log-mels differ by.
 
     It is a mean over time, where one of them is stretched to fit the other (:func:`warped`). The sounds are made
     equally loud first, so their levels do not matter.
     """
-    frames = [log_mel(levelled(waveform), rate).double() for waveform in (a, b)]
+    frames = [log_mel(levelled(np.asarray(waveform)), rate).double() for waveform in (a, b)]
     # Not through products, by which a distance of 0 would become 1e-3.
     costs = torch.cdist(*frames, compute_mode="donot_use_mm_for_euclid_dist") * DECIBELS / BANDS**0.5
     return warped(costs.numpy(force=True))

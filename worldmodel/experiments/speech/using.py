@@ -41,7 +41,7 @@ def convert(
     use_threads(threads)
     voices = Voices.load(run, device)
     number = voices.number(speaker)
-    waveform = sound.load(wav, voices.rate)
+    waveform = sound.levelled(sound.load(wav, voices.rate))
     if len(waveform) > LONGEST * voices.rate:
         raise ValueError(f"{wav} lasts {len(waveform) / voices.rate:.0f} s, expected {LONGEST} at most; cut it up")
     codes = voices.encode(sound.mu_law(waveform))
