@@ -68,6 +68,13 @@ def test_channels_are_averaged(tmp_path):
     assert abs(sound.load(tmp_path / "a.wav", 8000) - tone() / 2).max() < 2**-14
 
 
+def test_all_sounds_are_as_loud_but_those_that_are_nothing_but_noise():
+    for factor in (2.0, 0.3, 0.02):
+        assert float(np.sqrt(np.mean(sound.levelled(factor * tone()) ** 2))) == pytest.approx(sound.LEVEL, rel=1e-5)
+    assert np.array_equal(sound.levelled(np.zeros(9, np.float32)), np.zeros(9))
+    assert abs(sound.levelled(1e-5 * tone())).max() == pytest.approx(100 * 1e-5 * abs(tone()).max())
+
+
 def test_silence_is_a_sound(tmp_path):
     sound.save(tmp_path / "a.wav", np.zeros(100), 8000)
     assert (sound.mu_law(sound.load(tmp_path / "a.wav", 8000)) == sound.SILENCE).all()

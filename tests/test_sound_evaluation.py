@@ -133,6 +133,17 @@ def test_a_listener_tells_tones_apart_and_the_seed_makes_it():
     assert torch.allclose(found.sum(-1), torch.ones(20))
 
 
+def test_a_listener_who_learnt_clean_sounds_minds_no_noise():
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(84) % 2
+    lengths = torch.randint(800, 3000, (84,), generator=generator).tolist()
+    clean = [tone((500, 900)[label], length, 8000, 0.3, length) for label, length in zip(labels, lengths, strict=True)]
+    listener = train_listener(clean[:64], labels[:64], classes=2, rate=8000, epochs=6, seed=3)
+    for amplitude in (0.1, 0.2):
+        noisy = [sound + amplitude * torch.randn(len(sound), generator=generator) for sound in clean[64:]]
+        found = verdicts(listener, noisy).argmax(-1)
+        assert (found == labels[64:]).float().mean() >= 0.95  # 0.6 if no noise is added in learning
+
+
 def test_a_sound_is_judged_the_same_alone_in_a_batch_and_at_any_level():
     torch.manual_seed(0)
     listener = Listener(3, 8000)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from tests.test_speech_model import SMALL
 from worldmodel import checkpoint, config
 from worldmodel.core.prior import SpatialPriorConfig
 from worldmodel.data import sound
+from worldmodel.experiments.speech import voices
 from worldmodel.experiments.speech.knowing import phonemes
 from worldmodel.experiments.speech.learning import prior, train
 from worldmodel.experiments.speech.measuring import elsewhere, evaluate
-from worldmodel.experiments.speech.using import convert, sample
+from worldmodel.experiments.speech.using import convert, sample, ship
 from worldmodel.experiments.speech.voices import Voices, filled
 
 RATE = 4000
@@ -87,16 +89,43 @@ def test_an_utterance_is_the_same_alone_and_among_others(run):
 def test_a_recording_of_anybody_is_converted(corpus, run, tmp_path, capsys):
     wav, out = corpus.parent / "strange" / "up-0.wav", tmp_path / "b.wav"
     for _ in range(2):
-        convert(str(run), str(wav), "low", str(out), seed=1)
+        convert(str(wav), "low", str(out), str(run), seed=1)
     made = sound.load(out, RATE)
     assert len(made) == 900 and "57 codes, 1000 bits a second" in capsys.readouterr().out
     before = out.read_bytes()
-    convert(str(run), str(wav), "low", str(out), seed=1)
+    convert(str(wav), "low", str(out), str(run), seed=1)
     assert out.read_bytes() == before
     with pytest.raises(ValueError, match="--out must end in"):
-        convert(str(run), str(wav), "low", str(tmp_path / "b.mp3"))
+        convert(str(wav), "low", str(tmp_path / "b.mp3"), str(run))
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        convert(str(run), str(tmp_path / "none.wav"), "low", str(out))
+        convert(str(tmp_path / "none.wav"), "low", str(out), str(run))
+    with pytest.raises(FileNotFoundError, match=r"unknown voices 'spoken-digit'.*did you mean 'spoken-digits'"):
+        convert(str(wav), "low", str(out), "spoken-digit")
+
+
+def test_voices_that_are_passed_on_name_no_folder(corpus, run, tmp_path, monkeypatch):
+    wav = corpus.parent / "strange" / "up-0.wav"
+    ship(str(run), str(tmp_path / "tones"))
+    monkeypatch.setattr(voices, "SHIPPED", tmp_path)
+    for name in ("tones", str(run)):
+        convert(str(wav), "high", str(tmp_path / f"{Path(name).name}.wav"), name)
+    assert (tmp_path / "tones.wav").read_bytes() == (tmp_path / f"{run.name}.wav").read_bytes()
+    assert str(corpus.parent) not in (tmp_path / "tones" / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="is there already"):
+        ship(str(run), str(tmp_path / "tones"))
+
+
+def test_the_voices_that_come_with_the_package_speak(corpus, tmp_path):
+    shipped = Voices.load()
+    assert shipped.speakers == ("george", "jackson", "lucas", "nicolas", "theo") and shipped.rate == 8000
+    out = tmp_path / "b.wav"
+    config.run(
+        {"convert": convert},
+        f"convert --wav {corpus.parent / 'strange' / 'up-0.wav'} --speaker george --out {out}".split(),
+    )
+    assert len(sound.load(out, 8000)) == 1800 and sound.load(out, 8000).std() > 0.01
+    files = [path for path in (voices.SHIPPED / voices.DEFAULT).iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 6e6
 
 
 def test_what_it_keeps_is_measured(corpus, run, tmp_path, capsys):

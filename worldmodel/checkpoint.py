@@ -39,7 +39,10 @@ from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
 from worldmodel.core.speech import SpeechConfig, SpeechVQVAE
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 from worldmodel.data.store import write_atomically
+from worldmodel.names import unknown
 
+PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # what a configuration says of this machine
+PRETRAINED = Path(__file__).parent / "pretrained"
 S, M = TypeVar("S"), TypeVar("M", bound=nn.Module)  # settings of a model, and the model
 
 
@@ -54,6 +57,38 @@ def check_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"there is no device {str(name)!r} here ({error}); use --device cpu") from error
     return torch.device(name)
+
+
+def names(shipped: Path) -> list[str]:
+    """The models that come with the package in a folder."""
+    return sorted(path.parent.name for path in shipped.glob("*/config.yaml"))
+
+
+def find(what: str, name: str | Path, shipped: Path) -> Path:
+    """The folder of a model that is shipped, or of a run.
+
+    Raises:
+        FileNotFoundError: if there is none; the message lists the names and the nearest one.
+    """
+    for folder in (shipped / str(name), Path(name)):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(unknown(what, str(name), ["the folder of a run", *names(shipped)]))
+
+
+def ship(run: Path, out: Path) -> None:
+    """Copy a model's configuration and weights to be passed on, without the paths of this machine.
+
+    Raises:
+        ValueError: if there is something already.
+    """
+    if out.exists():
+        raise ValueError(f"{out} is there already; remove it, or give another --out")
+    values = read_config(run)
+    values["data"] = {name: value for name, value in values["data"].items() if name not in PATHS}
+    out.mkdir(parents=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    write_tensors(out / "model.safetensors", read_tensors(run / "model.safetensors"))
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

@@ -5,15 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import yaml
 
 from worldmodel import checkpoint, config
 from worldmodel.data.episode import Episode
 from worldmodel.data.store import EpisodeStore, Schema
 from worldmodel.data.windows import split
 from worldmodel.world import WorldModel
-
-PATHS = ("store", "images", "vqvae", "init")  # what a configuration says of this machine
 
 
 def release(run: str, store: str, clips: list[str], out: str, length: int = 56, redrawn: bool = False) -> None:
@@ -48,12 +45,7 @@ def release(run: str, store: str, clips: list[str], out: str, length: int = 56, 
             clip = replace(clip, observations=shown.numpy())
         cuts.append(clip)
     for part in (Path(), Path("vqvae")):
-        values = checkpoint.read_config(origin / part)
-        values["data"] = {name: value for name, value in values["data"].items() if name not in PATHS}
-        (target / part).mkdir(parents=True)
-        (target / part / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        weights = checkpoint.read_tensors(origin / part / "model.safetensors")
-        checkpoint.write_tensors(target / part / "model.safetensors", weights)
+        checkpoint.ship(origin / part, target / part)
     schema = episodes.schema
     context = EpisodeStore.create(
         target / "context",

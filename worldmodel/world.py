@@ -11,13 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint
+from worldmodel.checkpoint import PRETRAINED
 from worldmodel.core.dynamics import Dynamics, Outlook
 from worldmodel.core.graphs import Replayed
 from worldmodel.core.memory import Memory
 from worldmodel.core.vqvae import VQVAE
-from worldmodel.names import unknown
 
-PRETRAINED = Path(__file__).parent / "pretrained"
 DEFAULT = "doom-health-gathering"
 PARTS = {"cpu": 16, "cuda": 1024}  # dreams at once; on a CPU: what a core's cache holds, the compiled loop is made for
 
@@ -184,16 +183,9 @@ class WorldModel:
 
 def names() -> list[str]:
     """The worlds that come with the package."""
-    return sorted(path.parent.name for path in PRETRAINED.glob("*/config.yaml"))
+    return checkpoint.names(PRETRAINED)
 
 
 def find(world: str | Path) -> Path:
-    """The folder of a shipped world or of a run.
-
-    Raises:
-        FileNotFoundError: if there is none; the message lists the names and the nearest one.
-    """
-    for folder in (PRETRAINED / str(world), Path(world)):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise FileNotFoundError(unknown("world", str(world), ["the folder of a run", *names()]))
+    """The folder of a shipped world or of a run; raises as :func:`worldmodel.checkpoint.find`."""
+    return checkpoint.find("world", world, PRETRAINED)

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.core import workers
-
 CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d}
 TRANSPOSED_CONVOLUTION = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 
@@ -34,9 +32,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.pointwise(F.relu(self.spatial(F.relu(x))))
-
-
-SILENT = 1e-6  # variance that is added where there may be none at all
 
 
 def gated(x: Tensor, dim: int = -1) -> Tensor:

@@ -55,7 +55,7 @@ class SpeechConfig:
         untold: share of the pieces whose codes the decoder is not told in training, so that it knows what to do then;
             with 1 it is a WaveNet that only knows who speaks.
         plain: weight of a plain readout, which must tell the mean spectrum of each code from what the decoder is told
-            alone: its squared error in nepers. The WaveNet does well without codes, so that little else asks them for anything.
+            alone: its squared error in nepers. A WaveNet does well without codes: little else asks them for anything.
         alone: steps at the beginning in which nothing but that is learnt. They cost a fortieth, and the WaveNet finds
             codes that tell it something.
         startup: steps at the beginning that quantize nothing, as in the second paper's own code: a codebook should

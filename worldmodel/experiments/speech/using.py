@@ -8,17 +8,17 @@ import torch
 from worldmodel import checkpoint
 from worldmodel.data import sound
 from worldmodel.evaluation.sound import plot_sounds
-from worldmodel.experiments.speech.voices import Voices, use_threads
+from worldmodel.experiments.speech.voices import DEFAULT, Voices, use_threads
 
 LONGEST = 300  # seconds of a recording
 CODES = 1 << 32  # added to the seed of codes, which are not to be drawn with the numbers that samples are
 
 
 def convert(
-    run: str,
     wav: str,
     speaker: str,
     out: str,
+    run: str = DEFAULT,
     temperature: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
@@ -27,10 +27,10 @@ def convert(
     """Say a recording again in the voice of a speaker.
 
     Args:
-        run: run folder of a VQ-VAE of speech.
         wav: the recording, by anyone.
         speaker: whose voice it gets, one of those that the run learnt from.
         out: file to write, .wav.
+        run: run folder of a VQ-VAE of speech, or the name of voices that are shipped.
         temperature: below 1 is calmer, 0 takes the likeliest sample everywhere.
         seed: the same one gives the same sound.
         device: cpu or cuda.
@@ -93,3 +93,15 @@ def sample(
     shown = {f"{number}: {voices.speakers[speakers[number]]}": said[number] for number in range(min(count, 4))}
     plot_sounds(shown, voices.rate).savefig(Path(out) / "sounds.png", dpi=150, bbox_inches="tight")
     print(f"wrote {count} utterances of {len(said[0]) / voices.rate:.2f} s into {out}")
+
+
+def ship(run: str, out: str) -> None:
+    """Copy the voices of a run into a folder that can be passed on: it names no folder of this machine.
+
+    Args:
+        run: run folder of a VQ-VAE of speech.
+        out: folder to write; its name is the voices'.
+    """
+    voices = Voices.load(run)
+    checkpoint.ship(Path(run), Path(out))
+    print(f"wrote {out}: {', '.join(voices.speakers)}, {voices.rate} samples a second")

@@ -15,6 +15,8 @@ from worldmodel.data.sound import SILENCE, waveform_of
 from worldmodel.data.speech import Recordings, Speech, describe
 from worldmodel.names import unknown
 
+SHIPPED = checkpoint.PRETRAINED / "voices"
+DEFAULT = "spoken-digits"
 AT_ONCE = 16  # utterances
 
 
@@ -29,15 +31,16 @@ class Voices:
         self.network, self.speakers, self.rate = network, tuple(speakers), rate
 
     @classmethod
-    def load(cls, run: str | Path, device: str | torch.device = "cpu") -> "Voices":
-        """Those of a run of ``worldmodel.experiments.speech train``.
+    def load(cls, run: str | Path = DEFAULT, device: str | torch.device = "cpu") -> "Voices":
+        """Shipped ones by name, or those of a run of ``worldmodel.experiments.speech train``.
 
         Raises:
-            FileNotFoundError: if a file of it is missing.
-            ValueError: if one is damaged, or it is a run of another kind.
+            FileNotFoundError: if there are none; the message lists the names.
+            ValueError: if a file of them is damaged, or it is a run of another kind.
         """
-        network = checkpoint.load_speech(Path(run)).to(checkpoint.check_device(device))
-        data = checkpoint.read_config(Path(run))["data"]
+        run = checkpoint.find("voices", run, SHIPPED)
+        network = checkpoint.load_speech(run).to(checkpoint.check_device(device))
+        data = checkpoint.read_config(run)["data"]
         return cls(network, data["speakers"], data["rate"])
 
     @property
