@@ -64,7 +64,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
         sizes = voices.network.config.hop, voices.network.config.quantizer.codes
         if sizes != (hop, size):
             raise ValueError(f"{folder} has {sizes[1]} codes of {sizes[0]} samples; --runs must agree, {size} of {hop}")
-        same_speech(Path(folder), data)
+        same_speech(voices.run, data)
     heard = Heard(data, hop, recordings)
     rows = {"most frequent phoneme": [frequent(heard)]}
     for seed in range(len(models)):

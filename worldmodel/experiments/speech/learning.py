@@ -86,7 +86,7 @@ def prior(
 
     Args:
         speech: recordings, as for train.
-        voices: run folder of the VQ-VAE; a copy goes into this run, which is then whole.
+        voices: run folder of the VQ-VAE, or the name of shipped voices; a copy goes into this run, which is then whole.
         run: folder to write checkpoints and metrics into.
         model: sizes; codes, dim and grid are those of the data.
         train: length and speed.
@@ -95,10 +95,9 @@ def prior(
     """
     if length < 1:
         raise ValueError(f"--length must be 1 or more, got {length}")
-    origin, folder = Path(voices), Path(run).absolute()
-    encoder = Voices.load(origin, pick_device(train))
+    encoder, folder = Voices.load(voices, pick_device(train)), Path(run).absolute()
     data, quantizer = open_speech(speech, encoder.rate), encoder.network.config.quantizer
-    same_speech(origin, data)
+    same_speech(encoder.run, data)
     learnt, held_out = (stream(encoder, part, train.seed) for part in (data.learnt, data.held_out))
     for what, codes in (("to learn from", learnt), ("held out", held_out)):
         if len(codes) < length:
@@ -108,7 +107,7 @@ def prior(
     model = replace(model, codes=quantizer.codes, dim=quantizer.dim, grid=(length,))
     torch.manual_seed(train.seed)
     network = SpatialPrior(model, encoder.network.quantizer.codebook.cpu())
-    checkpoint.adopt(folder, origin)
+    checkpoint.adopt(folder, encoder.run)
     checkpoint.begin(
         folder, "speech_prior", model, train, {"speech": speech, "voices": voices, "batch": batch, **describe(data)}
     )

@@ -42,7 +42,7 @@ def evaluate(
     files, sounds.png and training.png. Intervals are of 95 %, over recordings.
 
     Args:
-        run: run folder of a VQ-VAE of speech.
+        run: run folder of a VQ-VAE of speech, or the name of voices that are shipped.
         speech: the recordings, as for train.
         out: folder to write.
         recordings: held-out ones to measure on, evenly spread.
@@ -58,7 +58,7 @@ def evaluate(
     use_threads(threads)
     voices = Voices.load(run, device)
     data, folder = open_speech(speech, voices.rate), Path(out)
-    same_speech(Path(run), data)
+    same_speech(voices.run, data)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = spread(len(data.held_out), recordings).tolist()
     codes = [voices.encode(data.held_out.read(number)[: SECONDS * voices.rate]) for number in numbers]
@@ -78,10 +78,11 @@ def evaluate(
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2).encode())
     print(json.dumps({name: part for name, part in scores.items() if name != "settings"}, indent=2))
     show(again, data.held_out, folder, voices.rate)
-    if (Path(run) / "metrics.jsonl").exists():  # a copy within a prior's run has none
-        curves = plots.training_curves(checkpoint.read_metrics(Path(run)), "bits per sample", "bits_per_sample")
+    if (voices.run / "metrics.jsonl").exists():  # a copy within a prior's run has none, nor have shipped voices
+        rows = [row for row in checkpoint.read_metrics(voices.run) if row["step"] > voices.network.config.alone]
+        curves = plots.training_curves(rows, "bits per sample", "bits_per_sample")
         curves.savefig(folder / "training.png", dpi=150, bbox_inches="tight")
-    print(f"wrote {folder}: scores.json, sounds.png, training.png and some of the sounds")
+    print(f"wrote {folder}: scores.json, pictures and some of the sounds")
 
 
 def bits_per_sample(

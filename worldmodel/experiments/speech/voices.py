@@ -25,10 +25,11 @@ class Voices:
 
     Args:
         rate: samples a second.
+        run: the folder that they came from.
     """
 
-    def __init__(self, network: SpeechVQVAE, speakers: Sequence[str], rate: int) -> None:
-        self.network, self.speakers, self.rate = network, tuple(speakers), rate
+    def __init__(self, network: SpeechVQVAE, speakers: Sequence[str], rate: int, run: Path) -> None:
+        self.network, self.speakers, self.rate, self.run = network, tuple(speakers), rate, run
 
     @classmethod
     def load(cls, run: str | Path = DEFAULT, device: str | torch.device = "cpu") -> "Voices":
@@ -38,10 +39,10 @@ class Voices:
             FileNotFoundError: if there are none; the message lists the names.
             ValueError: if a file of them is damaged, or it is a run of another kind.
         """
-        run = checkpoint.find("voices", run, SHIPPED)
-        network = checkpoint.load_speech(run).to(checkpoint.check_device(device))
-        data = checkpoint.read_config(run)["data"]
-        return cls(network, data["speakers"], data["rate"])
+        folder = checkpoint.find("voices", run, SHIPPED)
+        network = checkpoint.load_speech(folder).to(checkpoint.check_device(device))
+        data = checkpoint.read_config(folder)["data"]
+        return cls(network, data["speakers"], data["rate"], folder)
 
     @property
     def device(self) -> torch.device:
