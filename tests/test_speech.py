@@ -58,15 +58,20 @@ def test_a_recording_is_filled_with_silence_up_to_a_whole_code():
     assert filled(np.zeros(1, np.uint8), 16)[-1] == sound.SILENCE
 
 
-def test_training_writes_a_run_that_loads_and_goes_on(corpus, run, tmp_path):
+def test_training_writes_a_run_that_loads(run):
     voices = Voices.load(run)
     assert voices.speakers == ("high", "low") and voices.rate == RATE
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"bits_per_sample", "bits_per_sample_shuffled", "bits_per_sample_none", "perplexity"} <= set(lines[-1])
+
+
+@pytest.mark.parametrize("alone", [0, 3])
+def test_training_that_was_stopped_goes_on(corpus, tmp_path, alone):
+    model = replace(SMALL, plain=1.0, alone=alone, startup=alone // 2)
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     for folder, steps in ((whole, 4), (parted, 2), (parted, 4)):
         settings = replace(train_config(steps=steps), decay=0.0)
-        train(str(corpus), str(folder), RATE, SMALL, settings, batch=4, length=256)
+        train(str(corpus), str(folder), RATE, model, settings, batch=4, length=256)
     assert checkpoint.digest(whole) == checkpoint.digest(parted)
 
 
