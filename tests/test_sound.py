@@ -75,6 +75,15 @@ def test_all_sounds_are_as_loud_but_those_that_are_nothing_but_noise():
     assert abs(sound.levelled(1e-5 * tone())).max() == pytest.approx(100 * 1e-5 * abs(tone()).max())
 
 
+def test_pauses_make_a_sound_no_louder_and_nothing_is_clipped():
+    paused = np.concatenate([tone(), np.zeros(40_000, np.float32)])
+    assert np.allclose(sound.levelled(paused)[:256], sound.levelled(tone())[:256], rtol=0.05)
+    click = np.zeros(1000, np.float32)
+    click[500] = 0.4
+    assert abs(sound.levelled(click)).max() <= 1
+    assert sound.levelled(np.full(1, 0.5, np.float32)) == pytest.approx(sound.LEVEL)
+
+
 def test_silence_is_a_sound(tmp_path):
     sound.save(tmp_path / "a.wav", np.zeros(100), 8000)
     assert (sound.mu_law(sound.load(tmp_path / "a.wav", 8000)) == sound.SILENCE).all()

@@ -133,15 +133,16 @@ def test_a_listener_tells_tones_apart_and_the_seed_makes_it():
     assert torch.allclose(found.sum(-1), torch.ones(20))
 
 
-def test_a_listener_who_learnt_clean_sounds_minds_no_noise():
+@pytest.mark.parametrize("noise", [True, False])
+def test_a_listener_who_learnt_with_noise_minds_none(noise):
     generator, labels = torch.Generator().manual_seed(0), torch.arange(84) % 2
     lengths = torch.randint(800, 3000, (84,), generator=generator).tolist()
     clean = [tone((500, 900)[label], length, 8000, 0.3, length) for label, length in zip(labels, lengths, strict=True)]
-    listener = train_listener(clean[:64], labels[:64], classes=2, rate=8000, epochs=6, seed=3)
+    listener = train_listener(clean[:64], labels[:64], classes=2, rate=8000, epochs=20, seed=3, noise=noise)
     for amplitude in (0.1, 0.2):
         noisy = [sound + amplitude * torch.randn(len(sound), generator=generator) for sound in clean[64:]]
-        found = verdicts(listener, noisy).argmax(-1)
-        assert (found == labels[64:]).float().mean() >= 0.95  # 0.6 if no noise is added in learning
+        right = (verdicts(listener, noisy).argmax(-1) == labels[64:]).float().mean()
+        assert (right >= 0.95) == noise
 
 
 def test_a_sound_is_judged_the_same_alone_in_a_batch_and_at_any_level():
@@ -218,7 +219,6 @@ def test_features_are_means_over_each_hop():
     assert np.allclose(whole[25], frames[100], atol=1e-4)  # the last hop has but one
     assert np.allclose(phonemes.mel_features(sound, 8000, 100)[1], (60 * frames[1] + 40 * frames[2]) / 100, atol=1e-4)
     assert np.allclose(phonemes.mel_features(sound, 8000, 40)[::2], frames[:101], atol=1e-4)
-    assert np.abs(phonemes.mel_features(sound, 8000, 320, centred=True).mean(0)).max() < 1e-5
 
 
 def test_kmeans_codes_name_what_lies_in_heaps():

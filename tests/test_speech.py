@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from tests.conftest import train_config
@@ -131,6 +132,9 @@ def test_the_voices_that_come_with_the_package_speak(corpus, tmp_path):
     assert len(sound.load(out, 8000)) == 1800 and sound.load(out, 8000).std() > 0.01
     files = [path for path in (voices.SHIPPED / voices.DEFAULT).iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 6e6
+    assert shipped.network.steps == checkpoint.read_config(shipped.run)["train"]["steps"]
+    one, other = shipped.say([torch.zeros(20, dtype=torch.int64)] * 2, [0, 1], seed=1)
+    assert not np.array_equal(one, other)
 
 
 def test_what_it_keeps_is_measured(corpus, run, tmp_path, capsys):
@@ -190,20 +194,47 @@ def test_shuffled_codes_are_of_recordings_that_say_something_else():
     assert elsewhere(["one"], 0) == elsewhere(["one", "one"], 0) == []
 
 
-def test_a_mistake_is_one_line_on_the_command_line(run, tmp_path, monkeypatch, capsys):
-    wav = tmp_path / "a.wav"
-    programs = {"convert": convert, "train": train}
-    for content, message in ((b"", "is no sound file"), (b"RIFF\x24\x00\x00\x00WAVE", "is no sound file")):
-        wav.write_bytes(content)
-        with pytest.raises(SystemExit) as stopped:
-            config.run(
-                programs, ["convert", "--run", str(run), "--wav", str(wav), "--speaker", "low", "--out", "b.wav"]
-            )
-        error = capsys.readouterr().err
-        assert stopped.value.code == 1 and error.count("\n") == 1 and message in error and str(wav) in error
-    sound.save(wav, np.zeros(500, np.float32), RATE)  # silence is fine
-    config.run(programs, f"convert --run {run} --wav {wav} --speaker low --out {tmp_path / 'b.wav'}".split())
-    assert len(sound.load(tmp_path / "b.wav", RATE)) == 500
+def write(path: Path, samples: list[float] | np.ndarray, rate: int = RATE) -> None:
+    soundfile.write(path, np.asarray(samples, np.float32), rate, subtype="FLOAT")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+WAVE = 0.3 * np.sin(np.arange(600))
+BAD = {
+    "is no sound file": lambda path: path.write_bytes(b"RIFF\x24\x00\x00\x00WAVE"),
+    "is cut off": lambda path: (write(path, WAVE), cut(path)),
+    "is empty": lambda path: write(path, []),
+    "no finite numbers": lambda path: write(path, [0.0, np.nan, 0.0]),
+    "there is no file": lambda path: None,
+}
+FINE = {
+    "silent": lambda path: write(path, np.zeros(600)),
+    "stereo": lambda path: write(path, np.stack([WAVE, 0 * WAVE], 1)),
+    "of another rate": lambda path: write(path, np.repeat(WAVE, 2), 2 * RATE),
+    "of one sample": lambda path: write(path, [0.5]),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_recording_is_one_line_on_the_command_line(run, tmp_path, capsys, message):
+    wav, out = tmp_path / "a.wav", tmp_path / "b.wav"
+    BAD[message](wav)
+    with pytest.raises(SystemExit) as stopped:
+        config.run({"convert": convert}, f"convert --run {run} --wav {wav} --speaker low --out {out}".split())
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and error.count("\n") == 1 and message in error and str(wav) in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", FINE)
+def test_a_strange_recording_is_converted(run, tmp_path, kind):
+    wav, out = tmp_path / "a.wav", tmp_path / "b.wav"
+    FINE[kind](wav)
+    config.run({"convert": convert}, f"convert --run {run} --wav {wav} --speaker low --out {out}".split())
+    assert len(sound.load(out, RATE)) == (1 if kind == "of one sample" else 600)
 
 
 def test_a_run_does_not_go_on_with_other_recordings(corpus, run):
@@ -215,6 +246,14 @@ def test_a_run_does_not_go_on_with_other_recordings(corpus, run):
     fewer.write_text("\n".join(line for line in lines if "up-1" not in line) + "\n")
     with pytest.raises(ValueError, match="with learnt 18, got 16"):
         train(str(fewer), str(run), RATE, SMALL, train_config(steps=6), batch=4, length=256)
+    others = corpus.parent / "others_held_out.csv"  # as many
+    swap = {"2": ("learnt", "held_out"), "3": ("held_out", "learnt")}
+    said = [
+        line if line[-4:] == "eard" else line.replace(*swap.get(line.split(".wav")[0][-1], ("", ""))) for line in lines
+    ]
+    others.write_text("\n".join(said) + "\n")
+    with pytest.raises(ValueError, match="with recordings"):
+        evaluate(str(run), str(others), str(corpus.parent / "out"))
     assert (run / "config.yaml").read_bytes() == before
 
 

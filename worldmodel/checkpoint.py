@@ -123,9 +123,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: if it is damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} holds no {path.name}; train a model there with python -m worldmodel.train"
-        )
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; train a model there, or give another folder")
     try:
         tensors = load(path.read_bytes())
         facts = _facts(path)
@@ -209,7 +207,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"{run} holds no config.yaml; train a model there with python -m worldmodel.train")
+        raise FileNotFoundError(f"{run} holds no config.yaml; train a model there, or give another folder")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -19,6 +19,7 @@ SILENCE = 128
 MU = 255
 LEVEL = 0.1  # root mean square that recordings are brought to
 LEAST = 1e-3  # of them, below which there is nothing but noise to make louder
+STRETCH, PAUSE = 256, 1e-4  # samples, and their power beside the loudest as many, below which they are a pause
 LOUDEST = 16.0  # a peak of floats above this is of another scale, not of a loud recording
 UNKNOWN = 0x7FFF0000  # sizes from here on stand in files that were written to a pipe
 
@@ -32,7 +33,7 @@ def load(path: str | Path, rate: int) -> np.ndarray:
         FileNotFoundError: if there is no such file.
         ImportError: without the packages of worldmodel[audio].
         ValueError: naming the file, if it is no sound file, damaged, cut off, holds no samples, or some that are no
-            numbers or of another scale.
+            numbers or of another scale. Of files that are cut off it knows wav, FLAC and Ogg.
     """
     if rate < 1:
         raise ValueError(f"a rate must be 1 sample a second or more, got {rate}")
@@ -102,8 +103,16 @@ def save(path: str | Path, waveform: np.ndarray, rate: int) -> None:
 
 
 def levelled(waveform: np.ndarray) -> np.ndarray:
-    """A waveform (N,) as loud as all others, by no more than 40 dB: at a root mean square of ``LEVEL``."""
-    return waveform * np.float32(LEVEL / max(LEAST, float(np.sqrt(np.mean(np.square(waveform))))))
+    """A waveform (N,), N >= 1, as loud as all others: at a root mean square of ``LEVEL`` without its pauses.
+
+    It gets louder by 40 dB at most, and no sample passes [-1, 1].
+    """
+    starts = np.arange(0, len(waveform), STRETCH)
+    sizes = np.diff(starts, append=len(waveform))
+    energies = np.add.reduceat(np.square(waveform, dtype=np.float64), starts)
+    loud = energies / sizes >= PAUSE * (energies / sizes).max()
+    level = np.sqrt(energies[loud].sum() / sizes[loud].sum())
+    return waveform * np.float32(min(LEVEL / max(LEAST, level), 1 / max(LEAST, np.abs(waveform).max())))
 
 
 def mu_law(waveform: np.ndarray) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Recorded speech, whatever it lies in: what is learnt from, what is held out, and batches of it."""
 
+import hashlib
+import json
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,7 +135,19 @@ def describe(speech: Speech) -> dict[str, Any]:
         "learnt": len(speech.learnt),
         "held_out": len(speech.held_out),
         "unheard": len(speech.unheard) if speech.unheard else 0,
+        "recordings": _digest(speech),
     }
+
+
+def _digest(speech: Speech) -> str:
+    """Twelve hexadecimal digits that say which recordings are in which part, wherever their folder is."""
+    parts = [part for part in (speech.learnt, speech.held_out, speech.unheard) if part]
+    top = os.path.commonpath([path.parent for part in parts for path in part.paths])
+    lines = [
+        sorted(f"{path.relative_to(top).as_posix()}\t{text}" for path, text in zip(part.paths, part.texts, strict=True))
+        for part in parts
+    ]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:12]
 
 
 class SpeechBatches:

@@ -51,7 +51,11 @@ class Listener(nn.Module):
 
     def hear(self, waveform: Tensor | np.ndarray) -> Tensor:
         """What the net is shown of a waveform (N,), (frames, BANDS): its log-mel, whatever its level, normalized."""
-        return (log_mel(levelled(np.asarray(waveform)), self.rate).to(self.mean.device) - self.mean) / self.deviation
+        return self.normalized(log_mel(levelled(np.asarray(waveform)), self.rate).to(self.mean.device))
+
+    def normalized(self, mel: Tensor) -> Tensor:
+        """A log-mel (T, BANDS) with mean 0 and deviation 1 in each band of what was learnt from."""
+        return (mel - self.mean) / self.deviation
 
 
 def train_listener(
@@ -61,11 +65,16 @@ def train_listener(
     rate: int,
     epochs: int = 8,
     seed: int = 0,
+    noise: bool = True,
 ) -> Listener:
     """Teach a listener to tell ``labels`` (N,) from N waveforms of any lengths; the same seed gives the same one.
 
-    It learns from pieces of the sounds with noise of some colour, and with stretches of time and of frequency blanked
-    (Park et al. 2019, SpecAugment): what is synthesized is to be judged by what it says, not by how clean it is.
+    It learns from pieces of the sounds, with stretches of time and of frequency blanked (Park et al. 2019,
+    SpecAugment).
+
+    Args:
+        noise: add some to what it learns from, of any colour and up to the level of the sound, so that it judges what
+            is synthesized by what it says, and not by how clean it is.
 
     Raises:
         ValueError: if there are not as many labels as waveforms, fewer than two, or a label is not in [0, classes).
@@ -81,7 +90,7 @@ def train_listener(
         torch.manual_seed(seed)
         listener = Listener(classes, rate)
         heard = [listener.hear(waveform) for waveform in waveforms]  # as they are: mean 0, deviation 1
-        frames = torch.cat([_noisy(mel) for mel in heard])
+        frames = torch.cat([_noisy(mel) if noise else mel for mel in heard])
         listener.mean.copy_(frames.mean(0))
         listener.deviation.copy_(frames.std(0, correction=0).clamp_min(1e-3))
         optimizer = torch.optim.AdamW(listener.parameters(), weight_decay=0.01)
@@ -90,8 +99,9 @@ def train_listener(
         with tqdm(total=steps, unit="step", desc="listener", leave=False) as bar:
             for _ in range(epochs):
                 for rows in torch.randperm(len(heard)).tensor_split(steps // epochs):
-                    shown = [_disturbed((_noisy(heard[row]) - listener.mean) / listener.deviation) for row in rows]
-                    loss = F.cross_entropy(listener(*_batch(shown)), labels[rows])
+                    pieces = [_piece(heard[row]) for row in rows]
+                    shown = [listener.normalized(_noisy(piece) if noise else piece) for piece in pieces]
+                    loss = F.cross_entropy(listener(*_batch([_blanked(mel) for mel in shown])), labels[rows])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -122,11 +132,16 @@ def _noisy(mel: Tensor) -> Tensor:
     return torch.logaddexp(mel, noise)
 
 
-def _disturbed(mel: Tensor) -> Tensor:
-    """A piece of a log-mel (T, BANDS) that begins a little later, with some bands and some frames blanked."""
+def _piece(mel: Tensor) -> Tensor:
+    """A piece of a log-mel (T, BANDS) that begins a little later, or anywhere if it is long."""
     spare = max(0, len(mel) - LONGEST)
     start = _upto(max(spare, min(SHIFT, len(mel) // 4)))
-    mel = mel[start : start + LONGEST].clone()
+    return mel[start : start + LONGEST]
+
+
+def _blanked(mel: Tensor) -> Tensor:
+    """A log-mel (T, BANDS) in which some bands and some frames are zero."""
+    mel = mel.clone()
     bands, frames = _upto(MASKED_BANDS), _upto(int(MASKED_SHARE * len(mel)))
     first_band, first_frame = _upto(BANDS - bands), _upto(len(mel) - frames)
     mel[:, first_band : first_band + bands] = 0

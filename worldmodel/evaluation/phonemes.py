@@ -65,12 +65,11 @@ def random_codes(labels: Utterances, size: int, seed: int = 0) -> list[np.ndarra
     return [generator.integers(size, size=len(part)) for part in labels]
 
 
-def mel_features(waveform: Tensor | np.ndarray, rate: int, hop: int, centred: bool = False) -> np.ndarray:
+def mel_features(waveform: Tensor | np.ndarray, rate: int, hop: int) -> np.ndarray:
     """The log-mel of a waveform (N,), averaged over each ``hop`` samples: (N / hop, rounded up; BANDS) float32.
 
     Args:
         hop: samples between two codes, of any number: log-mel is a constant over each 10 ms, and that is averaged.
-        centred: take the mean of the utterance from each band, and with it some of the voice and the microphone.
     """
     frames = log_mel(waveform, rate).double()
     count = -(-len(waveform) // hop)
@@ -78,7 +77,7 @@ def mel_features(waveform: Tensor | np.ndarray, rate: int, hop: int, centred: bo
     whole = edges.long().clamp_max(len(frames) - 1)
     area = F.pad(frames.cumsum(0), (0, 0, 1, 0))[whole] + (edges - whole)[:, None] * frames[whole]  # (count + 1, BANDS)
     means = area.diff(dim=0) / edges.diff()[:, None]
-    return (means - means.mean(0) * centred).float().numpy(force=True)
+    return means.float().numpy(force=True)
 
 
 def kmeans(features: Utterances, size: int, seed: int = 0, steps: int = 30) -> np.ndarray:

@@ -74,7 +74,7 @@ class Again:
 
 
 def show(again: Again, recordings: Recordings, folder: Path, rate: int) -> None:
-    """Write some of the sounds, of different speakers if there are such, and draw those of the first."""
+    """Write some of the sounds, evenly spread, and draw those of the first."""
     for place in spread(len(again.numbers), SHOWN).tolist():
         number = again.numbers[place]
         name = f"{again.names[recordings.speakers[number]]} {recordings.paths[number].stem}"
@@ -86,28 +86,41 @@ def show(again: Again, recordings: Recordings, folder: Path, rate: int) -> None:
 def distances(again: Again, recordings: Recordings, rate: int) -> dict[str, dict[str, float]]:
     """Mel distance in dB to the other speaker's own recording of the same text, where one is held out.
 
-    Of the recording, and of it converted. What the codes lose alone is the distance from the recording to it said again
-    by the same speaker.
+    Of the recording, and of it converted. Another text in the same converted voice says how much of that is the voice
+    alone, and one more recording of the other speaker, where there is one, how near it could be. What the codes lose
+    is the distance from the recording to it said again by the same speaker.
     """
-    own = {
-        (speaker, text): n for n, (speaker, text) in enumerate(zip(recordings.speakers, recordings.texts, strict=True))
-    }
-    found: dict[str, list[float]] = {"recorded to target": [], "converted to target": [], "same to recorded": []}
+    texts, found = recordings.texts, {}
+    own: dict[tuple[int, str], list[int]] = {}
+    for n, key in enumerate(zip(recordings.speakers.tolist(), texts, strict=True)):
+        own.setdefault(key, []).append(n)
+
+    def measured(name: str, sound: np.ndarray, other: np.ndarray) -> None:
+        found.setdefault(name, []).append(mel_distance(sound, other, rate))
+
     for place, number in enumerate(again.numbers):
-        found["same to recorded"].append(mel_distance(again.same[place], again.recorded[place], rate))
-        target = again.targets[place] if again.targets else None
-        there = own.get((target, recordings.texts[number])) if recordings.texts[number] else None
-        if there is not None:
-            truth = recordings.waveform(there)[: SECONDS * rate]
-            found["recorded to target"].append(mel_distance(again.recorded[place], truth, rate))
-            found["converted to target"].append(mel_distance(again.converted[place], truth, rate))
-    return {name: {**interval(torch.tensor(values)), "pairs": len(values)} for name, values in found.items() if values}
+        measured("same to recorded", again.same[place], again.recorded[place])
+        target, text = again.targets[place] if again.targets else None, texts[number]
+        there = own.get((target, text), []) if text else []
+        if not there:
+            continue
+        truth, *more = (recordings.waveform(n)[: SECONDS * rate] for n in there[:2])
+        measured("recorded to target", again.recorded[place], truth)
+        measured("converted to target", again.converted[place], truth)
+        order = np.roll(np.arange(len(again.numbers)), -place).tolist()
+        others = (n for n in order if again.targets[n] == target and texts[again.numbers[n]] != text)
+        for other in list(others)[:1]:
+            measured("other words converted to target", again.converted[other], truth)
+        for another in more:
+            measured("target to target", another, truth)
+    return {name: {**interval(torch.tensor(values)), "pairs": len(values)} for name, values in found.items()}
 
 
 def told_apart(again: Again, data: Speech, seed: int) -> dict[str, Any]:
     """How often listeners name the speaker, and what is said if that is one of few things, rightly.
 
-    Of what was converted, they are asked whether it is the other speaker, and whether it is still the first one.
+    Of what was converted, they are asked whether it is the other speaker, and whether it is still the first one. Those
+    who learnt from recordings with noise are asked, and, under "clean", those who learnt from them as they are.
     """
     some = spread(len(data.learnt), LISTENED).tolist()
     texts = sorted({data.learnt.texts[number] for number in some})
@@ -117,22 +130,24 @@ def told_apart(again: Again, data: Speech, seed: int) -> dict[str, Any]:
         return {}
     learnt = [data.learnt.waveform(number)[: SECONDS * data.rate] for number in some]
     kinds = {"recorded": again.recorded, "same speaker": again.same, "converted": again.converted}
-    result: dict[str, Any] = {}
 
-    def asked(labels: Sequence[int], classes: int) -> dict[str, Tensor]:
-        listener = train_listener(learnt, labels, classes, data.rate, seed=seed)
+    def asked(labels: Sequence[int], classes: int, noise: bool) -> dict[str, Tensor]:
+        listener = train_listener(learnt, labels, classes, data.rate, seed=seed, noise=noise)
         return {name: verdicts(listener, part).argmax(-1) for name, part in kinds.items() if part}
 
-    if len(data.speakers) > 1:
-        speakers, targets = torch.tensor(again.speakers), torch.tensor(again.targets)
-        answers = asked(data.learnt.speakers[some].tolist(), len(data.speakers))
-        result["speaker"] = {
-            name: interval((answer == speakers).float()) for name, answer in answers.items() if name != "converted"
-        }
-        result["speaker"]["converted is the other"] = interval((answers["converted"] == targets).float())
-        result["speaker"]["converted is the first"] = interval((answers["converted"] == speakers).float())
-    if few:
-        truth = torch.tensor([texts.index(text) for text in said])
-        answers = asked([texts.index(data.learnt.texts[number]) for number in some], len(texts))
-        result["text"] = {name: interval((answer == truth).float()) for name, answer in answers.items()}
-    return result
+    def heard(noise: bool) -> dict[str, dict[str, Any]]:
+        result = {}
+        if len(data.speakers) > 1:
+            speakers, targets = torch.tensor(again.speakers), torch.tensor(again.targets)
+            answers = asked(data.learnt.speakers[some].tolist(), len(data.speakers), noise)
+            converted = answers.pop("converted")
+            result["speaker"] = {name: interval((answer == speakers).float()) for name, answer in answers.items()}
+            result["speaker"]["converted is the other"] = interval((converted == targets).float())
+            result["speaker"]["converted is the first"] = interval((converted == speakers).float())
+        if few:
+            truth = torch.tensor([texts.index(text) for text in said])
+            answers = asked([texts.index(data.learnt.texts[number]) for number in some], len(texts), noise)
+            result["text"] = {name: interval((answer == truth).float()) for name, answer in answers.items()}
+        return result
+
+    return {**heard(noise=True), "clean": heard(noise=False)}

@@ -47,6 +47,8 @@ def train(
     data, folder = open_speech(speech, rate), Path(run).absolute()
     same_speech(folder, data)
     model = replace(model, speakers=len(data.speakers))
+    if model.alone >= train.steps:
+        print(f"model.alone leaves the WaveNet none of the {train.steps} steps: its codes can be measured, not heard")
     torch.manual_seed(train.seed)
     network = SpeechVQVAE(model)
     checkpoint.begin(

@@ -68,6 +68,7 @@ def evaluate(
         "settings": settings,
         "recordings": len(numbers),
         "bits_per_second": float(np.log2(len(counts)) * voices.rate / voices.network.config.hop),
+        "bits_of_codes_per_sample": float(np.log2(len(counts)) / voices.network.config.hop),
         "bits_per_sample": bits_per_sample(voices, data.held_out, numbers, codes, seed),
         "perplexity": float(perplexity(counts)),
         "codes_used": int((counts > 0).sum()),

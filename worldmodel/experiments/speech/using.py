@@ -103,5 +103,8 @@ def ship(run: str, out: str) -> None:
         out: folder to write; its name is the voices'.
     """
     voices = Voices.load(run)
-    checkpoint.ship(Path(run), Path(out))
+    steps = checkpoint.read_config(voices.run)["train"]["steps"]
+    if voices.network.steps < steps:
+        raise ValueError(f"{run} is at step {int(voices.network.steps)} of {steps}; let it come to its end first")
+    checkpoint.ship(voices.run, Path(out))
     print(f"wrote {out}: {', '.join(voices.speakers)}, {voices.rate} samples a second")
