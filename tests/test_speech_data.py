@@ -158,6 +158,18 @@ def test_a_damaged_recording_is_named_when_it_is_read(tmp_path):
             use(1)
 
 
+def test_what_is_cut_off_or_empty_is_named_before_anything_is_learnt(tmp_path):
+    digits(tmp_path)
+    learnt = open_speech(tmp_path, RATE).learnt
+    whole = learnt.paths[1].read_bytes()
+    learnt.paths[1].write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match=r"0_theo_5\.wav is cut off: its last 5 bytes are missing"):
+        SpeechBatches(learnt, 1, 8, 0)
+    sound.save(learnt.paths[1], np.zeros(0), RATE)
+    with pytest.raises(ValueError, match=r"0_theo_5\.wav is empty"):
+        SpeechBatches(learnt, 1, 8, 0)
+
+
 def test_what_was_read_is_kept_up_to_a_size(tmp_path):
     digits(tmp_path)
     found = open_speech(tmp_path, RATE).learnt

@@ -40,9 +40,7 @@ def load(path: str | Path, rate: int) -> np.ndarray:
     path, soundfile = Path(path), _package("soundfile")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    missing = _missing(path)
-    if missing:
-        raise ValueError(f"{path} is cut off: its last {missing} bytes are missing; copy it again")
+    _check_whole(path)
     try:
         with soundfile.SoundFile(path) as file:
             there, length = file.samplerate, file.frames
@@ -76,13 +74,16 @@ def header(path: str | Path) -> tuple[int, int]:
 
     Raises:
         ImportError: without the packages of worldmodel[audio].
-        ValueError: naming the file, if it is no sound file.
+        ValueError: naming the file, if it is no sound file, a wav file that is cut off, or holds no samples.
     """
     soundfile = _package("soundfile")
     try:
         found = soundfile.info(path)
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(f"{path} is no sound file, or damaged: {error}") from error
+    _check_whole(path)
+    if not found.frames:
+        raise ValueError(f"{path} is empty: it holds no samples; leave it out")
     return found.frames, found.samplerate
 
 
@@ -138,6 +139,12 @@ def _levels() -> np.ndarray:
 
 
 _LEVELS = _levels()
+
+
+def _check_whole(path: str | Path) -> None:
+    """Raise a ValueError if a wav file is cut off."""
+    if missing := _missing(Path(path)):
+        raise ValueError(f"{path} is cut off: its last {missing} bytes are missing; copy it again")
 
 
 def _missing(path: Path) -> int:

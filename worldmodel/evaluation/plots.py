@@ -51,7 +51,7 @@ def curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:
 
 def training_curves(rows: list[dict[str, Any]], label: str, prefix: str) -> Figure:
     """What a run measured on the way, lines of its metrics.jsonl: all metrics whose names begin with ``prefix``."""
-    figure = Figure((4.9, 2.9))
+    figure = Figure((4.9, 2.9), layout="constrained")
     axes = figure.subplots()
     shown = {(row["part"], name) for row in rows for name in row if name.startswith(prefix)}
     for number, (part, name) in enumerate(sorted(shown)):
@@ -60,7 +60,7 @@ def training_curves(rows: list[dict[str, Any]], label: str, prefix: str) -> Figu
         told = name.removeprefix(prefix).strip("_").replace("_", " ")
         axes.plot(*zip(*points, strict=True), label=f"{part.replace('_', ' ')}{', ' * bool(told)}{told}", **style)
     axes.set(xlabel="steps", ylabel=label)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
