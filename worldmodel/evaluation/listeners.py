@@ -14,7 +14,7 @@ from worldmodel.data.sound import levelled
 from worldmodel.evaluation.sound import BANDS, DECIBELS, log_mel
 
 WIDTHS = (24, 48, 64, 96)
-BATCH = 32
+BATCH, LEAST = 32, 40  # sounds learnt from at a time, and how often at least
 LONGEST = 200  # frames of a sound that are learnt from at a time, from a random place on
 SHIFT = 8  # frames that may be missing at the beginning
 MASKED_BANDS, MASKED_SHARE = 8, 0.2  # at most, of the bands and of the time
@@ -94,11 +94,13 @@ def train_listener(
         listener.mean.copy_(frames.mean(0))
         listener.deviation.copy_(frames.std(0, correction=0).clamp_min(1e-3))
         optimizer = torch.optim.AdamW(listener.parameters(), weight_decay=0.01)
-        steps = epochs * max(1, len(heard) // BATCH)
+        batches = max(1, len(heard) // BATCH)
+        epochs = max(epochs, LEAST // batches)
+        steps = epochs * batches
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
         with tqdm(total=steps, unit="step", desc="listener", leave=False) as bar:
             for _ in range(epochs):
-                for rows in torch.randperm(len(heard)).tensor_split(steps // epochs):
+                for rows in torch.randperm(len(heard)).tensor_split(batches):
                     pieces = [_piece(heard[row]) for row in rows]
                     shown = [listener.normalized(_noisy(piece) if noise else piece) for piece in pieces]
                     loss = F.cross_entropy(listener(*_batch([_blanked(mel) for mel in shown])), labels[rows])
