@@ -36,10 +36,11 @@ def evaluate(
 
     Bits per sample when the decoder is told the codes, those of another recording that says something else, or none,
     if it was told none of some in training. Each recording is said again by the same speaker and by another, each other
-    in turn; listeners, who learnt from the recordings that the run did, say who speaks, and what if that is one of few
-    things. Where the other speaker was recorded saying the same, the distance to that is measured too. Of a long
-    recording it is all about the first ten seconds. The folder ``out`` gets scores.json, some of the sounds as wav
-    files, sounds.png and training.png. Intervals are of 95 %, over recordings.
+    in turn; listeners, who learnt from the recordings that the run did, with noise added and as they are, say who
+    speaks, and what if that is one of few things. Where the other speaker was recorded saying the same, the distance to
+    that is measured too. Of a long recording it is all about the first ten seconds. The folder ``out`` gets
+    scores.json, some of the sounds as wav files, sounds.png, and of a run that was trained here training.png.
+    Intervals are of 95 %, over recordings.
 
     Args:
         run: run folder of a VQ-VAE of speech, or the name of voices that are shipped.
