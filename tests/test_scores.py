@@ -58,6 +58,8 @@ def test_a_released_world_dreams_as_its_run_does(store, world_run, tmp_path, mon
     monkeypatch.setattr(world, "PRETRAINED", tmp_path)
     release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), length=8)
     assert world.names() == ["stripes"]
+    with pytest.raises(ValueError, match="is there already"):
+        release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), length=8)
     shipped, trained = WorldModel.load("stripes"), WorldModel.load(world_run)
     context, original = EpisodeStore(shipped.run / "context"), EpisodeStore(store).read(9)
     assert np.array_equal(context.read(0).observations, original.observations[2:10])

@@ -27,8 +27,6 @@ def release(run: str, store: str, clips: list[str], out: str, length: int = 56, 
         redrawn: ship the clips as the VQ-VAE shows them, where the recording itself is not to be passed on.
     """
     origin, target, episodes = Path(run), Path(out), EpisodeStore(store)
-    if target.exists():
-        raise ValueError(f"{target} is there already; remove it, or give another --out")
     held_out = {entry.number: entry for entry in split(episodes)[1]}
     places = [tuple(map(int, found.groups())) for clip in clips if (found := re.fullmatch(r"(\d+):(\d+)", clip))]
     if len(places) < len(clips):

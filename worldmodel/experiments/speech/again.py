@@ -90,13 +90,14 @@ def distances(again: Again, recordings: Recordings, rate: int) -> dict[str, dict
     alone, and one more recording of the other speaker, where there is one, how near it could be. What the codes lose
     is the distance from the recording to it said again by the same speaker.
     """
-    texts, found = recordings.texts, {}
+    texts = recordings.texts
+    found: dict[str, list[float]] = {}
     own: dict[tuple[int, str], list[int]] = {}
     for n, key in enumerate(zip(recordings.speakers.tolist(), texts, strict=True)):
         own.setdefault(key, []).append(n)
 
-    def measured(name: str, sound: np.ndarray, other: np.ndarray) -> None:
-        found.setdefault(name, []).append(mel_distance(sound, other, rate))
+    def measured(name: str, one: np.ndarray, other: np.ndarray) -> None:
+        found.setdefault(name, []).append(mel_distance(one, other, rate))
 
     for place, number in enumerate(again.numbers):
         measured("same to recorded", again.same[place], again.recorded[place])
@@ -107,10 +108,10 @@ def distances(again: Again, recordings: Recordings, rate: int) -> dict[str, dict
         truth, *more = (recordings.waveform(n)[: SECONDS * rate] for n in there[:2])
         measured("recorded to target", again.recorded[place], truth)
         measured("converted to target", again.converted[place], truth)
-        order = np.roll(np.arange(len(again.numbers)), -place).tolist()
-        others = (n for n in order if again.targets[n] == target and texts[again.numbers[n]] != text)
-        for other in list(others)[:1]:
-            measured("other words converted to target", again.converted[other], truth)
+        order = [*range(place, len(again.numbers)), *range(place)]
+        others = [n for n in order if again.targets[n] == target and texts[again.numbers[n]] != text]
+        if others:
+            measured("other words converted to target", again.converted[others[0]], truth)
         for another in more:
             measured("target to target", another, truth)
     return {name: {**interval(torch.tensor(values)), "pairs": len(values)} for name, values in found.items()}
