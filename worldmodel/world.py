@@ -15,6 +15,8 @@ from worldmodel.checkpoint import PRETRAINED
 from worldmodel.core.dynamics import Dynamics, Outlook
 from worldmodel.core.graphs import Replayed
 from worldmodel.core.memory import Memory
+from worldmodel.core.precision import Precision, pick, prepared
+from worldmodel.core.rollout import Rollout
 from worldmodel.core.vqvae import VQVAE
 
 DEFAULT = "doom-health-gathering"
@@ -38,16 +40,36 @@ class WorldModel:
         action_names: what actions 0, 1, … are called.
         threads: that share the work on the CPU, each with some of the dreams. They do better than torch's own, which
             wait for each other in every small step, and want ``torch.set_num_threads(1)``.
+        precision: that dreams are multiplied in, all but what decides a code, a reward or an end; auto is bfloat16
+            wherever the hardware multiplies it. What is here when the world is made is what it dreams with: later
+            changes of the networks do not count.
+
+    Attributes:
+        rollout: the prior as it dreams.
     """
 
     def __init__(
-        self, vqvae: VQVAE, dynamics: Dynamics, action_names: Sequence[str], run: Path, threads: int = 1
+        self,
+        vqvae: VQVAE,
+        dynamics: Dynamics,
+        action_names: Sequence[str],
+        run: Path,
+        threads: int = 1,
+        precision: Precision = "auto",
     ) -> None:
         self.vqvae, self.dynamics, self.action_names, self.run = vqvae, dynamics, tuple(action_names), run
-        self.threads = threads
+        self.threads, self.dtype = threads, pick(precision, self.device)
+        self.rollout = Rollout(dynamics, self.dtype)
+        self._painter = prepared(vqvae, self.dtype, ("encoder", "quantizer"))
 
     @classmethod
-    def load(cls, world: str | Path = DEFAULT, device: str | torch.device = "cpu", threads: int = 1) -> "WorldModel":
+    def load(
+        cls,
+        world: str | Path = DEFAULT,
+        device: str | torch.device = "cpu",
+        threads: int = 1,
+        precision: Precision = "auto",
+    ) -> "WorldModel":
         """Load a shipped world by name, or a prior's run by folder.
 
         Raises:
@@ -57,7 +79,7 @@ class WorldModel:
         run, device = find(world), checkpoint.check_device(device)
         dynamics = checkpoint.load_dynamics(run).to(device)
         vqvae = checkpoint.load_vqvae(run / "vqvae").to(device)
-        return cls(vqvae, dynamics, checkpoint.read_config(run)["data"]["action_names"], run, threads)
+        return cls(vqvae, dynamics, checkpoint.read_config(run)["data"]["action_names"], run, threads, precision)
 
     @property
     def clips(self) -> Path:
@@ -83,7 +105,7 @@ class WorldModel:
     @cached_property
     def _replayed(self) -> Replayed:
         """The prior's step, which on a GPU costs little more than its arithmetic when it is replayed."""
-        return Replayed(lambda *given: self.dynamics.step(*given), lambda: self.dynamics.parameters())
+        return Replayed(lambda *given: self.rollout.step(*given), lambda: self.rollout.dynamics.parameters())
 
     @torch.no_grad()
     def start(self, frames: Tensor, actions: Tensor) -> Memory:
@@ -94,7 +116,7 @@ class WorldModel:
     @torch.no_grad()
     def start_from_codes(self, codes: Tensor, actions: Tensor) -> Memory:
         """The same from codes (B, n, h, w) int64."""
-        return self.dynamics.start(codes.to(self.device), actions.to(self.device))
+        return self.rollout.start(codes.to(self.device), actions.to(self.device))
 
     @torch.no_grad()
     def step(self, state: Memory, actions: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Step:
@@ -146,7 +168,7 @@ class WorldModel:
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (N, h, w) int64 -> frames (N, H, W, 3) uint8, on the CPU."""
-        return self._share_pictures(self.vqvae.decode, codes)
+        return self._share_pictures(self._painter.decode, codes)
 
     def _step_in_parts(
         self, state: Memory, actions: Tensor, uniforms: Tensor, temperature: float
@@ -156,7 +178,7 @@ class WorldModel:
         size = min(self._part, -(-count // self.threads))
 
         def step(part: slice) -> tuple[Memory, Outlook]:
-            return self.dynamics.step(state.rows(part), actions[part], uniforms[part], temperature)
+            return self.rollout.step(state.rows(part), actions[part], uniforms[part], temperature)
 
         if size == count:
             return step(slice(count))

@@ -1,16 +1,10 @@
 """What a dream costs, all at once and part by part, and what the VQ-VAE does alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from worldmodel.benchmarks.clock import Contestant, Section, on_threads, race
 from worldmodel.benchmarks.settings import Settings, clip
-from worldmodel.core import wavefront
 from worldmodel.world import WorldModel
 
 FRAMES = 8  # in a run of a small batch
@@ -41,30 +35,29 @@ class Dreams:
         for _ in range(self.steps):
             self.world.decode(self.imagine(1))
 
-    @torch.no_grad()
     def parts(self) -> list[Contestant]:
         """What a step is made of, with the decoder behind it: each part over and over, from where the dreams are."""
-        dynamics, device = self.world.dynamics, self.world.device
+        rollout, device = self.world.rollout, self.world.device
         actions, uniforms = self._actions().to(device), self._uniforms().to(device)
-        condition = dynamics.look(self.state, actions)[1].condition
+        condition = rollout.look(self.state, actions)[1].condition
 
-        @torch.no_grad()
         def look() -> None:
             for _ in range(self.steps):
-                dynamics.look(self.state, actions)
+                rollout.look(self.state, actions)
 
-        def sample(limit: int) -> None:
-            with compiled_up_to(limit):
-                for _ in range(self.steps):
-                    dynamics.wavefront.sample(condition, uniforms)
+        def draw() -> None:
+            for _ in range(self.steps):
+                rollout.draw(condition, uniforms)
+
+        def draw_in_torch() -> None:
+            for _ in range(self.steps):
+                rollout.dynamics.wavefront.sample_in_torch(condition, uniforms)
 
         def decode() -> None:
             for _ in range(self.steps):
                 self.world.decode(self.state.codes[:, 1])
 
-        both = device.type == "cpu" and find_spec("numba")
-        limits = {"sample, compiled": self.batch, "sample, in torch": 0} if both else {"sample": wavefront.FEW}
-        parts = {"look": look, **{name: partial(sample, limit) for name, limit in limits.items()}, "decode": decode}
+        parts = {"look": look, "draw": draw, "draw, in torch": draw_in_torch, "decode": decode}
         return [Contestant(f"batch {self.batch}: {name}", part, self.frames) for name, part in parts.items()]
 
     def _actions(self) -> Tensor:
@@ -72,16 +65,6 @@ class Dreams:
 
     def _uniforms(self) -> Tensor:
         return self.world.uniforms(self.generators)
-
-
-@contextmanager
-def compiled_up_to(grids: int) -> Iterator[None]:
-    """Let :meth:`WavefrontNet.sample` use its compiled loop for batches of so many grids, whichever is the faster."""
-    before, wavefront.FEW = wavefront.FEW, grids
-    try:
-        yield
-    finally:
-        wavefront.FEW = before
 
 
 def dream(settings: Settings) -> Section:

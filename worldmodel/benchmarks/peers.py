@@ -109,7 +109,7 @@ def peers(settings: Settings) -> Section:
 
     @torch.no_grad()
     def by_full_passes() -> Tensor:
-        condition = dynamics.look(dreams.state, actions)[1].condition
+        condition = world.rollout.look(dreams.state, actions)[1].condition
         return sample_by_full_passes(dynamics.wavefront, condition, uniforms)
 
     ours = world.step(dreams.state, actions, uniforms).codes

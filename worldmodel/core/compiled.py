@@ -1,20 +1,40 @@
-"""What the compiled loops over codes share: products, gates and draws in float32, on one thread.
+"""What the compiled loops over codes share: products, gates and draws in float32, on one thread."""
 
-Numba keeps what it compiles until the file of the loop itself changes: after a change here, touch those that import it.
-"""
-
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 # Multiply and add in one, sums in any order; infinities stay what they are.
 OPTIONS = {"fastmath": {"contract", "reassoc", "arcp", "nsz"}, "error_model": "numpy", "nogil": True}
-AT_ONCE = 4  # rows of a product, and inputs: what the registers hold
+TALLEST = 6  # rows of a tile
+EXTRA = TALLEST - 1  # rows that a product may read and write beyond the last
+
+
+def _lanes() -> int:
+    """Columns of a tile: with six rows they fill the vector registers, 32 of 64 bytes or 16 of 32 bytes."""
+    try:
+        return 32 if binding.get_host_cpu_features().get("avx512f") else 16
+    except RuntimeError:  # LLVM cannot tell
+        return 16
+
+
+LANES = _lanes()
 
 
 def cached(function: Callable) -> Callable:
-    """Compile at the first call, and keep the result beside its file or else in the user's cache folder."""
+    """Compile at the first call, and keep the result beside its file or else in the user's cache folder.
+
+    Numba knows a kept result by the content of the function's own file. What is compiled into it from here is told by
+    the name, so that a change in either file compiles anew.
+    """
+    function.__qualname__ += "_" + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
     try:
         return njit(function, cache=True, **OPTIONS)
     except RuntimeError:  # neither can be written
@@ -45,22 +65,114 @@ def gate(a, b):
     return (ONE - a) / ((ONE + a) * (ONE + b))
 
 
-@njit(**OPTIONS)
-def add_product(x, weight, out, rows):
-    """Add x (rows, inputs) times weight (inputs, outputs) to out; rows beyond, up to a multiple of 4, are touched."""
+def packed(weight: np.ndarray) -> np.ndarray:
+    """A matrix (inputs, outputs) as :func:`add_product` takes it: (blocks, inputs, LANES) float32, filled up with 0."""
     inputs, outputs = weight.shape
-    for r in range(0, rows, AT_ONCE):
-        for k in range(0, inputs, AT_ONCE):
-            a0, a1, a2, a3 = x[r, k], x[r, k + 1], x[r, k + 2], x[r, k + 3]
-            b0, b1, b2, b3 = x[r + 1, k], x[r + 1, k + 1], x[r + 1, k + 2], x[r + 1, k + 3]
-            c0, c1, c2, c3 = x[r + 2, k], x[r + 2, k + 1], x[r + 2, k + 2], x[r + 2, k + 3]
-            d0, d1, d2, d3 = x[r + 3, k], x[r + 3, k + 1], x[r + 3, k + 2], x[r + 3, k + 3]
-            for j in range(outputs):
-                w0, w1, w2, w3 = weight[k, j], weight[k + 1, j], weight[k + 2, j], weight[k + 3, j]
-                out[r, j] += a0 * w0 + a1 * w1 + a2 * w2 + a3 * w3
-                out[r + 1, j] += b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3
-                out[r + 2, j] += c0 * w0 + c1 * w1 + c2 * w2 + c3 * w3
-                out[r + 3, j] += d0 * w0 + d1 * w1 + d2 * w2 + d3 * w3
+    blocks = -(-outputs // LANES)
+    filled = np.zeros((inputs, blocks * LANES), np.float32)
+    filled[:, :outputs] = weight
+    return np.ascontiguousarray(filled.reshape(inputs, blocks, LANES).transpose(1, 0, 2))
+
+
+def columns(outputs: int) -> int:
+    """How wide the array must be that :func:`add_product` adds so many outputs to."""
+    return -(-outputs // LANES) * LANES
+
+
+def _tile(rows: int) -> Any:
+    """A function that adds to ``rows`` rows and LANES columns of ``out``, which stay in registers meanwhile.
+
+    Row r gets the sum over taps t and channels c of ``x[cells[r] + offsets[t], c] * weight[block, t·channels + c]``.
+    Written in LLVM's instructions because Numba has no vectors, and LLVM does not find these by itself.
+    """
+
+    @intrinsic
+    def add_tile(_, x, cells, offsets, weight, block, out, row):
+        def generate(context, builder, signature, arguments):
+            arrays = [
+                context.make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else value
+                for kind, value in zip(signature.args, arguments, strict=True)
+            ]
+            x, cells, offsets, weight, block, out, row = arrays
+            integer, vector = block.type, ir.VectorType(ir.FloatType(), LANES)
+            multiply_add = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{LANES}f32"
+            )
+
+            def number(value):
+                return ir.Constant(integer, value)
+
+            def size(array, axis):
+                return cgutils.unpack_tuple(builder, array.shape)[axis]
+
+            def times(a, b):
+                return builder.mul(a, b)
+
+            def place(array, *terms):  # the address of the element whose index is the sum of the terms
+                index = terms[0]
+                for term in terms[1:]:
+                    index = builder.add(index, term)
+                return builder.gep(getattr(array, "data", array), [index])
+
+            def as_vector(address):
+                return builder.bitcast(address, vector.as_pointer())
+
+            def spread(value):
+                first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+                everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+                return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), everywhere)
+
+            channels, inputs, width = size(x, 1), size(weight, 1), size(out, 1)
+            column, numbers = times(block, number(LANES)), [builder.add(row, number(r)) for r in range(rows)]
+            targets = [as_vector(place(out, times(r, width), column)) for r in numbers]
+            sums = [cgutils.alloca_once_value(builder, builder.load(target, align=4)) for target in targets]
+            seen = [builder.load(place(cells, r)) for r in numbers]
+            with cgutils.for_range(builder, size(offsets, 0), intp=integer) as tap:
+                offset = builder.load(place(offsets, tap.index))
+                lines = [place(x, times(builder.add(cell, offset), channels)) for cell in seen]
+                skipped = builder.add(times(block, inputs), times(tap.index, channels))
+                weights = place(weight, times(skipped, number(LANES)))
+                with cgutils.for_range(builder, channels, intp=integer) as c:
+                    factors = builder.load(as_vector(place(weights, times(c.index, number(LANES)))), align=4)
+                    for line, total in zip(lines, sums, strict=True):
+                        value = spread(builder.load(place(line, c.index)))
+                        builder.store(builder.call(multiply_add, [value, factors, builder.load(total)]), total)
+            for target, total in zip(targets, sums, strict=True):
+                builder.store(builder.load(total), target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(x, cells, offsets, weight, block, out, row), generate
+
+    return add_tile
+
+
+_four, _five, _six = _tile(4), _tile(5), _tile(TALLEST)
+
+
+@njit(**OPTIONS)
+def add_product(x, cells, offsets, weight, out, rows):
+    """Add to each of ``rows`` rows of ``out`` what its cell sees times a matrix.
+
+    Args:
+        x: (lines, C) float32, contiguous.
+        cells: (rows + EXTRA,) int64: row r sees the lines ``cells[r] + offsets`` of x.
+        offsets: (taps,) int64.
+        weight: as :func:`packed` lays out (taps·C, outputs).
+        out: (rows + EXTRA, columns(outputs)) float32, contiguous; rows beyond the last may change.
+    """
+    blocks, size = weight.shape[0], -(-rows // (-(-rows // TALLEST)))
+    if size <= 4:
+        for row in range(0, rows, 4):
+            for block in range(blocks):
+                _four(x, cells, offsets, weight, block, out, row)
+    elif size == 5:
+        for row in range(0, rows, 5):
+            for block in range(blocks):
+                _five(x, cells, offsets, weight, block, out, row)
+    else:
+        for row in range(0, rows, TALLEST):
+            for block in range(blocks):
+                _six(x, cells, offsets, weight, block, out, row)
 
 
 @njit(**OPTIONS)

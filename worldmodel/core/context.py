@@ -1,5 +1,7 @@
 """What the dynamics prior makes of the past: attention over remembered patches, convolutions over recent frames."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,40 +29,34 @@ class Block(nn.Module):
         visible = (lags >= 0) & (lags < context)
         bias = self.lag_bias[:, lags.clamp(0, context - 1)].masked_fill(~visible, float("-inf"))  # (heads, Q, M)
 
-        query = self._heads(self.query(self.norms[0](x)).transpose(1, 2))  # (B, patches, heads, Q, width/heads)
+        query = self._heads(self.queried(x).transpose(1, 2))  # (B, patches, heads, Q, width/heads)
         seen = F.scaled_dot_product_attention(
             query,
             self._heads(keys.transpose(1, 2)),
             self._heads(values.transpose(1, 2)),
             attn_mask=bias.to(query.dtype),
         )
-        return self._within(x + self.over_time(seen.transpose(2, 3).flatten(3).transpose(1, 2)))
+        x = x + self.over_time(seen.transpose(2, 3).flatten(3).transpose(1, 2))
+        return self.within(x.flatten(0, 1)).view_as(x)
 
-    def look(self, x: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-        """The same for one frame (B, 1, patches, width), the newest of those remembered, oldest first.
+    def queried(self, x: Tensor) -> Tensor:
+        """What each patch asks of the remembered frames."""
+        return self.query(self.norms[0](x))
 
-        Products of whole tensors and their sums: matrix products of a single query are slower.
-
-        Args:
-            hidden: (B, M) bool, the remembered frames that are none.
-        """
-        query, keys, values = (
-            part.unflatten(-1, (self.heads, -1)) for part in (self.query(self.norms[0](x)), keys, values)
-        )
-        bias = self.lag_bias.flip(1).T[:, None]  # (M, 1, heads)
-        scores = (query * query.shape[-1] ** -0.5 * keys).sum(-1) + bias  # (B, M, patches, heads)
-        shares = scores.masked_fill(hidden[:, :, None, None], float("-inf")).softmax(1)
-        return self._within(x + self.over_time((shares[..., None] * values).sum(1, keepdim=True).flatten(3)))
-
-    def _within(self, x: Tensor) -> Tensor:
-        """What happens within each frame."""
-        parts = self.spatial(self.norms[1](x)).flatten(0, 1).chunk(3, -1)  # three dimensions: what is fast asks for it
-        seen = F.scaled_dot_product_attention(*map(self._heads, parts))  # (B·Q, heads, patches, width/heads)
-        x = x + self.over_space(seen.transpose(1, 2).flatten(2).view_as(x))
+    def within(self, x: Tensor) -> Tensor:
+        """What happens within each frame, (N, patches, width) to the same."""
+        parts = self.spatial(self.norms[1](x)).chunk(3, -1)
+        seen = F.scaled_dot_product_attention(*map(self._heads, parts))  # (N, heads, patches, width/heads)
+        x = x + self.over_space(seen.transpose(1, 2).flatten(2))
         return x + self.feed_forward(self.norms[2](x))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+
+def add_gated(x: Tensor, change: Tensor, action: Tensor) -> Tensor:
+    """Add a gated change, told the action: (N, H, W, C), (N, H, W, 2·C), (N, 2·C) -> (N, H, W, C)."""
+    return x + gated(change + action[:, None, None])
 
 
 class Motion(nn.Module):
@@ -74,9 +70,18 @@ class Motion(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor, actions: Tensor) -> Tensor:
         """(N, H, W, 2·dim), (N, H, W, channels), (N, width) -> (N, H, W, channels)."""
-        told = self.action(actions).chunk(len(self.convolutions), -1)
-        x, carried = torch.cat([fine, coarse], -1), coarse
-        for convolution, action in zip(self.convolutions, told, strict=True):
-            change = convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last throughout
-            x = carried = carried + gated(change + action[:, None, None])
+        return self.after_first(self._convolved(0, torch.cat([fine, coarse], -1)), coarse, actions)
+
+    def after_first(self, change: Tensor, coarse: Tensor, actions: Tensor, add: Callable = add_gated) -> Tensor:
+        """The same from what the first convolution made of its input, (N, H, W, 2·channels).
+
+        Args:
+            add: does what :func:`add_gated` does.
+        """
+        x = coarse
+        for number, action in enumerate(self.action(actions).chunk(len(self.convolutions), -1)):
+            x = add(x, self._convolved(number, x) if number else change, action)
         return x
+
+    def _convolved(self, number: int, x: Tensor) -> Tensor:
+        return self.convolutions[number](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last throughout

@@ -9,6 +9,7 @@ depends on the last eight exactly, however long the dream.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,7 +20,6 @@ from torch.nn import functional as F
 from worldmodel.core import workers
 from worldmodel.core.autoregressive import standardized, start_near
 from worldmodel.core.context import Block, Motion
-from worldmodel.core.memory import Memory
 from worldmodel.core.wavefront import WavefrontNet
 
 
@@ -97,7 +97,7 @@ class Outlook(NamedTuple):
 
 
 class Dynamics(nn.Module):
-    """See the module. ``forward`` and ``score`` take known frames in parallel; ``start`` and ``step`` dream.
+    """See the module. It takes known frames in parallel; :class:`worldmodel.core.rollout.Rollout` dreams with it.
 
     Args:
         codebook: (K, dim) vectors that the embedding and the output start from, so that near codes look near.
@@ -181,7 +181,7 @@ class Dynamics(nn.Module):
             The outlook on frame t+1 for every t, with leading shape (B, T).
         """
         if not self.config.context:
-            return self._nothing(actions.shape)
+            return self.nothing(actions.shape)
         length, context = codes.shape[1], self.config.context
         features = self._frame_features(codes, actions)  # (B, T, patches, width)
         remembered = self.remembered(features)
@@ -191,62 +191,11 @@ class Dynamics(nn.Module):
         for block in self.blocks:
             x = block(x, *block.keys_values(remembered).chunk(2, -1), lags)
         before = F.pad(codes[:, :-1], (0, 0, 0, 0, 1, 0), value=self.config.codes)
-        past = F.pad(self._known(actions), (context - 1, 0), value=-1).unfold(1, context, 1)  # (B, T, context)
-        return self._outlook(x, torch.stack([before, codes], 2), past)
-
-    def start(self, codes: Tensor, actions: Tensor) -> Memory:
-        """Remember the frames that a dream begins with: n frames (B, n, H, W) and the n-1 actions between them.
-
-        Raises:
-            ValueError: if the numbers do not fit, or an action or code does not exist.
-        """
-        self._check(codes, actions)
-        batch, config = codes.shape[0], self.config
-        patches = self.position.shape[0]
-        empty = self.position.new_zeros(config.blocks, batch, config.context, patches, config.width)
-        none = torch.full((batch, *config.grid), config.codes, dtype=torch.int64, device=codes.device)
-        unknown = torch.full((batch, config.context), -1, dtype=torch.int64, device=codes.device)
-        filled = torch.zeros(batch, dtype=torch.int64, device=codes.device)
-        memory = Memory(empty, empty, unknown, filled, torch.stack([none, codes[:, 0]], 1))
-        for number in range(actions.shape[1]):
-            memory = self.remember(memory, actions[:, number])[0] if self.config.context else memory
-            memory = memory._replace(codes=torch.stack([memory.codes[:, 1], codes[:, number + 1]], 1))
-        return memory
-
-    def remember(self, memory: Memory, actions: Tensor) -> tuple[Memory, Tensor]:
-        """Add the present frame and the action taken at it; returns also its features (B, 1, patches, width)."""
-        features = self._frame_features(memory.codes[:, 1:], actions[:, None])
-        remembered = self.remembered(features)
-        fresh = torch.stack([block.keys_values(remembered) for block in self.blocks]).chunk(2, -1)
-        keys, values = (torch.cat([old[:, :, 1:], new], 2) for old, new in zip(memory[:2], fresh, strict=True))
-        past = torch.cat([memory.actions[:, 1:], self._known(actions[:, None])], 1)
-        filled = (memory.filled + 1).clamp_max(self.config.context)
-        return Memory(keys, values, past, filled, memory.codes), features
-
-    @torch.no_grad()
-    def step(
-        self, memory: Memory, actions: Tensor, uniforms: Tensor, temperature: float = 1.0
-    ) -> tuple[Memory, Outlook]:
-        """Take actions (B,) and draw the next frame; its codes are ``memory.codes[:, 1]`` of the memory returned.
-
-        Args:
-            uniforms: (B, H, W) in [0, 1), the only source of chance; see :meth:`WavefrontNet.sample`.
-        """
-        memory, outlook = self.look(memory, actions)
-        codes = self.wavefront.sample(outlook.condition, uniforms, temperature)
-        return memory._replace(codes=torch.stack([memory.codes[:, 1], codes], 1)), outlook
-
-    def look(self, memory: Memory, actions: Tensor) -> tuple[Memory, Outlook]:
-        """Take actions (B,) and say what follows, before a frame is drawn; leading shape (B,)."""
-        if not self.config.context:
-            return memory, self._nothing(actions.shape)
-        memory, x = self.remember(memory, actions)
-        age = torch.arange(self.config.context - 1, -1, -1, device=actions.device)  # of the oldest to the newest
-        hidden = age >= memory.filled[:, None]
-        for number, block in enumerate(self.blocks):
-            x = block.look(x, memory.keys[number], memory.values[number], hidden)
-        outlook = self._outlook(x, memory.codes[:, None], memory.actions[:, None])
-        return memory, Outlook(*(part[:, 0] for part in outlook))
+        fine = self.embedding(torch.stack([before, codes], -1)).flatten(4)  # (B, T, H, W, 2·dim)
+        past = F.pad(self.known(actions), (context - 1, 0), value=-1).unfold(1, context, 1)  # (B, T, context)
+        x, fine, past = (part.flatten(0, 1) for part in (x, fine, past))
+        outlook = self.outlook_from(x, past, lambda coarse, recent: self.motion(fine, coarse, recent))
+        return Outlook(*(part.unflatten(0, actions.shape) for part in outlook))
 
     def _logits(self, targets: Tensor, outlook: Outlook) -> Tensor:
         """Of known frames (B, T, H, W), each code told those before it: (B·T, H, W, codes) float32."""
@@ -263,33 +212,43 @@ class Dynamics(nn.Module):
 
     def _frame_features(self, codes: Tensor, actions: Tensor) -> Tensor:
         """One frame and its action as patches: (B, T, H, W), (B, T) -> (B, T, patches, width)."""
-        patch = self.config.patch
-        x = self.embedding(codes)  # (B, T, H, W, dim)
-        x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).transpose(3, 4)  # (B, T, H/p, W/p, p, p, dim)
-        x = self.patches(x.flatten(4).flatten(2, 3))
-        return x + self.position + self.action(self._known(actions) % (self.config.actions + 1))[:, :, None]
+        return self.placed(self.patches(self.embedding(self.patched(codes)).flatten(-2)), actions)
 
-    def _outlook(self, x: Tensor, codes: Tensor, actions: Tensor) -> Outlook:
-        """From patches (B, T, patches, width), the last two frames (B, T, 2, H, W) and the past actions."""
-        height, width = self.config.grid
-        patch, lags = self.config.patch, torch.arange(self.config.context, device=actions.device)
-        recent = self.recent(lags * (self.config.actions + 1) + actions % (self.config.actions + 1)).sum(
-            2
-        )  # (B, T, width)
-        coarse = self.unpatched(x).unflatten(2, (height // patch, width // patch)).unflatten(4, (patch, patch, -1))
-        coarse = coarse.transpose(3, 4).flatten(4, 5).flatten(2, 3)  # (B, T, H, W, motion)
-        fine = self.embedding(codes).permute(0, 1, 3, 4, 2, 5).flatten(4)  # (B, T, H, W, 2·dim)
-        condition = self.motion(fine.flatten(0, 1), coarse.flatten(0, 1), recent.flatten(0, 1))
-        condition = condition.unflatten(0, actions.shape[:2])
-        summary = torch.cat([x.mean(2), condition.mean((2, 3))], -1)
+    def patched(self, codes: Tensor) -> Tensor:
+        """The codes of each patch: (…, H, W) -> (…, patches, patch²)."""
+        patch = self.config.patch
+        x = codes.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch)).transpose(-3, -2)  # (…, H/p, W/p, p, p)
+        return x.flatten(-2).flatten(-3, -2)
+
+    def placed(self, x: Tensor, actions: Tensor) -> Tensor:
+        """Patches (…, patches, width), told where they are and which action (…) was taken."""
+        return x + self.position + self.action(self.known(actions) % (self.config.actions + 1))[..., None, :]
+
+    def outlook_from(self, x: Tensor, past: Tensor, motion: Callable[[Tensor, Tensor], Tensor]) -> Outlook:
+        """The outlook on N frames from what attention made of the patches.
+
+        Args:
+            x: (N, patches, width).
+            past: the last actions, (N, context).
+            motion: :class:`Motion` of the last two frames, told the coarse context (N, H, W, motion) and what
+                stands for the actions (N, width).
+        """
+        (height, width), patch = self.config.grid, self.config.patch
+        lags = torch.arange(self.config.context, device=past.device)
+        recent = self.recent(lags * (self.config.actions + 1) + past % (self.config.actions + 1)).sum(1)  # (N, width)
+        coarse = self.unpatched(x).unflatten(1, (height // patch, width // patch)).unflatten(3, (patch, patch, -1))
+        coarse = coarse.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (N, H, W, motion)
+        condition = motion(coarse, recent)
+        summary = torch.cat([x.mean(1), condition.mean((1, 2))], -1)
         rewards, termination = self.outcome(summary).float().unbind(-1)
         return Outlook(condition, rewards * (self.config.reward_scale or 1.0), termination)
 
-    def _nothing(self, shape: torch.Size) -> Outlook:
+    def nothing(self, shape: torch.Size) -> Outlook:
+        """The outlook of a prior of single frames."""
         zeros = self.position.new_zeros
         return Outlook(zeros(*shape, *self.config.grid, self.config.motion), zeros(shape), zeros(shape))
 
-    def _known(self, actions: Tensor) -> Tensor:
+    def known(self, actions: Tensor) -> Tensor:
         """The actions that the prior is told: -1, "none", for all of them if it knows no actions."""
         return actions if self.config.actions else torch.full_like(actions, -1)
 
@@ -314,17 +273,6 @@ class Dynamics(nn.Module):
         with torch.no_grad():
             self.embedding.weight[:-1] = vectors
         start_near(self.wavefront, vectors)
-
-    def _check(self, codes: Tensor, actions: Tensor) -> None:
-        if codes.ndim != 4 or codes.shape[2:] != self.config.grid or actions.shape != (len(codes), codes.shape[1] - 1):
-            raise ValueError(
-                f"a dream starts from codes (B, n, {', '.join(map(str, self.config.grid))}) and actions (B, n-1), "
-                f"got {tuple(codes.shape)} and {tuple(actions.shape)}"
-            )
-        if self.config.actions and ((actions < 0) | (actions >= self.config.actions)).any():
-            raise ValueError(f"actions must be in [0, {self.config.actions}), got {actions.tolist()}")
-        if codes.min() < 0 or codes.max() >= self.config.codes:
-            raise ValueError(f"codes must be in [0, {self.config.codes}), got {codes.min()} to {codes.max()}")
 
 
 def _mean(values: Tensor, valid: Tensor, shared: bool) -> Tensor:

@@ -6,7 +6,6 @@ codes take 61 steps instead of 441, and the distribution is that of drawing one 
 """
 
 from functools import cache
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from worldmodel.core.sampling import compiled_loop, draw
 
 # (rows up, columns left) of what a layer sees; the last is the position itself, which the first layer must not see
 TAPS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, 0))
-FEW = 16  # grids, up to which the compiled loop is the faster one: below it the calls cost more than the arithmetic
 
 
 class WavefrontNet(nn.Module):
@@ -59,24 +57,40 @@ class WavefrontNet(nn.Module):
         return self.logits(F.relu(self.readout(x) + last))
 
     @torch.no_grad()
-    def sample(self, condition: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self, condition: Tensor, uniforms: Tensor, temperature: float = 1.0, packed: tuple | None = None
+    ) -> Tensor:
         """Draw all codes, a wavefront at a time.
 
-        A few grids in float32 on the CPU are drawn by one compiled function if Numba is installed: the same codes,
-        but for rounding.
+        Float32 on the CPU is drawn by one compiled function if Numba is installed: the same codes, but for rounding.
 
         Args:
             condition: (B, H, W, C).
             uniforms: (B, H, W) in [0, 1): position by position, the code drawn is the one at which the cumulated
                 probability passes this number.
             temperature: divides the logits; 0 takes the likeliest code.
+            packed: what :meth:`packed` made of the present weights, which otherwise is made anew at every call.
 
         Returns:
             (B, H, W) int64.
+
+        Raises:
+            ValueError: if the condition and the uniforms are of other shapes.
         """
-        batch, height, width = condition.shape[:3]
-        if batch <= FEW and self._compilable(condition) and (kernel := compiled_loop("wavefront_kernel")):
-            return self._sample_compiled(kernel, condition, uniforms, temperature)
+        if condition.ndim != 4 or uniforms.shape != condition.shape[:3]:
+            raise ValueError(
+                f"uniforms must be {tuple(condition.shape[:3])} for a condition of {tuple(condition.shape)}, "
+                f"got {tuple(uniforms.shape)}"
+            )
+        if self._compilable(condition) and (kernel := compiled_loop("wavefront_kernel")):
+            told, weights = self.condition(condition), packed or kernel.weights_of(self)
+            return torch.from_numpy(kernel.sample(told.numpy(), uniforms.numpy(), temperature, weights))
+        return self.sample_in_torch(condition, uniforms, temperature)
+
+    @torch.no_grad()
+    def sample_in_torch(self, condition: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+        """What :meth:`sample` does wherever there is no compiled loop."""
+        batch, height, width = uniforms.shape
         fronts, (order, back) = wavefronts(height, width), _order(height, width, condition.device)
         uniforms = uniforms.flatten(1)[:, order]  # (B, H·W), in wavefront order
         *conditions, lasts = self._split(self.condition(condition.flatten(1, 2)[:, order]))  # each (B, H·W, ·)
@@ -89,7 +103,7 @@ class WavefrontNet(nn.Module):
         for number, front in enumerate(fronts):
             low, high, here = front.low, front.high, slice(front.start, front.start + len(front.rows))
             x = gated(
-                self.first(_seen(embedded, number, low, high)[..., : self.first.in_features]) + conditions[0][:, here]
+                self.first(_seen(embedded, number, low, high)[..., : -self.embedding.embedding_dim]) + conditions[0][:, here]
             )
             for layer, told, kept in zip(self.rest, conditions[1:], maps, strict=True):
                 kept[number + 3, :, low + 1 : high + 2] = x
@@ -99,30 +113,13 @@ class WavefrontNet(nn.Module):
             embedded[number + 3, :, low + 1 : high + 2] = self.embedding(codes[-1])
         return torch.cat(codes, 1)[:, back].view(batch, height, width)
 
-    def _compilable(self, condition: Tensor) -> bool:
-        fits = self.hidden % 4 == self.embedding.embedding_dim % 4 == 0  # it takes four inputs at a time
-        return fits and condition.device.type == "cpu" and condition.dtype == self.first.weight.dtype == torch.float32
+    def packed(self) -> tuple | None:
+        """The weights as the compiled loop takes them, for :meth:`sample`; None where it cannot be used."""
+        kernel = compiled_loop("wavefront_kernel") if self._compilable(self.embedding.weight) else None
+        return kernel.weights_of(self) if kernel else None
 
-    def _sample_compiled(self, kernel: ModuleType, condition: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-        def inputs_first(linear: nn.Linear) -> Tensor:
-            return linear.weight.t().contiguous()
-
-        weights = (
-            self.embedding.weight,
-            inputs_first(self.first),
-            torch.stack([inputs_first(layer) for layer in self.rest]),
-            inputs_first(self.readout),
-            inputs_first(self.logits),
-            self.logits.bias,
-        )
-        told = self.condition(condition).float()
-        drawn = kernel.sample(
-            told.contiguous().numpy(),
-            uniforms.contiguous().numpy(),
-            temperature,
-            kernel.Weights(*(weight.detach().numpy() for weight in weights)),
-        )
-        return torch.from_numpy(drawn)
+    def _compilable(self, tensor: Tensor) -> bool:
+        return tensor.device.type == "cpu" and tensor.dtype == self.embedding.weight.dtype == torch.float32
 
     def _split(self, told: Tensor) -> tuple[Tensor, ...]:
         return told.split([2 * self.hidden] * self.layers + [self.embedding.embedding_dim], dim=-1)
