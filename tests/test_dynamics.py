@@ -5,6 +5,7 @@ import torch
 
 from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
 from worldmodel.core.memory import Memory
+from worldmodel.core.rollout import Rollout
 from worldmodel.core.sampling import draw
 from worldmodel.core.wavefront import WavefrontNet, wavefronts
 
@@ -79,11 +80,10 @@ def test_sampling_by_wavefront_equals_drawing_from_the_parallel_logits(height, w
 def test_cached_logits_equal_parallel_logits(monkeypatch):
     made, _, condition = net()
     seen = []
-    monkeypatch.setattr("worldmodel.core.wavefront.FEW", 0)  # not the compiled loop: see test_wavefront_kernel
     monkeypatch.setattr(
         "worldmodel.core.wavefront.draw", lambda logits, *rest: (seen.append(logits), draw(logits, *rest))[1]
     )
-    codes = made.sample(condition, torch.rand(2, 5, 7))
+    codes = made.sample_in_torch(condition, torch.rand(2, 5, 7))  # not the compiled loop: see test_wavefront_kernel
     parallel = made(codes, condition)
     for front, logits in zip(wavefronts(5, 7), seen, strict=True):
         assert torch.allclose(logits, parallel[:, front.rows, front.columns], atol=1e-5)
@@ -101,18 +101,28 @@ def test_draws_have_the_probabilities_of_the_logits():
 @torch.no_grad()
 def follow(made: Dynamics, codes: torch.Tensor, actions: torch.Tensor, first: int = 1) -> list:
     """The outlooks of the sequential face along known frames."""
-    memory, outlooks = made.start(codes[:, :first], actions[:, : first - 1]), []
+    rollout = Rollout(made)
+    memory, outlooks = rollout.start(codes[:, :first], actions[:, : first - 1]), []
     for step in range(first - 1, codes.shape[1]):
-        memory, outlook = made.look(memory, actions[:, step])
+        memory, outlook = rollout.look(memory, actions[:, step])
         outlooks.append(outlook)
         if step + 1 < codes.shape[1]:
             memory = memory._replace(codes=torch.stack([memory.codes[:, 1], codes[:, step + 1]], 1))
     return outlooks
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def loops(request, monkeypatch) -> None:
+    """With the compiled loops, and as where there is no Numba."""
+    if request.param == "torch":
+        for module in ("rollout", "wavefront"):
+            monkeypatch.setattr(f"worldmodel.core.{module}.compiled_loop", lambda _: None)
+
+
 @torch.no_grad()
-def test_the_cached_face_equals_the_parallel_one_far_beyond_the_context():
-    made, (codes, actions) = prior(), film(13)
+@pytest.mark.parametrize("changes", [{}, {"blocks": 3, "heads": 4}, {"width": 42, "heads": 2, "motion": 5}])
+def test_the_cached_face_equals_the_parallel_one_far_beyond_the_context(changes, loops):
+    made, (codes, actions) = prior(**changes), film(13, batch=6)
     parallel = made.outlook(codes, actions)
     for step, outlook in enumerate(follow(made, codes, actions)):
         for mine, theirs in zip(outlook, parallel, strict=True):
@@ -153,8 +163,8 @@ def test_no_outlook_depends_on_a_later_frame_or_action():
 
 
 @torch.no_grad()
-def test_a_batch_of_two_is_two_of_one():
-    made, (codes, actions) = prior(), film(8)
+def test_a_batch_of_two_is_two_of_one(loops):
+    made, (codes, actions) = Rollout(prior()), film(8)
     uniforms = torch.rand(5, 2, *TINY.grid)
     both = made.start(codes, actions[:, :7])
     singles = [made.start(codes[b : b + 1], actions[b : b + 1, :7]) for b in range(2)]
@@ -166,10 +176,10 @@ def test_a_batch_of_two_is_two_of_one():
 
 
 @torch.no_grad()
-def test_dreams_with_more_and_with_less_behind_them_go_on_side_by_side():
-    made, (codes, actions) = prior(), film(8)
+def test_dreams_with_more_and_with_less_behind_them_go_on_side_by_side(loops):
+    made, (codes, actions) = Rollout(prior()), film(8)
     short, long = made.start(codes[:1, :2], actions[:1, :1]), made.start(codes[1:], actions[1:, :7])
-    both = Memory(*(torch.cat(pair, 1 if pair[0].ndim == 5 else 0) for pair in zip(short, long, strict=True)))
+    both = Memory.joined([short, long])
     uniforms = torch.rand(2, *TINY.grid)
     together, outlook = made.step(both, actions[:, 7], uniforms)
     for row, alone in enumerate((short, long)):
@@ -180,8 +190,8 @@ def test_dreams_with_more_and_with_less_behind_them_go_on_side_by_side():
 
 @torch.no_grad()
 def test_a_prior_without_actions_does_not_know_them():
-    made, (codes, actions) = prior(actions=0), film(6)
-    assert torch.equal(made.outlook(codes, actions).condition, made.outlook(codes, 0 * actions).condition)
+    made, (codes, actions) = Rollout(prior(actions=0)), film(6)
+    assert torch.equal(made.dynamics.outlook(codes, actions).condition, made.dynamics.outlook(codes, 0 * actions).condition)
     memory = made.start(codes, actions[:, :5])
     uniforms = torch.rand(2, *TINY.grid)
     assert torch.equal(
@@ -191,8 +201,8 @@ def test_a_prior_without_actions_does_not_know_them():
 
 @torch.no_grad()
 def test_a_prior_without_context_does_not_know_the_past():
-    made, (codes, actions) = prior(context=0), film(6)
-    assert made.outlook(codes, actions).condition.abs().sum() == 0
+    made, (codes, actions) = Rollout(prior(context=0)), film(6)
+    assert made.dynamics.outlook(codes, actions).condition.abs().sum() == 0
     memory = made.start(codes, actions[:, :5])
     memory, _ = made.step(memory, actions[:, 5], torch.rand(2, *TINY.grid))
     assert isinstance(memory, Memory)
@@ -306,13 +316,13 @@ def test_frames_of_its_own_take_the_place_of_remembered_ones_in_training_alone(s
 )
 def test_a_start_that_does_not_fit_is_refused(codes, actions, message):
     with pytest.raises(ValueError, match=message):
-        prior().start(torch.zeros(codes, dtype=torch.int64), torch.zeros(actions, dtype=torch.int64))
+        Rollout(prior()).start(torch.zeros(codes, dtype=torch.int64), torch.zeros(actions, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("action", [-1, 3])
 def test_an_action_that_does_not_exist_is_refused(action):
     with pytest.raises(ValueError, match=r"actions must be in \[0, 3\)"):
-        prior().start(torch.zeros(1, 2, 6, 9, dtype=torch.int64), torch.full((1, 1), action))
+        Rollout(prior()).start(torch.zeros(1, 2, 6, 9, dtype=torch.int64), torch.full((1, 1), action))
 
 
 def test_a_training_step_runs_in_bfloat16_and_compiled():
@@ -325,4 +335,4 @@ def test_a_training_step_runs_in_bfloat16_and_compiled():
 
 def test_a_code_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"codes must be in \[0, 11\)"):
-        prior().start(torch.full((1, 1, 6, 9), 11), torch.zeros(1, 0, dtype=torch.int64))
+        Rollout(prior()).start(torch.full((1, 1, 6, 9), 11), torch.zeros(1, 0, dtype=torch.int64))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.core import compiled, sampling, wavefront, wavefront_kernel
+from worldmodel.core import compiled, rollout, sampling, wavefront, wavefront_kernel
 from worldmodel.core.wavefront import WavefrontNet
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dream import read
@@ -26,19 +26,19 @@ def both(monkeypatch, made: WavefrontNet, *arguments) -> tuple[torch.Tensor, tor
     with monkeypatch.context() as patch:
         patch.setattr(wavefront, "draw", lambda *_: pytest.fail("the torch loop was used"))
         compiled = made.sample(*arguments)
-    with monkeypatch.context() as patch:
-        patch.setattr(wavefront, "FEW", 0)
-        patch.setattr(wavefront_kernel, "sample", lambda *_: pytest.fail("the compiled loop was used"))
-        return compiled, made.sample(*arguments)
+        assert torch.equal(made.sample(*arguments, packed=made.packed()), compiled)
+    return compiled, made.sample_in_torch(*arguments)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (7, 5), (1, 4), (4, 1), (13, 9)])
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 2, 5, 20])
 def test_the_same_chance_gives_the_same_codes(batch, height, width, temperature, monkeypatch):
     made, condition, uniforms = net(batch, height, width)
     compiled, expected = both(monkeypatch, made, condition, uniforms, temperature)
     assert torch.equal(compiled, expected)
+    alone = [made.sample(condition[b : b + 1], uniforms[b : b + 1], temperature) for b in range(batch)]
+    assert torch.equal(torch.cat(alone), compiled)
 
 
 @pytest.mark.parametrize(("layers", "scale"), [(2, 1), (6, 1), (3, 30)])
@@ -49,15 +49,32 @@ def test_it_holds_for_other_depths_and_for_gates_and_logits_far_from_zero(layers
     assert torch.equal(*both(monkeypatch, made, condition, uniforms))
 
 
+@pytest.mark.parametrize(("dim", "hidden", "codes"), [(8, 7, 11), (5, 16, 33), (64, 64, 512)])
+def test_it_holds_for_all_sizes(dim, hidden, codes, monkeypatch):
+    torch.manual_seed(0)
+    made = WavefrontNet(torch.nn.Embedding(codes, dim), condition=6, hidden=hidden, layers=2)
+    assert torch.equal(*both(monkeypatch, made, torch.randn(2, 7, 7, 6), torch.rand(2, 7, 7)))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_a_dream_of_the_shipped_world_is_the_same(temperature, monkeypatch):
-    model, dreams = WorldModel.load(), []
-    real, taken = read(EpisodeStore(model.clips), 0, 0, 6)
-    for few in (wavefront.FEW, 0):
-        monkeypatch.setattr(wavefront, "FEW", few)
+    dreams = []
+    for numba in (True, False):
+        if not numba:
+            monkeypatch.setattr(rollout, "compiled_loop", lambda _: None)
+            monkeypatch.setattr(wavefront, "compiled_loop", lambda _: None)
+        model = WorldModel.load(precision="float32")
+        real, taken = read(EpisodeStore(model.clips), 0, 0, 6)
         state = model.start(real[None].expand(2, -1, -1, -1, -1), taken[None].expand(2, -1))
         dreams.append(model.imagine(state, torch.tensor([[1] * 4, [5] * 4]), 3, temperature))
     assert torch.equal(*dreams)
+
+
+@pytest.mark.parametrize("shape", [(1, 21, 21), (16, 21), (16, 21, 20)])
+def test_chance_of_another_shape_is_refused_at_the_door(shape):
+    made, condition, _ = net(16, 21, 21)
+    with pytest.raises(ValueError, match=r"uniforms must be \(16, 21, 21\)"):
+        made.sample(condition, torch.rand(shape))
 
 
 def test_it_repeats_itself_to_the_bit():
@@ -83,15 +100,12 @@ def test_views_are_taken_as_they_are(monkeypatch):
     assert torch.equal(*both(monkeypatch, made, *turned))
 
 
-@pytest.mark.parametrize("case", ["many", "double", "odd"])
-def test_what_it_is_not_made_for_is_drawn_by_torch(case, monkeypatch):
+def test_double_precision_is_drawn_by_torch(monkeypatch):
     monkeypatch.setattr(wavefront_kernel, "sample", lambda *_: pytest.fail("the compiled loop was used"))
-    made, condition, uniforms = net(wavefront.FEW + 1 if case == "many" else 1, 4, 5)
-    if case == "double":
-        made, condition, uniforms = made.double(), condition.double(), uniforms
-    if case == "odd":
-        made = WavefrontNet(torch.nn.Embedding(11, 8), condition=6, hidden=7, layers=2)
-    assert made.sample(condition, uniforms).shape == uniforms.shape
+    made, condition, uniforms = net(1, 4, 5)
+    made = made.double()
+    assert made.packed() is None
+    assert made.sample(condition.double(), uniforms).shape == uniforms.shape
 
 
 def test_without_numba_the_codes_are_the_same(monkeypatch):
@@ -110,19 +124,3 @@ def test_importing_a_world_does_not_import_numba():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
-def test_where_nothing_can_be_cached_it_is_compiled_all_the_same(monkeypatch):
-    njit = compiled.njit
-
-    def refuse(function, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(function, **options)
-
-    monkeypatch.setattr(compiled, "njit", refuse)
-    assert compiled.cached(lambda x: x + 1)(2) == 3
-
-
-def test_its_exponential_is_exact_to_rounding():
-    x = np.linspace(-87, 87, 2001, dtype=np.float32)
-    ratio = np.array([compiled.exp(value) for value in x], np.float64) / np.exp(x.astype(np.float64))
-    assert np.abs(ratio - 1).max() < 3e-7

@@ -13,8 +13,8 @@ from numba.extending import intrinsic
 
 # Multiply and add in one, sums in any order; infinities stay what they are.
 OPTIONS = {"fastmath": {"contract", "reassoc", "arcp", "nsz"}, "error_model": "numpy", "nogil": True}
-TALLEST = 6  # rows of a tile
-EXTRA = TALLEST - 1  # rows that a product may read and write beyond the last
+STRIDE = 32  # probabilities that are added up to see whether a draw is among them
+EXTRA = 5  # rows that a product may read and write beyond the last: tiles have up to six
 
 
 def _lanes() -> int:
@@ -26,6 +26,7 @@ def _lanes() -> int:
 
 
 LANES = _lanes()
+ITSELF = np.zeros(1, np.int64)  # the offset of a product whose rows see one line each
 
 
 def cached(function: Callable) -> Callable:
@@ -45,6 +46,8 @@ ZERO, ONE, HALF, TWO, FAR, LEAST = (np.float32(value) for value in (0, 1, 0.5, 2
 LOG2E, LN2_HIGH, LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 C0, C1, C2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 C3, C4, C5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+HALF_ROOT, P, A1, A2 = (np.float32(value) for value in (0.5**0.5, 0.3275911, 0.254829592, -0.284496736))
+A3, A4, A5 = (np.float32(value) for value in (1.421413741, -1.453152027, 1.061405429))
 BIAS, UNIT = np.float32(127), np.float32(1 << 23)  # of the exponent in the bits of a float32
 
 
@@ -65,6 +68,15 @@ def gate(a, b):
     return (ONE - a) / ((ONE + a) * (ONE + b))
 
 
+@njit(**OPTIONS)
+def gelu(x):
+    """x times the normal distribution function, by erf to 2e-7 (Abramowitz & Stegun, 7.1.26)."""
+    z = abs(x) * HALF_ROOT
+    t = ONE / (ONE + P * z)
+    tail = ((((A5 * t + A4) * t + A3) * t + A2) * t + A1) * t * exp(max(-z * z, LEAST))  # 1 - erf(z)
+    return HALF * (x + abs(x) * (ONE - tail))
+
+
 def packed(weight: np.ndarray) -> np.ndarray:
     """A matrix (inputs, outputs) as :func:`add_product` takes it: (blocks, inputs, LANES) float32, filled up with 0."""
     inputs, outputs = weight.shape
@@ -82,18 +94,19 @@ def columns(outputs: int) -> int:
 def _tile(rows: int) -> Any:
     """A function that adds to ``rows`` rows and LANES columns of ``out``, which stay in registers meanwhile.
 
-    Row r gets the sum over taps t and channels c of ``x[cells[r] + offsets[t], c] * weight[block, t·channels + c]``.
+    Row r gets the sum over taps t and channels c of
+    ``x[cells[r] + offsets[t], begin + c] * weight[block, t·channels + c]``.
     Written in LLVM's instructions because Numba has no vectors, and LLVM does not find these by itself.
     """
 
     @intrinsic
-    def add_tile(_, x, cells, offsets, weight, block, out, row):
+    def add_tile(_, x, begin, cells, offsets, weight, block, out, row):
         def generate(context, builder, signature, arguments):
             arrays = [
                 context.make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else value
                 for kind, value in zip(signature.args, arguments, strict=True)
             ]
-            x, cells, offsets, weight, block, out, row = arrays
+            x, begin, cells, offsets, weight, block, out, row = arrays
             integer, vector = block.type, ir.VectorType(ir.FloatType(), LANES)
             multiply_add = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{LANES}f32"
@@ -122,14 +135,15 @@ def _tile(rows: int) -> Any:
                 everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
                 return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), everywhere)
 
-            channels, inputs, width = size(x, 1), size(weight, 1), size(out, 1)
+            length, inputs, width = size(x, 1), size(weight, 1), size(out, 1)
+            channels = builder.udiv(inputs, size(offsets, 0))
             column, numbers = times(block, number(LANES)), [builder.add(row, number(r)) for r in range(rows)]
             targets = [as_vector(place(out, times(r, width), column)) for r in numbers]
             sums = [cgutils.alloca_once_value(builder, builder.load(target, align=4)) for target in targets]
             seen = [builder.load(place(cells, r)) for r in numbers]
             with cgutils.for_range(builder, size(offsets, 0), intp=integer) as tap:
                 offset = builder.load(place(offsets, tap.index))
-                lines = [place(x, times(builder.add(cell, offset), channels)) for cell in seen]
+                lines = [place(x, times(builder.add(cell, offset), length), begin) for cell in seen]
                 skipped = builder.add(times(block, inputs), times(tap.index, channels))
                 weights = place(weight, times(skipped, number(LANES)))
                 with cgutils.for_range(builder, channels, intp=integer) as c:
@@ -141,38 +155,39 @@ def _tile(rows: int) -> Any:
                 builder.store(builder.load(total), target, align=4)
             return context.get_dummy_value()
 
-        return types.void(x, cells, offsets, weight, block, out, row), generate
+        return types.void(x, begin, cells, offsets, weight, block, out, row), generate
 
     return add_tile
 
 
-_four, _five, _six = _tile(4), _tile(5), _tile(TALLEST)
+_four, _five, _six = _tile(4), _tile(5), _tile(6)
 
 
 @njit(**OPTIONS)
-def add_product(x, cells, offsets, weight, out, rows):
+def add_product(x, begin, cells, offsets, weight, out, rows):
     """Add to each of ``rows`` rows of ``out`` what its cell sees times a matrix.
 
     Args:
-        x: (lines, C) float32, contiguous.
+        x: (lines, channels) float32, contiguous; C channels from ``begin`` on are seen.
         cells: (rows + EXTRA,) int64: row r sees the lines ``cells[r] + offsets`` of x.
         offsets: (taps,) int64.
         weight: as :func:`packed` lays out (taps·C, outputs).
         out: (rows + EXTRA, columns(outputs)) float32, contiguous; rows beyond the last may change.
     """
-    blocks, size = weight.shape[0], -(-rows // (-(-rows // TALLEST)))
-    if size <= 4:
-        for row in range(0, rows, 4):
-            for block in range(blocks):
-                _four(x, cells, offsets, weight, block, out, row)
-    elif size == 5:
-        for row in range(0, rows, 5):
-            for block in range(blocks):
-                _five(x, cells, offsets, weight, block, out, row)
-    else:
-        for row in range(0, rows, TALLEST):
-            for block in range(blocks):
-                _six(x, cells, offsets, weight, block, out, row)
+    size = 4
+    for other in (5, 6):  # the one that leaves the fewest rows over
+        if -(-rows // other) * other <= -(-rows // size) * size:
+            size = other
+    for block in range(len(weight)):
+        if size == 4:
+            for row in range(0, rows, 4):
+                _four(x, begin, cells, offsets, weight, block, out, row)
+        elif size == 5:
+            for row in range(0, rows, 5):
+                _five(x, begin, cells, offsets, weight, block, out, row)
+        else:
+            for row in range(0, rows, 6):
+                _six(x, begin, cells, offsets, weight, block, out, row)
 
 
 @njit(**OPTIONS)
@@ -190,19 +205,28 @@ def add_row(x, weight, out):
 @njit(**OPTIONS)
 def code_drawn(logits, uniform, temperature):
     """As :func:`worldmodel.core.sampling.draw` from logits (K,), which become probabilities, not yet normalized."""
-    likeliest = 0
-    for k in range(len(logits)):
-        if logits[k] > logits[likeliest]:
-            likeliest = k
+    count, most = len(logits), logits[0]
+    for k in range(count):
+        most = logits[k] if logits[k] > most else most
     if temperature == ZERO:
-        return likeliest
-    most, total, cumulated = logits[likeliest], 0.0, 0.0  # the sums are float64: next to no rounding
-    for k in range(len(logits)):
+        for k in range(count):
+            if logits[k] == most:
+                return k
+    for k in range(count):
         logits[k] = exp(max((logits[k] - most) / temperature, LEAST))
-    for k in range(len(logits)):
+    total, below = 0.0, 0.0  # the sums are float64: next to no rounding
+    for k in range(count):
         total += logits[k]
-    for k in range(len(logits)):
-        cumulated += logits[k]
-        if cumulated > uniform * total:
-            return k
-    return len(logits) - 1
+    for start in range(0, count, STRIDE):
+        stride = logits[start : start + STRIDE]
+        part = 0.0
+        for k in range(len(stride)):
+            part += stride[k]
+        if below + part > uniform * total:
+            for k in range(len(stride)):
+                below += stride[k]
+                if below > uniform * total:
+                    return start + k
+        else:
+            below += part
+    return count - 1

@@ -48,7 +48,7 @@ class Rollout:
             nn.Parameter(torch.cat([getattr(block.keys_values, name) for block in blocks])) for name in ("weight", "bias")
         )
         self._coarse, self._remembered = prepared(coarse, dtype), prepared(remembered, dtype)
-        self._lag_biases = [block.lag_bias.flip(1).contiguous() for block in blocks]  # (heads, M), the oldest first
+        self._blocks = self._kernel.weights_of(blocks) if self._kernel else None
 
     @torch.no_grad()
     def start(self, codes: Tensor, actions: Tensor) -> Memory:
@@ -92,8 +92,11 @@ class Rollout:
         if not self.config.context:
             return memory, self.dynamics.nothing(actions.shape)
         memory, x = self._remember(memory, actions)
-        for number, block in enumerate(self.dynamics.blocks):
-            x = block.within(x + block.over_time(self._recall(memory, number, block.queried(x))))
+        if self._kernel:
+            x = self._kernel.attend(x, memory.frames, memory.filled, self._blocks)
+        else:
+            for number, block in enumerate(self.dynamics.blocks):
+                x = block.within(x + block.over_time(self._recall(memory, number, block.queried(x))))
         return memory, self.dynamics.outlook_from(x, memory.actions, lambda *told: self._moved(memory.codes, *told))
 
     def _remember(self, memory: Memory, actions: Tensor) -> tuple[Memory, Tensor]:
@@ -109,15 +112,13 @@ class Rollout:
     def _recall(self, memory: Memory, number: int, query: Tensor) -> Tensor:
         """What a block sees of the remembered frames: (B, patches, width) to the same.
 
-        In torch by products of whole tensors and their sums: matrix products of a single query are slower.
+        Products of whole tensors and their sums: matrix products of a single query are slower.
         """
-        bias, start, width = self._lag_biases[number], number * 2 * self.config.width, self.config.width
-        if self._kernel:
-            return self._kernel.recall(query, memory.frames, start, bias, memory.filled)
+        bias, start, width = self.dynamics.blocks[number].lag_bias, number * 2 * self.config.width, self.config.width
         query, heads = query[:, None] * (width // len(bias)) ** -0.5, (len(bias), -1)
         remembered = torch.stack([frame[..., start : start + 2 * width] for frame in memory.frames], 1)
         query, keys, values = (part.unflatten(-1, heads) for part in (query, *remembered.chunk(2, -1)))
-        scores = (query * keys).sum(-1) + bias.T[:, None]  # (B, M, patches, heads)
+        scores = (query * keys).sum(-1) + bias.flip(1).T[:, None]  # (B, M, patches, heads)
         age = torch.arange(self.config.context - 1, -1, -1, device=query.device)
         none = (age >= memory.filled[:, None])[:, :, None, None]
         return (scores.masked_fill(none, float("-inf")).softmax(1)[..., None] * values).sum(1).flatten(2)

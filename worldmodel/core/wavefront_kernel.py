@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from numba import njit
 
-from worldmodel.core.compiled import EXTRA, OPTIONS, ZERO, add_product, cached, code_drawn, columns, gate, packed
+from worldmodel.core.compiled import EXTRA, ITSELF, OPTIONS, ZERO, add_product, cached, code_drawn, columns, gate, packed
 from worldmodel.core.wavefront import TAPS, WavefrontNet, wavefronts
-
-ITSELF = np.zeros(1, np.int64)  # the offset of products whose rows see one line
 
 
 class Weights(NamedTuple):
@@ -45,7 +43,6 @@ class Scratch(NamedTuple):
     x: np.ndarray  # (n, C)
     gates: np.ndarray  # (n, 2·C)
     read: np.ndarray  # (n, E)
-    shown: np.ndarray  # (n, E), the same without what is negative
     chances: np.ndarray  # (n, K), logits, then probabilities
 
 
@@ -90,7 +87,6 @@ def sample(told: np.ndarray, uniforms: np.ndarray, temperature: float, weights: 
         "x": (rows, hidden),
         "gates": (rows, columns(2 * hidden)),
         "read": (rows, columns(dim)),
-        "shown": (rows, dim),
         "chances": (rows, columns(codes)),
     }
     scratch = Scratch(
@@ -149,18 +145,18 @@ def _sample(told, uniforms, temperature, weights, order, scratch, drawn):
                 for r in range(rows):
                     for c in range(hidden):
                         kept[cells[r], c] = x[r, c]
-                add_product(kept, cells, order.offsets, weights.rest[layer - 1], gates, rows)
+                add_product(kept, 0, cells, order.offsets, weights.rest[layer - 1], gates, rows)
             for r in range(rows):
                 for c in range(hidden):
                     x[r, c] += gate(gates[r, c], gates[r, hidden + c])
         _copy(told, positions, (1 + len(weights.rest)) * 2 * hidden, read, dim)
-        add_product(x, order.rows, ITSELF, weights.readout, read, rows)
+        add_product(x, 0, order.rows, ITSELF, weights.readout, read, rows)
         for r in range(rows):
             for c in range(dim):
-                scratch.shown[r, c] = max(read[r, c], ZERO)
+                read[r, c] = max(read[r, c], ZERO)
             for k in range(size):
                 chances[r, k] = weights.bias[k]
-        add_product(scratch.shown, order.rows, ITSELF, weights.logits, chances, rows)
+        add_product(read, 0, order.rows, ITSELF, weights.logits, chances, rows)
         for r in range(rows):
             code = code_drawn(chances[r, :size], uniforms[positions[r]], temperature)
             drawn[positions[r]] = code

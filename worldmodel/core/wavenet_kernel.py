@@ -10,11 +10,26 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from worldmodel.core.compiled import AT_ONCE, OPTIONS, ZERO, add_product, add_row, cached, code_drawn, gate
+from worldmodel.core.compiled import (
+    EXTRA,
+    ITSELF,
+    OPTIONS,
+    ZERO,
+    add_product,
+    add_row,
+    cached,
+    code_drawn,
+    columns,
+    gate,
+    packed,
+)
 
 
 class Weights(NamedTuple):
-    """The weights of a :class:`WaveNet` with C hidden channels, as contiguous float32 arrays."""
+    """The weights of a :class:`WaveNet` with C hidden channels, as contiguous float32 arrays.
+
+    For several lines, those of products are packed.
+    """
 
     told: np.ndarray  # (channels of the condition, layers·2·C)
     told_bias: np.ndarray  # (layers·2·C,)
@@ -29,7 +44,7 @@ class Weights(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What is worked on during a call; n is the number of lines, rounded up."""
+    """What is worked on during a call; n is one line, or the number of lines and EXTRA. Results of products are wider."""
 
     condition: np.ndarray  # (n, channels of it)
     told: np.ndarray  # (n, layers·2·C), what the layers are told
@@ -41,6 +56,7 @@ class Scratch(NamedTuple):
     read: np.ndarray  # (n, E)
     head: np.ndarray  # (n, E)
     chances: np.ndarray  # (n, K), logits, then probabilities
+    rows: np.ndarray  # (n,) int64, 0, 1, …
 
 
 def sample(
@@ -57,34 +73,44 @@ def sample(
         (B, N) int64.
     """
     lines, length = uniforms.shape
-    rows = 1 if lines == 1 else -(-lines // AT_ONCE) * AT_ONCE
+    rows = 1 if lines == 1 else lines + EXTRA
     sizes = np.minimum(dilations, max(length, 1))  # beyond the beginning there are zeros
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     (dim, codes), hidden = weights.logits.shape, weights.after.shape[1]
-    shapes = Scratch(
-        condition=(rows, condition.shape[2]),
-        told=(rows, len(weights.told_bias)),
-        rings=(starts[-1], rows, hidden),
-        sums=(rows, hidden + dim),
-        seen=(rows, 2 * hidden),
-        gates=(rows, 2 * hidden),
-        out=(rows, hidden),
-        read=(rows, dim),
-        head=(rows, dim),
-        chances=(rows, codes),
+    shapes = {
+        "condition": (rows, condition.shape[2]),
+        "told": (rows, columns(len(weights.told_bias))),
+        "rings": (starts[-1], rows, hidden),
+        "sums": (rows, columns(hidden + dim)),
+        "seen": (rows, 2 * hidden),
+        "gates": (rows, columns(2 * hidden)),
+        "out": (rows, hidden),
+        "read": (rows, dim),
+        "head": (rows, columns(dim)),
+        "chances": (rows, columns(codes)),
+    }
+    scratch = Scratch(
+        **{name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, rows=np.arange(rows, dtype=np.int64)
     )
-    scratch = Scratch(*(np.zeros(shape, np.float32) for shape in shapes))
+    if lines > 1:
+        weights = weights._replace(
+            told=packed(weights.told),
+            dilated=np.stack([packed(weight) for weight in weights.dilated]),
+            after=np.stack([packed(weight) for weight in weights.after]),
+            head=packed(weights.head),
+            logits=packed(weights.logits),
+        )
     drawn = np.empty(uniforms.shape, np.int64)
     _sample(condition, uniforms, np.float32(temperature), weights, starts, scratch, drawn)
     return drawn
 
 
 @njit(**OPTIONS)
-def _add(x, weight, out, rows):
-    if len(x) == 1:
+def _add(x, weight, out, rows, lines):
+    if weight.ndim == 2:  # not packed
         add_row(x[0], weight, out[0])
     else:
-        add_product(x, weight, out, rows)
+        add_product(x, 0, rows, ITSELF, weight, out, lines)
 
 
 @njit(**OPTIONS)
@@ -96,7 +122,7 @@ def _tell(condition, weights, scratch, lines):
             scratch.condition[line, c] = condition[same, c]
         for c in range(len(weights.told_bias)):
             scratch.told[line, c] = weights.told_bias[c]
-    _add(scratch.condition, weights.told, scratch.told, lines)
+    _add(scratch.condition, weights.told, scratch.told, scratch.rows, lines)
 
 
 @njit(**OPTIONS)
@@ -111,19 +137,19 @@ def _layer(slot, weights, layer, scratch, lines):
             seen[line, c] = slot[line, c]
             seen[line, hidden + c] = sums[line, c]
             slot[line, c] = sums[line, c]
-    _add(seen, weights.dilated[layer], gates, lines)
+    _add(seen, weights.dilated[layer], gates, scratch.rows, lines)
     for line in range(lines):
         for c in range(hidden):
             out[line, c] = gate(gates[line, c], gates[line, hidden + c])
             sums[line, c] += weights.residual[layer, c]
-    _add(out, weights.after[layer], sums, lines)
+    _add(out, weights.after[layer], sums, scratch.rows, lines)
 
 
 @cached
 def _sample(condition, uniforms, temperature, weights, starts, scratch, drawn):
     rings, sums, read, head, chances = scratch.rings, scratch.sums, scratch.read, scratch.head, scratch.chances
     lines, length = drawn.shape
-    hidden, dim, codes = scratch.out.shape[1], read.shape[1], chances.shape[1]
+    hidden, dim, codes = scratch.out.shape[1], read.shape[1], len(weights.bias)
     each = length // condition.shape[1]
     for position in range(length):
         if position % each == 0:
@@ -139,12 +165,12 @@ def _sample(condition, uniforms, temperature, weights, starts, scratch, drawn):
             for c in range(dim):
                 read[line, c] = max(sums[line, hidden + c], ZERO)
                 head[line, c] = weights.head_bias[c]
-        _add(read, weights.head, head, lines)
+        _add(read, weights.head, head, scratch.rows, lines)
         for line in range(lines):
             for c in range(dim):
                 head[line, c] = max(head[line, c], ZERO)
             for k in range(codes):
                 chances[line, k] = weights.bias[k]
-        _add(head, weights.logits, chances, lines)
+        _add(head, weights.logits, chances, scratch.rows, lines)
         for line in range(lines):
-            drawn[line, position] = code_drawn(chances[line], uniforms[line, position], temperature)
+            drawn[line, position] = code_drawn(chances[line, :codes], uniforms[line, position], temperature)
