@@ -126,7 +126,7 @@ def find(data: dict[str, Any], env: str = "", env_kwargs: dict[str, Any] = {}, h
     horizon = horizon or trained.get("horizon") or LONGEST
     if env in CODED:
         shared = {"world", "observation", "history"}
-        kept = trained.keys() - {"device", "threads"} if env == data["env"] else shared & trained.keys()
+        kept = trained.keys() - {"device", "threads", "precision"} if env == data["env"] else shared & trained.keys()
         made = {**{name: trained[name] for name in kept}, "horizon": horizon, **env_kwargs}
         return Place(gym.make(env, render_mode="rgb_array", **made), True, horizon, made)
     if env in ("", data["environment"]):

@@ -11,6 +11,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from worldmodel.core.memory import Memory
+from worldmodel.core.precision import Precision
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split
 from worldmodel.dream import read
@@ -69,6 +70,7 @@ class DreamVectorEnv(VectorEnv):
         temperature: of the codes; above 1 is wilder, which keeps an agent from relying on the model's mistakes.
         device: of the world model; observations are on the CPU.
         threads: of the world model on the CPU.
+        precision: of the world model: auto, float32 or bfloat16.
         render_mode: ``"rgb_array"`` lets :meth:`render` decode the present frames.
 
     Raises:
@@ -91,6 +93,7 @@ class DreamVectorEnv(VectorEnv):
         temperature: float = 1.0,
         device: str = "cpu",
         threads: int = 1,
+        precision: Precision = "auto",
         render_mode: str | None = None,
     ) -> None:
         for name in ("num_envs", "horizon", "context", "threads"):
@@ -100,7 +103,7 @@ class DreamVectorEnv(VectorEnv):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.num_envs, self.horizon, self.observation, self.history = num_envs, horizon, observation, history
         self.context, self.temperature, self.render_mode = context, temperature, render_mode
-        self.world = WorldModel.load(world, device, threads)
+        self.world = WorldModel.load(world, device, threads, precision)
         self.action_names = self.world.action_names
         if not self.world.dynamics.config.actions or not self.world.dynamics.config.context:
             raise ValueError(f"the world {world} was trained without actions or context: an agent can do nothing there")

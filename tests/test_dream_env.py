@@ -74,7 +74,7 @@ def test_a_seed_gives_the_same_dreams_again_and_another_seed_others(settings):
 def test_an_episode_ends_by_the_priors_probability_or_at_the_horizon(settings, logit, lengths):
     env = DreamVectorEnv(2, **settings)
     with torch.no_grad():
-        last = env.world.dynamics.outcome[-1]
+        last = env.world.rollout.dynamics.outcome[-1]
         last.weight[1], last.bias[1] = 0.0, logit
     seen = play(env, np.zeros((12, 2), np.int64), seed=0)
     ends = [step for step, (*_, terminated, truncated) in enumerate(seen) if (terminated + truncated).all()]
@@ -86,7 +86,7 @@ def test_rewards_are_those_the_prior_expects(settings):
     env = DreamVectorEnv(3, **settings)
     env.reset(seed=0)
     memory, actions = env._memory, torch.tensor([0, 1, 2])
-    expected = env.world.dynamics.look(memory, actions)[1].rewards
+    expected = env.world.rollout.look(memory, actions)[1].rewards
     np.testing.assert_allclose(env.step(actions)[1], expected.detach(), atol=1e-5)
 
 

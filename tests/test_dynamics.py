@@ -191,7 +191,9 @@ def test_dreams_with_more_and_with_less_behind_them_go_on_side_by_side(loops):
 @torch.no_grad()
 def test_a_prior_without_actions_does_not_know_them():
     made, (codes, actions) = Rollout(prior(actions=0)), film(6)
-    assert torch.equal(made.dynamics.outlook(codes, actions).condition, made.dynamics.outlook(codes, 0 * actions).condition)
+    assert torch.equal(
+        made.dynamics.outlook(codes, actions).condition, made.dynamics.outlook(codes, 0 * actions).condition
+    )
     memory = made.start(codes, actions[:, :5])
     uniforms = torch.rand(2, *TINY.grid)
     assert torch.equal(

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.test_dynamics import TINY, film, prior
 from worldmodel.core import graphs
 from worldmodel.core.graphs import Replayed
+from worldmodel.core.rollout import Rollout
 from worldmodel.world import WorldModel
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -112,8 +113,8 @@ def test_it_may_be_called_within_inference_mode_and_without(device):
 @pytest.mark.parametrize("device", DEVICES)
 @torch.no_grad()
 def test_a_replayed_dream_is_the_dream(device):
-    made, (codes, actions) = prior().to(device), (part.to(device) for part in film(8))
-    replayed = Replayed(made.step, made.parameters)
+    made, (codes, actions) = Rollout(prior().to(device)), (part.to(device) for part in film(8))
+    replayed = Replayed(made.step, made.dynamics.parameters)
     for rows, temperature in ((2, 1.0), (1, 1.0), (2, 0.0), (2, 1.0)):
         memory = other = made.start(codes[:rows, :2], actions[:rows, :1])
         for step in range(1, 7):
@@ -139,14 +140,16 @@ class Aboard(TorchDispatchMode):
 def test_a_step_needs_nothing_from_the_cpu_and_reads_no_value():
     """The meta device has no values to read, and stands for a GPU here."""
     made, (codes, actions) = prior(), film(3)
-    memory = made.start(codes[:, :2], actions[:, :1])
-    memory, made = type(memory)(*(part.to("meta") for part in memory)), made.to("meta")
+    memory = tree_map(lambda part: part.to("meta"), Rollout(made).start(codes[:, :2], actions[:, :1]))
+    made = Rollout(made.to("meta"))
     given = actions[:, 1].to("meta"), torch.empty(2, *TINY.grid, device="meta")
     for temperature in (0.0, 1.0):
         made.step(memory, *given, temperature)  # as before a recording: what is set up once may come from the CPU
         with Aboard():
             after, _ = made.step(memory, *given, temperature)
-        assert [(part.shape, part.dtype) for part in after] == [(part.shape, part.dtype) for part in memory]
+        assert tree_map(lambda part: (part.shape, part.dtype), after) == tree_map(
+            lambda part: (part.shape, part.dtype), memory
+        )
 
 
 def test_a_world_on_the_cpu_replays_nothing_and_could(world_run, monkeypatch):
@@ -166,6 +169,6 @@ def test_a_world_on_a_gpu_dreams_what_it_dreams_step_by_step(world_run):
     state = model.start(torch.zeros(2, 3, 24, 24, 3, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.int64))
     actions, uniforms = torch.tensor([0, 2]), torch.rand(2, *model.dynamics.config.grid)
     step = model.step(state, actions, uniforms)
-    memory, _ = model.dynamics.step(state, actions.cuda(), uniforms.cuda())
+    memory, _ = model.rollout.step(state, actions.cuda(), uniforms.cuda())
     assert len(model._replayed.recordings) == 1
     assert torch.equal(step.codes, memory.codes[:, 1])

@@ -3,11 +3,10 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
-from worldmodel.core import compiled, rollout, sampling, wavefront, wavefront_kernel
+from worldmodel.core import rollout, sampling, wavefront, wavefront_kernel
 from worldmodel.core.wavefront import WavefrontNet
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dream import read
@@ -122,5 +121,3 @@ def test_without_numba_the_codes_are_the_same(monkeypatch):
 def test_importing_a_world_does_not_import_numba():
     code = "import sys, worldmodel.world; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
-
-

@@ -13,6 +13,7 @@ from worldmodel import config
 from worldmodel.benchmarks import dreaming, learning, painting, peers, recording, speaking, stepping, storing
 from worldmodel.benchmarks.clock import on_threads, table
 from worldmodel.benchmarks.settings import Settings, parameters
+from worldmodel.core.precision import Precision
 from worldmodel.data.store import EpisodeStore
 from worldmodel.names import unknown
 from worldmodel.world import DEFAULT, WorldModel
@@ -42,6 +43,7 @@ def benchmark(
     env: str = "envs:Doom-v0",
     out: str = "benchmark.json",
     device: str = "cpu",
+    precision: Precision = "auto",
 ) -> None:
     """Measure speed in CPU time on one thread, as tables and as JSON.
 
@@ -59,6 +61,7 @@ def benchmark(
         env: Gymnasium id of the world to record.
         out: file to write the JSON into.
         device: cpu or cuda.
+        precision: of what is multiplied in a dream: float32, bfloat16, or auto for the faster one on this machine.
     """
     chosen = only.split(",") if only else list(SECTIONS)
     for name in chosen:
@@ -72,7 +75,7 @@ def benchmark(
         )
     if store:
         EpisodeStore(store)  # to say now that there is none
-    model = WorldModel.load(world, device)
+    model = WorldModel.load(world, device, precision=precision)
     settings = Settings(model, store, env, repeats, tuple(sorted(map(int, sizes))), threads)
     result = {**machine(), "device": device, "threads": threads, "world": world, "parameters": parameters(model)}
     result["sections"] = {}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import config, media
+from worldmodel.core.precision import Precision
 from worldmodel.data.store import EpisodeStore
 from worldmodel.names import unknown
 from worldmodel.world import DEFAULT, WorldModel
@@ -30,6 +31,7 @@ def dream(
     temperature: float = 1.0,
     out: str = "dream.gif",
     device: str = "cpu",
+    precision: Precision = "auto",
 ) -> None:
     """Imagine what happens after a few real frames, under actions of your choice, and write it as a film.
 
@@ -50,6 +52,7 @@ def dream(
         temperature: above 1 is wilder, below 1 is calmer, 0 takes the likeliest code everywhere.
         out: file to write, .gif, .mp4 or .png (a strip).
         device: cpu or cuda.
+        precision: of what is multiplied in a dream: float32, bfloat16, or auto for the faster one on this machine.
     """
     media.check(Path(out))
     if frames < 0 or context < 1:
@@ -57,7 +60,7 @@ def dream(
     if (action != "") + (actions != "") + compare > 1:
         raise ValueError("give one of --action, --actions and --compare, which dreams the recorded actions")
     torch.set_num_threads(1)  # many small steps: more threads only wait for each other
-    model = WorldModel.load(world, device)
+    model = WorldModel.load(world, device, precision=precision)
     episodes = EpisodeStore(store or model.clips)
     model.check_actions(episodes.schema.action_names)
     real, taken = read(episodes, episode, start, context + (frames or FRAMES if compare else 0))

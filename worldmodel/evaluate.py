@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from worldmodel import checkpoint, config
 from worldmodel.codes import encoded
+from worldmodel.core.precision import Precision
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
@@ -44,6 +46,7 @@ def evaluate(
     seed: int = 0,
     out: str = "evaluation",
     device: str = "cpu",
+    precision: Precision = "auto",
     threads: int = 1,
 ) -> None:
     """Measure a world on the episodes of a store that training held out.
@@ -72,6 +75,7 @@ def evaluate(
         seed: of the choice of stretches and clips, of the nets that judge, and of the dreams.
         out: folder to write.
         device: cpu or cuda.
+        precision: of what is multiplied in a dream: float32, bfloat16, or auto for the faster one on this machine.
         threads: that dreams are shared out among on the CPU.
     """
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
@@ -86,13 +90,14 @@ def evaluate(
         raise ValueError(f"--stretches must be a multiple of {BATCH}, which swap their actions, got {stretches}")
     torch.set_num_threads(1)
     recorded = EpisodeStore(store)
-    model = None if vqvae else WorldModel.load(world, device, threads)
+    model = None if vqvae else WorldModel.load(world, device, threads, precision)
     if model:
+        settings["precision"] = str(model.dtype).removeprefix("torch.")
         model.check_actions(recorded.schema.action_names)
         held_out_clips(recorded, 1, horizon, seed)  # to say now that no episode is long enough
         unaware = load_blind(Path(blind), model) if blind else None
     network = model.vqvae if model else checkpoint.load_vqvae(Path(vqvae)).to(checkpoint.check_device(device))
-    scores = {"settings": settings, "held_out_episodes": len(split(recorded)[1])}
+    scores: dict[str, Any] = {"settings": settings, "held_out_episodes": len(split(recorded)[1])}
     report = Report(f"The VQ-VAE {vqvae}" if vqvae else f"The world {world}", scores)
 
     shown, scores["reconstruction"] = reconstruct(network, recorded, frames)

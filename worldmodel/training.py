@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensorboardX import SummaryWriter
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core import workers
+from worldmodel.core.precision import Precision, pick
 from worldmodel.data.store import write_atomically
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -55,7 +56,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     threads: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "evaluate_every"):
@@ -104,7 +105,7 @@ def _fit(
     if number > 1:
         forward = DistributedDataParallel(model, find_unused_parameters=True)  # as a prior of single frames has
     forward = torch.compile(forward) if device.type == "cuda" else forward
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(config, device))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=pick(config.precision, device) == torch.bfloat16)
     generator = torch.Generator(device)
     log = Log(run, first) if rank == 0 else None
     steps = range(first, config.steps)
@@ -155,16 +156,6 @@ def _keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):  # glibc's, not musl's
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def in_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: as the configuration says, or else if the hardware is made for it."""
-    if config.precision != "auto":
-        return config.precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot say
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class Log:

@@ -12,7 +12,8 @@ from torch import nn
 from worldmodel.benchmarks.clock import Row, Section, beside_first
 from worldmodel.benchmarks.settings import Settings, clip
 from worldmodel.core.dynamics import Batch
-from worldmodel.training import TrainConfig, fit, in_bfloat16
+from worldmodel.core.precision import multiplies_bfloat16
+from worldmodel.training import TrainConfig, fit
 
 STRETCHES, LENGTH = 2, 10  # of a prior's batch, as worldmodel.train has it
 FRAMES = 32  # of a VQ-VAE's
@@ -31,7 +32,7 @@ def training(settings: Settings) -> Section:
     stretches = Batch(codes, actions, torch.zeros(steps), torch.zeros(steps), frames_valid, steps_valid)
     frames = clip(world)[0].repeat(FRAMES, 1, 1, 1)[:FRAMES]
     predicted = codes[:, 1:].numel()
-    precisions = ["float32", "bfloat16"] if in_bfloat16(TrainConfig(), world.device) else ["float32"]
+    precisions = ["float32", "bfloat16"] if multiplies_bfloat16(world.device) else ["float32"]
     rows = []
     for name, network, batch, count, unit in (
         ("prior", world.dynamics, stretches, predicted, "code"),

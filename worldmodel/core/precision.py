@@ -84,7 +84,7 @@ def _prepared(module: nn.Module, dtype: torch.dtype, done: tuple[str, ...] = ())
 
 
 def _packs(weight: Tensor) -> bool:
-    """Whether oneDNN is to multiply: with AVX-512, where MKL keeps to slower ways on processors that are not Intel's."""
+    """Whether oneDNN is to multiply: with AVX-512, which MKL makes little of on processors that are not Intel's."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return there and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has("avx512_f")
 

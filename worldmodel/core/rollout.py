@@ -10,7 +10,7 @@ from worldmodel.core.memory import Memory
 from worldmodel.core.precision import prepared
 from worldmodel.core.sampling import compiled_loop
 
-EXACT = ("wavefront", "outcome")  # the parts of a prior that decide: they stay in float32
+DECIDING = ("wavefront", "outcome")  # the parts of a prior that decide codes, rewards and ends
 
 
 class Rollout:
@@ -20,17 +20,19 @@ class Rollout:
     code at each of the places that it sees: what it makes of all is their sum.
 
     Args:
-        dtype: what linear layers and convolutions multiply in. The drawing of codes, rewards and ends stays in float32.
+        dtype: what linear layers and convolutions multiply in. What decides codes, rewards and ends stays in float32,
+            and so does the context where it is compiled: its products are small, and conversions would cost as much.
 
     Attributes:
         dynamics: a copy in this precision, for the parallel face.
     """
 
     def __init__(self, dynamics: Dynamics, dtype: torch.dtype = torch.float32) -> None:
-        self.config, self.dynamics = dynamics.config, prepared(dynamics, dtype, EXACT)
-        self._packed = dynamics.wavefront.packed()
         on_cpu = dynamics.position.device.type == "cpu" and dynamics.position.dtype == torch.float32
         self._kernel = compiled_loop("context_kernel") if on_cpu else None
+        exact = (*DECIDING, "blocks") if self._kernel else DECIDING
+        self.config, self.dynamics = dynamics.config, prepared(dynamics, dtype, exact)
+        self._packed = dynamics.wavefront.packed()
         if self.config.context:
             self._prepare(dynamics, dtype)
 
@@ -39,15 +41,16 @@ class Rollout:
         dim, blocks, first = self.config.dim, dynamics.blocks, dynamics.motion.convolutions[0]
         embedding = F.pad(dynamics.embedding.weight, (0, 0, 0, 1))  # (K + 2, dim), the last one beyond the border
         self._patches = _table(embedding, dynamics.patches.weight.unflatten(1, (-1, dim)).transpose(0, 1))
+        self._patches_bias = dynamics.patches.bias
         of_frames = first.weight[:, : 2 * dim].unflatten(1, (2, dim))  # (out, 2, dim, 3, 3)
         self._motion = _table(embedding, of_frames.permute(1, 3, 4, 0, 2).flatten(0, 2))
         coarse = nn.Conv2d(self.config.motion, len(first.weight), 3, padding=1)
         coarse.weight, coarse.bias = nn.Parameter(first.weight[:, 2 * dim :].clone()), first.bias
         remembered = nn.Linear(self.config.width, len(blocks) * 2 * self.config.width)
-        remembered.weight, remembered.bias = (
-            nn.Parameter(torch.cat([getattr(block.keys_values, name) for block in blocks])) for name in ("weight", "bias")
-        )
-        self._coarse, self._remembered = prepared(coarse, dtype), prepared(remembered, dtype)
+        for name in ("weight", "bias"):
+            setattr(remembered, name, nn.Parameter(torch.cat([getattr(block.keys_values, name) for block in blocks])))
+        self._coarse = prepared(coarse, dtype)
+        self._remembered = prepared(remembered, torch.float32 if self._kernel else dtype)
         self._blocks = self._kernel.weights_of(blocks) if self._kernel else None
 
     @torch.no_grad()
@@ -102,7 +105,7 @@ class Rollout:
     def _remember(self, memory: Memory, actions: Tensor) -> tuple[Memory, Tensor]:
         """Add the present frame and the action taken at it; returns also its features (B, patches, width)."""
         dynamics = self.dynamics
-        patches = _looked_up(self._patches, dynamics.patched(memory.codes[:, 1])) + dynamics.patches.bias
+        patches = _looked_up(self._patches, dynamics.patched(memory.codes[:, 1])) + self._patches_bias
         features = dynamics.placed(patches, actions)
         fresh = self._remembered(dynamics.remembered(features))
         past = torch.cat([memory.actions[:, 1:], dynamics.known(actions[:, None])], 1)

@@ -103,7 +103,8 @@ class WavefrontNet(nn.Module):
         for number, front in enumerate(fronts):
             low, high, here = front.low, front.high, slice(front.start, front.start + len(front.rows))
             x = gated(
-                self.first(_seen(embedded, number, low, high)[..., : -self.embedding.embedding_dim]) + conditions[0][:, here]
+                self.first(_seen(embedded, number, low, high)[..., : -self.embedding.embedding_dim])
+                + conditions[0][:, here]
             )
             for layer, told, kept in zip(self.rest, conditions[1:], maps, strict=True):
                 kept[number + 3, :, low + 1 : high + 2] = x

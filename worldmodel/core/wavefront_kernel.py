@@ -11,7 +11,18 @@ import numpy as np
 import torch
 from numba import njit
 
-from worldmodel.core.compiled import EXTRA, ITSELF, OPTIONS, ZERO, add_product, cached, code_drawn, columns, gate, packed
+from worldmodel.core.compiled import (
+    EXTRA,
+    ITSELF,
+    OPTIONS,
+    ZERO,
+    add_product,
+    cached,
+    code_drawn,
+    columns,
+    gate,
+    packed,
+)
 from worldmodel.core.wavefront import TAPS, WavefrontNet, wavefronts
 
 
@@ -49,7 +60,7 @@ class Scratch(NamedTuple):
 @torch.no_grad()
 def weights_of(net: WavefrontNet) -> Weights:
     """The weights of a net in float32 as the loop takes them."""
-    codes, dim = net.embedding.weight.shape
+    dim = net.embedding.embedding_dim
     first = net.first.weight.unflatten(1, (-1, dim)).transpose(0, 1)  # (4, 2·C, E)
     table = torch.cat([net.embedding.weight @ first.transpose(1, 2), first.new_zeros(len(first), 1, 2 * net.hidden)], 1)
     return Weights(
@@ -94,9 +105,7 @@ def sample(told: np.ndarray, uniforms: np.ndarray, temperature: float, weights: 
     )
     drawn = np.empty(uniforms.size, np.int64)
     told, uniforms = (np.ascontiguousarray(array, np.float32) for array in (told, uniforms))
-    _sample(
-        told.reshape(len(drawn), -1), uniforms.reshape(-1), np.float32(temperature), weights, order, scratch, drawn
-    )
+    _sample(told.reshape(len(drawn), -1), uniforms.reshape(-1), np.float32(temperature), weights, order, scratch, drawn)
     return drawn.reshape(batch, height, width)
 
 

@@ -44,7 +44,7 @@ class Weights(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What is worked on during a call; n is one line, or the number of lines and EXTRA. Results of products are wider."""
+    """What is worked on during a call; n is the number of lines, and EXTRA where there are several."""
 
     condition: np.ndarray  # (n, channels of it)
     told: np.ndarray  # (n, layers·2·C), what the layers are told

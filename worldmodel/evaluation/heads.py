@@ -28,7 +28,7 @@ def heads(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
         for start in range(0, entry.steps, AT_ONCE):
             part = slice(max(0, start - world.dynamics.config.context), start + AT_ONCE)
             new = slice(start - part.start, None)  # the others are there to be remembered
-            outlook = world.dynamics.outlook(seen[:, part].to(world.device), actions[:, part].to(world.device))
+            outlook = world.rollout.dynamics.outlook(seen[:, part].to(world.device), actions[:, part].to(world.device))
             expected.append(outlook.rewards[0, new].cpu())
             probabilities.append(outlook.termination[0, new].sigmoid().cpu())
         rewards.append(reward[0])

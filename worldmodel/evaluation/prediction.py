@@ -44,11 +44,11 @@ def predict(
     for film, taken in tqdm(parts, total=-(-count // BATCH), unit="batch", desc="predict", leave=False):
         there, told = film.to(world.device), taken.to(world.device)
         scored = {
-            "true actions": bits(world.dynamics, there, told),
-            "shuffled actions": bits(world.dynamics, there, told.roll(1, 0)),
+            "true actions": bits(world.rollout.dynamics, there, told),
+            "shuffled actions": bits(world.rollout.dynamics, there, told.roll(1, 0)),
         }
         if config.untold:
-            scored["no actions"] = bits(world.dynamics, there, torch.full_like(told, -1))
+            scored["no actions"] = bits(world.rollout.dynamics, there, torch.full_like(told, -1))
         if blind:
             scored["no context, no actions"] = bits(blind, there, told)
         scored |= {"copy last or flip": copy.bits(film), "unigram": unigram.bits(film[:, 1:])}
