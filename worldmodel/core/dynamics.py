@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from worldmodel.core import workers
 from worldmodel.core.autoregressive import standardized, start_near
 from worldmodel.core.context import Block, Motion
+from worldmodel.core.sampling import draw
 from worldmodel.core.wavefront import WavefrontNet
 
 
@@ -170,32 +171,36 @@ class Dynamics(nn.Module):
         nats = F.cross_entropy(self._logits(targets, outlook).flatten(0, 2), targets.flatten(), reduction="none")
         return nats.view(targets.shape).mean((2, 3)), outlook
 
-    def outlook(self, codes: Tensor, actions: Tensor) -> Outlook:
-        """What follows each of T known frames and the action taken there, all at once.
+    def outlook(self, codes: Tensor, actions: Tensor, frames: Tensor | None = None) -> Outlook:
+        """What follows known frames and the actions taken there, all at once.
 
         Args:
             codes: (B, T, H, W) int64.
             actions: (B, T) int64.
+            frames: (B, Q) int64, the frames t whose t+1 is asked for; all T of them by default.
 
         Returns:
-            The outlook on frame t+1 for every t, with leading shape (B, T).
+            With leading shape (B, Q).
         """
+        if frames is None:
+            frames = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
         if not self.config.context:
-            return self.nothing(actions.shape)
-        length, context = codes.shape[1], self.config.context
+            return self.nothing(frames.shape)
+        rows, context = torch.arange(len(codes), device=codes.device)[:, None], self.config.context
         features = self._frame_features(codes, actions)  # (B, T, patches, width)
         remembered = self.remembered(features)
-        frames = torch.arange(length, device=codes.device)
-        lags = frames[:, None] - frames  # query minus key
-        x = features
+        lags = frames[..., None] - torch.arange(codes.shape[1], device=codes.device)  # (B, Q, T), query minus key
+        x = features[rows, frames]
         for block in self.blocks:
             x = block(x, *block.keys_values(remembered).chunk(2, -1), lags)
         before = F.pad(codes[:, :-1], (0, 0, 0, 0, 1, 0), value=self.config.codes)
-        fine = self.embedding(torch.stack([before, codes], -1)).flatten(4)  # (B, T, H, W, 2·dim)
         past = F.pad(self.known(actions), (context - 1, 0), value=-1).unfold(1, context, 1)  # (B, T, context)
-        x, fine, past = (part.flatten(0, 1) for part in (x, fine, past))
+        x, seen, past = (
+            part.flatten(0, 1) for part in (x, torch.stack([before, codes], -1)[rows, frames], past[rows, frames])
+        )
+        fine = self.embedding(seen).flatten(3)  # (B·Q, H, W, 2·dim)
         outlook = self.outlook_from(x, past, lambda coarse, recent: self.motion(fine, coarse, recent))
-        return Outlook(*(part.unflatten(0, actions.shape) for part in outlook))
+        return Outlook(*(part.unflatten(0, frames.shape) for part in outlook))
 
     def _logits(self, targets: Tensor, outlook: Outlook) -> Tensor:
         """Of known frames (B, T, H, W), each code told those before it: (B·T, H, W, codes) float32."""
@@ -203,12 +208,24 @@ class Dynamics(nn.Module):
 
     @torch.no_grad()
     def _imagined(self, codes: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The frames (B, T-1, H, W) that are told to have come before T, some of them drawn by the prior itself."""
-        known, targets = codes[:, :-1], codes[:, 1:-1]
-        odds = self._logits(targets, self.outlook(known[:, :-1], actions[:, :-1])).softmax(-1)
-        drawn = (odds / torch.empty_like(odds).exponential_(generator=generator)).argmax(-1).view(targets.shape)
-        chosen = torch.rand(targets.shape[:2], generator=generator, device=codes.device) < self.config.imagined
-        return torch.cat([known[:, :1], torch.where(chosen[..., None, None], drawn, targets)], 1)
+        """The frames (B, T-1, H, W) that are told to have come before T, some of them drawn by the prior itself.
+
+        Of each stretch only as many frames are drawn as may be needed, each other subset of them as likely, and then
+        taken with the probability that makes them the share that the configuration asks for.
+        """
+        known, device = codes[:, :-1], codes.device
+        places = known.shape[1] - 1  # the first frame is always true
+        count = math.ceil(self.config.imagined * places)
+        if not count:
+            return known
+        order = torch.rand(len(codes), places, generator=generator, device=device).argsort(1)
+        frames, rows = order[:, :count], torch.arange(len(codes), device=device)[:, None]
+        targets = known[rows, frames + 1]  # (B, count, H, W)
+        logits = self._logits(targets, self.outlook(known[:, :-1], actions[:, :-1], frames)).view(*targets.shape, -1)
+        drawn = draw(logits, torch.rand(targets.shape, generator=generator, device=device), 1.0)
+        odds = self.config.imagined * places / count
+        taken = torch.rand(frames.shape, generator=generator, device=device) < odds
+        return known.index_put((rows, frames + 1), torch.where(taken[..., None, None], drawn, targets))
 
     def _frame_features(self, codes: Tensor, actions: Tensor) -> Tensor:
         """One frame and its action as patches: (B, T, H, W), (B, T) -> (B, T, patches, width)."""

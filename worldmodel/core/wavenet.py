@@ -75,9 +75,8 @@ class WaveNet(nn.Module):
         check_lengths(codes.shape[1], condition.shape[1])
         read, x = [], self.first(self._before(self.embedding(codes), 1))  # (B, N, hidden)
         for number, told in enumerate(self.condition(condition).chunk(self.layers, -1)):
-            gates = self.dilated[number](torch.cat([self._before(x, self.dilations[number]), x], -1))
-            gates = (gates.unflatten(1, (told.shape[1], -1)) + told[:, :, None]).flatten(1, 2)  # (B, N, 2·hidden)
-            out = gated(gates)
+            gates = self._dilated(number, x).unflatten(1, (told.shape[1], -1))  # (B, M, N / M, 2·hidden)
+            out = gated(gates, told=told[:, :, None]).flatten(1, 2)
             if self.training and self.dropout:
                 out = dropped(out, self.dropout, generator)
             read.append(out)
@@ -165,6 +164,16 @@ class WaveNet(nn.Module):
             self.dilations,
         )
         return torch.from_numpy(drawn)
+
+    def _dilated(self, number: int, x: Tensor) -> Tensor:
+        """What a layer makes of each position and of the one that it looks back to: (B, N, hidden) -> (B, N, 2·hidden).
+
+        A convolution of pictures one pixel high, channels last in memory: the faster one on a CPU.
+        """
+        distance, layer = self.dilations[number], self.dilated[number]
+        weight = layer.weight.unflatten(1, (2, -1)).transpose(1, 2)[:, :, None]  # (2·hidden, hidden, 1, 2)
+        padded = F.pad(x, (0, 0, distance, 0)).unsqueeze(1).permute(0, 3, 1, 2)
+        return F.conv2d(padded, weight, dilation=(1, distance)).permute(0, 2, 3, 1).squeeze(1)
 
     @staticmethod
     def _before(x: Tensor, distance: int) -> Tensor:
