@@ -1,14 +1,15 @@
 """python -m worldmodel.benchmark: what it times is what it says, with and without the peers."""
 
 import json
+import statistics
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from worldmodel.benchmark import SECTIONS, benchmark
-from worldmodel.benchmarks import dreaming, painting, peers, recording, speaking, stepping, storing
+from worldmodel.benchmark import SECTIONS, benchmark, measure
+from worldmodel.benchmarks import dreaming, limits, painting, peers, recording, speaking, stepping, storing
 from worldmodel.benchmarks.clock import Contestant, Row, Stopwatch, on_threads, race, table
 from worldmodel.benchmarks.settings import CONTEXT, Settings, parameters
 from worldmodel.core.sampling import draw
@@ -23,6 +24,8 @@ CPU = torch.device("cpu")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less of everything."""
     monkeypatch.setattr(recording, "EPISODES", 2)
+    monkeypatch.setattr(limits, "SIDE", 32)
+    monkeypatch.setattr(limits, "COPIED", 1 << 12)
     monkeypatch.setattr(stepping, "SIZES", (1, 3))
     monkeypatch.setattr(storing, "FRAMES", 40)
     monkeypatch.setattr(storing, "WINDOWS", 4)
@@ -80,6 +83,31 @@ def test_full_passes_draw_the_codes_that_the_wavefronts_draw(temperature):
         assert torch.equal(sample(condition, uniforms, temperature), codes)
 
 
+def test_flops_are_counted_and_set_beside_the_limit_of_the_machine(world_run, small):
+    world = WorldModel.load(world_run, precision="float32")
+    layer, x = nn.Linear(6, 10), torch.randn(7, 6)
+    assert limits.flops_of(lambda: layer(x)) == 2 * 7 * 6 * 10
+    settings = Settings(world, "", TINY, 1, (1,), 1)
+    found = measure("limits", settings, {})
+    assert [row.share for row in found.rows] == [None] * len(found.rows)
+    products = [row for row in found.rows if row.precision == "float32" and row.flops]
+    assert limits.at_best(found.rows)["float32"] == max(row.flops / min(row.seconds) for row in products)
+    dreamt = measure("dream", settings, {"float32": 1e9})
+    whole, *parts = dreamt.rows
+    assert whole.flops == sum(row.flops for row in parts if "torch" not in row.name) > 0
+    for row in dreamt.rows:
+        assert row.share == pytest.approx(row.flops / statistics.median(row.seconds) / 1e9)
+    assert "of the limit" in table(dreamt.rows) and f"{whole.share:.0%}" in table(dreamt.rows)
+
+
+def test_a_quick_one_measures_what_most_people_ask_for(world_run, small, tmp_path):
+    benchmark(str(world_run), quick=True, threads=1, out=str(tmp_path / "quick.json"))
+    result = json.loads((tmp_path / "quick.json").read_text())
+    assert list(result["sections"]) == ["limits", "dream", "codec", "training"]
+    rows = [row for section in result["sections"].values() for row in section["rows"]]
+    assert all(row["rounds"] <= 3 for row in rows) and {"batch 1", "batch 16"} <= {row["name"] for row in rows}
+
+
 @pytest.mark.parametrize("size", [1_000_000, 3_200_000, 8_000_000])
 @pytest.mark.parametrize(("layers", "context"), peers.GPTS)
 def test_a_gpt_has_as_many_parameters_as_it_should(size, layers, context):
@@ -124,7 +152,9 @@ def test_every_section_goes_into_a_table_and_the_json_and_a_missing_peer_is_name
     out = tmp_path / "benchmark.json"
     benchmark(str(world_run), repeats=2, batches="1,3", threads=2, env=TINY, out=str(out))
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
-    assert list(result["sections"]) == list(SECTIONS)
+    assert list(result["sections"]) == ["limits", *SECTIONS]
+    reckoned = {name for name, section in result["sections"].items() if any(row["flops"] for row in section["rows"])}
+    assert reckoned == set(result["sections"]) - {"steps", "collect", "store"}
     for name, section in result["sections"].items():
         assert f"{name}\n" in printed
         for row in section["rows"]:
@@ -142,7 +172,7 @@ def test_every_section_goes_into_a_table_and_the_json_and_a_missing_peer_is_name
 def test_only_the_sections_that_are_asked_for_are_measured(world_run, store, small, tmp_path, capsys):
     out = tmp_path / "benchmark.json"
     benchmark(str(world_run), "store,codec", repeats=1, store=str(store), out=str(out))
-    assert list(json.loads(out.read_text())["sections"]) == ["store", "codec"]
+    assert list(json.loads(out.read_text())["sections"]) == ["limits", "store", "codec"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 
 from worldmodel import config
-from worldmodel.benchmarks import dreaming, learning, painting, peers, recording, speaking, stepping, storing
-from worldmodel.benchmarks.clock import on_threads, table
+from worldmodel.benchmarks import dreaming, learning, limits, painting, peers, recording, speaking, stepping, storing
+from worldmodel.benchmarks.clock import Section, on_threads, table
 from worldmodel.benchmarks.settings import Settings, parameters
 from worldmodel.core.precision import Precision
 from worldmodel.data.store import EpisodeStore
@@ -30,12 +31,14 @@ SECTIONS = {
     "collect": recording.collect,
     "store": storing.store,
 }
+QUICK, QUICK_ROUNDS, QUICK_BATCHES = ("dream", "codec", "training"), 3, "1,16"
 PACKAGES = ("torch", "numpy", "numba", "transformers", "vector-quantize-pytorch", "zstandard", "lz4", "vizdoom")
 
 
 def benchmark(
     world: str = DEFAULT,
     only: str = "",
+    quick: bool = False,
     repeats: int = 7,
     batches: str = "1,16,64",
     threads: int = 2,
@@ -45,7 +48,7 @@ def benchmark(
     device: str = "cpu",
     precision: Precision = "auto",
 ) -> None:
-    """Measure speed in CPU time on one thread, as tables and as JSON.
+    """Measure speed in CPU time on one thread, as tables and as JSON, beside what the machine can do at best.
 
     Every figure is the median of several runs, and every ratio the median of ratios within a round, where contestants
     take turns; the first row of each group is the one that the others' ratios are to. On cuda, time is the clock's.
@@ -54,6 +57,7 @@ def benchmark(
         world: a shipped world's name, or the run folder of a prior.
         only: the sections to measure, such as dream,quantizer; all of them by default: dream, peers, quantizer, codec,
             pixelcnn, wavenet, training, steps, collect, store.
+        quick: only dream, codec and training, with two batches and three rounds: a minute or two.
         repeats: rounds of every measurement.
         batches: dreams at a time.
         threads: that the largest batch is also dreamed with, on a CPU; everything else has one.
@@ -63,7 +67,9 @@ def benchmark(
         device: cpu or cuda.
         precision: of what is multiplied in a dream: float32, bfloat16, or auto for the faster one on this machine.
     """
-    chosen = only.split(",") if only else list(SECTIONS)
+    if quick:
+        repeats, batches = min(repeats, QUICK_ROUNDS), QUICK_BATCHES
+    chosen = only.split(",") if only else list(QUICK if quick else SECTIONS)
     for name in chosen:
         if name not in SECTIONS:
             raise ValueError(unknown("section", name, SECTIONS))
@@ -78,19 +84,25 @@ def benchmark(
     model = WorldModel.load(world, device, precision=precision)
     settings = Settings(model, store, env, repeats, tuple(sorted(map(int, sizes))), threads)
     result = {**machine(), "device": device, "threads": threads, "world": world, "parameters": parameters(model)}
-    result["sections"] = {}
-    for name in chosen:
-        result["sections"][name] = measure(name, settings)
+    result["precision"] = str(model.dtype).removeprefix("torch.")
+    best, result["sections"] = {}, {}
+    for name in ["limits", *chosen]:
+        section = measure(name, settings, best)
+        best = best or limits.at_best(section.rows)
+        result["sections"][name] = {"rows": [row.summary() for row in section.rows], "remarks": section.remarks}
         Path(out).write_text(json.dumps(result, indent=2) + "\n")  # after each, so that nothing is lost
 
 
-def measure(name: str, settings: Settings) -> dict[str, Any]:
-    """Measure one section on one thread, print its table, and return it as plain values."""
+def measure(name: str, settings: Settings, best: dict[str, float]) -> Section:
+    """Measure one section on one thread and print its table, with the share that rows reach of the machine's limits."""
     with on_threads(1):
-        section = SECTIONS[name](settings)
+        section = (limits.limits if name == "limits" else SECTIONS[name])(settings)
+    for row in section.rows:
+        if row.flops and row.precision in best:
+            row.share = row.flops / statistics.median(row.seconds) / best[row.precision]
     print(f"{name}\n{table(section.rows)}")
     print(*(f"  {remark}" for remark in section.remarks), "", sep="\n", flush=True)
-    return {"rows": [row.summary() for row in section.rows], "remarks": section.remarks}
+    return section
 
 
 def machine() -> dict[str, Any]:

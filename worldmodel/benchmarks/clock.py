@@ -16,12 +16,17 @@ NEEDS = "{} is not installed: needs pip install worldmodel[bench]"
 
 
 class Contestant(NamedTuple):
-    """Something to time: one call of ``run`` makes ``count`` of ``unit``."""
+    """Something to time: one call of ``run`` makes ``count`` of ``unit``, each of so many FLOPs in a precision.
+
+    FLOPs are those of the plain network: whoever finds a way round some of them reaches a larger share of the limit.
+    """
 
     name: str
     run: Callable[[], Any]
     count: int = 1
     unit: str = "frame"
+    flops: float = 0.0  # 0 where they are not what it spends its time on
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass
@@ -36,6 +41,9 @@ class Row:
     beside: str = ""  # the row that the ratio is to
     ratio: float | None = None  # median over rounds
     remark: str = ""
+    flops: float = 0.0  # of a unit
+    precision: str = "float32"
+    share: float | None = None  # of the machine's limit
 
     @property
     def seconds(self) -> list[float]:
@@ -49,6 +57,7 @@ class Row:
             for name, values in (("cpu", self.cpu), ("wall", self.wall))
         }
         said = {"ratio": self.ratio, "beside": self.beside, "remark": self.remark}
+        said |= {"flops": self.flops, "precision": self.precision, "share_of_limit": self.share}
         return {"name": self.name, "unit": self.unit, "rounds": len(self.cpu), **times, **said}
 
 
@@ -79,7 +88,11 @@ def race(contestants: Sequence[Contestant], rounds: int, watch: Stopwatch) -> li
     Returns:
         A row each, with ratios to the first.
     """
-    rows = [Row(name, unit, [], [], watch.device.type == "cuda") for name, _, _, unit in contestants]
+    by_wall = watch.device.type == "cuda"
+    rows = [
+        Row(c.name, c.unit, [], [], by_wall, flops=c.flops, precision=str(c.dtype).removeprefix("torch."))
+        for c in contestants
+    ]
     pairs = list(zip(contestants, rows, strict=True))
     with tqdm(total=(rounds + 1) * len(pairs), unit="run", leave=False) as bar:
         for number in range(rounds + 1):
@@ -115,13 +128,14 @@ def on_threads(number: int) -> Iterator[None]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned text: milliseconds a unit, units a second of that time and of the clock, and the ratios."""
-    heading = ("", "unit", "ms", "min", "max", "per second", "by the clock", "ratio", "")
+    """Rows as aligned text: milliseconds a unit, units a second of that time and of the clock, ratios and shares."""
+    heading = ("", "unit", "ms", "min", "max", "per second", "by the clock", "ratio", "of the limit", "")
     cells = [heading]
     for row in rows:
         median, by_the_clock = statistics.median(row.seconds), statistics.median(row.wall)
         milliseconds = (f"{1000 * value:.4g}" for value in (median, min(row.seconds), max(row.seconds)))
         ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
         rates = (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in (1 / median, 1 / by_the_clock))
-        cells.append((row.name, row.unit, *milliseconds, *rates, ratio, row.remark))
+        share = "" if row.share is None else f"{row.share:.0%}"
+        cells.append((row.name, row.unit, *milliseconds, *rates, ratio, share, row.remark))
     return aligned(cells, {0, 1, len(heading) - 1})

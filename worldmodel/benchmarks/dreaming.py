@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.benchmarks.clock import Contestant, Section, on_threads, race
+from worldmodel.benchmarks.limits import flops_of
 from worldmodel.benchmarks.settings import Settings, clip
 from worldmodel.world import WorldModel
 
@@ -57,8 +58,29 @@ class Dreams:
             for _ in range(self.steps):
                 self.world.decode(self.state.codes[:, 1])
 
+        costs = self.flops()
         parts = {"look": look, "draw": draw, "draw, in torch": draw_in_torch, "decode": decode}
-        return [Contestant(f"batch {self.batch}: {name}", part, self.frames) for name, part in parts.items()]
+        return [
+            Contestant(
+                f"batch {self.batch}: {name}",
+                part,
+                self.frames,
+                flops=costs[name.partition(",")[0]],
+                dtype=torch.float32 if "draw" in name else self.world.dtype,
+            )
+            for name, part in parts.items()
+        ]
+
+    @torch.no_grad()
+    def flops(self) -> dict[str, int]:
+        """Of the parts of a frame, as the networks' own layers would do them."""
+        dynamics, codes = self.world.dynamics, self.state.codes[:1, 1:]
+        outlook = dynamics.outlook(codes, self.state.actions[:1, -1:])
+        return {
+            "look": flops_of(lambda: dynamics.outlook(codes, self.state.actions[:1, -1:])),
+            "draw": flops_of(lambda: dynamics.wavefront(codes[:, 0], outlook.condition[:, 0])),
+            "decode": flops_of(lambda: self.world.vqvae.decode(codes[:, 0])),
+        }
 
     def _actions(self) -> Tensor:
         return torch.randint(len(self.world.action_names), (self.batch,), generator=self.generators[0])
@@ -72,7 +94,8 @@ def dream(settings: Settings) -> Section:
     contestants = []
     for batch in settings.batches:
         dreams = Dreams(settings.world, batch)
-        contestants.append(Contestant(f"batch {batch}", dreams.show, dreams.frames))
+        whole = sum(dreams.flops().values())
+        contestants.append(Contestant(f"batch {batch}", dreams.show, dreams.frames, "frame", whole, dreams.world.dtype))
         contestants += dreams.parts()
     if settings.threads > 1 and settings.world.device.type == "cpu":
         contestants += _on_several(settings, dreams)
@@ -110,5 +133,7 @@ def codec(settings: Settings) -> Section:
         def decode(codes: Tensor = codes) -> None:
             world.decode(codes)
 
-        contestants += [Contestant(f"{part.__name__}, batch {batch}", part, batch) for part in (encode, decode)]
+        costs = flops_of(encode) / batch, flops_of(lambda codes=codes: world.vqvae.decode(codes)) / batch
+        for part, flops, dtype in zip((encode, decode), costs, (torch.float32, world.dtype), strict=True):
+            contestants.append(Contestant(f"{part.__name__}, batch {batch}", part, batch, "frame", flops, dtype))
     return Section(race(contestants, settings.rounds, settings.watch))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from worldmodel.benchmarks.clock import Row, Section, beside_first
+from worldmodel.benchmarks.limits import flops_of
 from worldmodel.benchmarks.settings import Settings, clip
 from worldmodel.core.dynamics import Batch
 from worldmodel.core.precision import multiplies_bfloat16
@@ -58,7 +59,9 @@ def _train(name: str, network: nn.Module, batch: Any, count: int, unit: str, pre
 
     steps = settings.rounds + 1
     config = TrainConfig(steps=steps, log_every=steps, evaluate_every=steps, device=device.type, precision=precision)
+    learner = copy.deepcopy(network).train()
+    flops = flops_of(lambda: learner(batch, torch.Generator(device).manual_seed(0))[0].backward()) / count
     with tempfile.TemporaryDirectory() as folder:
-        fit(copy.deepcopy(network), next_batch, evaluate, config, Path(folder))
+        fit(learner, next_batch, evaluate, config, Path(folder))
     cpu, wall = ([(b - a) / count for a, b in pairwise(times)][1:] for times in zip(*ticks, strict=True))
-    return Row(name, unit, cpu, wall, device.type == "cuda")
+    return Row(name, unit, cpu, wall, device.type == "cuda", flops=flops, precision=precision)

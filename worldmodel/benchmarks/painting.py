@@ -1,9 +1,12 @@
 """What it costs to draw the codes of a picture with a gated PixelCNN."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from worldmodel.benchmarks.clock import Contestant, Row, Section, race
+from worldmodel.benchmarks.limits import flops_of
 from worldmodel.benchmarks.peers import sample_by_full_passes
 from worldmodel.benchmarks.settings import Settings
 from worldmodel.core.pixelcnn import PixelCNN
@@ -54,9 +57,11 @@ def _sizes(settings: Settings, hidden: int, layers: int, batch: int) -> tuple[li
         return front.sample(condition, uniforms)
 
     name = f"{hidden}, {layers}, batch {batch}"
+    whole = [flops_of(partial(net, codes, condition)) for net in (cnn, front)]
+    each = [cost / codes.numel() for cost in whole]
     contestants = [
-        Contestant(f"{name}: what was seen is kept", keeping, codes.numel(), "code"),
-        Contestant(f"{name}: a full pass for each code", by_full_passes, batch * PASSES, "code"),
-        Contestant(f"{name}: wavefront net", by_wavefronts, codes.numel(), "code"),
+        Contestant(f"{name}: what was seen is kept", keeping, codes.numel(), "code", each[0]),
+        Contestant(f"{name}: a full pass for each code", by_full_passes, batch * PASSES, "code", whole[0] / batch),
+        Contestant(f"{name}: wavefront net", by_wavefronts, codes.numel(), "code", each[1]),
     ]
     return race(contestants, settings.rounds, settings.watch), equal

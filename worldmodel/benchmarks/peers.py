@@ -1,5 +1,6 @@
 """What others would pay: other ways to draw a frame of codes, and the other quantizer."""
 
+from functools import partial
 from itertools import product
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from worldmodel.benchmarks.clock import NEEDS, Contestant, Section, race
 from worldmodel.benchmarks.dreaming import Dreams
+from worldmodel.benchmarks.limits import flops_of
 from worldmodel.benchmarks.settings import Settings, parameters
 from worldmodel.core.pixelcnn import PixelCNN
 from worldmodel.core.quantizer import QuantizerConfig, VectorQuantizer
@@ -17,6 +19,7 @@ from worldmodel.core.wavenet import WaveNet
 SLOW_ROUNDS = 3  # at most, of what takes seconds
 GPTS = ((10, 1), (6, 1), (10, 6))  # layers, and frames of context; ten layers of four heads are those of IRIS
 HEADS = 4
+GPT_CODES = 4  # of a frame that FLOPs are counted of
 IMAGES = 64  # that the quantizers are given
 
 
@@ -33,13 +36,22 @@ class GPTSampler:
         actions: how many there are.
         layers: of the net.
         context: frames before the one to draw; it has positions for no more.
+        dtype: of its weights and of all it computes.
 
     Raises:
         ImportError: without the package transformers.
     """
 
     def __init__(
-        self, size: int, codes: int, frame: int, actions: int, layers: int, context: int, device: torch.device
+        self,
+        size: int,
+        codes: int,
+        frame: int,
+        actions: int,
+        layers: int,
+        context: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
@@ -59,7 +71,7 @@ class GPTSampler:
             bos_token_id=None,
             eos_token_id=None,
         )
-        self.net = GPT2LMHeadModel(config).to(device).eval()
+        self.net = GPT2LMHeadModel(config).to(device, dtype).eval()
         self.codes, self.action = codes, codes
         self.parameters = sum(p.numel() for p in self.net.parameters())
         self.past = torch.randint(codes, (1, context * (frame + 1) - 2), device=device)
@@ -114,18 +126,23 @@ def peers(settings: Settings) -> Section:
 
     ours = world.step(dreams.state, actions, uniforms).codes
     equal, count = int((by_full_passes() == ours).sum()), ours.numel()
+    costs, dtype = dreams.flops(), world.dtype
     contestants = [
-        Contestant("world model, codes", dreams.imagine, dreams.frames),
-        Contestant("world model, codes and picture", dreams.show, dreams.frames),
-        Contestant("a full pass for each code", by_full_passes),
+        Contestant("world model, codes", dreams.imagine, dreams.frames, "frame", costs["look"] + costs["draw"], dtype),
+        Contestant("world model, codes and picture", dreams.show, dreams.frames, "frame", sum(costs.values()), dtype),
+        Contestant("a full pass for each code", by_full_passes, 1, "frame", costs["look"] + count * costs["draw"]),
     ]
     said = {"a full pass for each code": f"{equal} of {count} codes equal ours"}
     try:
         for layers, context in GPTS:
             config = dynamics.config
-            gpt = GPTSampler(size, config.codes, count, len(world.action_names), layers, context, world.device)
+            gpt = GPTSampler(
+                size, config.codes, count, len(world.action_names), layers, context, world.device, world.dtype
+            )
             name = f"GPT-2, {layers} layers, after {context} frame{'s' if context > 1 else ''}"
-            contestants.append(Contestant(name, lambda gpt=gpt: gpt.sample(uniforms.flatten())))
+            cost = count / GPT_CODES * flops_of(lambda gpt=gpt: gpt.sample(uniforms.flatten()[:GPT_CODES]))
+            run = partial(gpt.sample, uniforms.flatten())
+            contestants.append(Contestant(name, run, 1, "frame", cost, dtype))
             said[name] = f"{gpt.width} wide, {gpt.parameters:,} parameters, {gpt.parameters / size:.3f} of ours"
     except ImportError:
         remarks.append(NEEDS.format("transformers"))
@@ -133,7 +150,8 @@ def peers(settings: Settings) -> Section:
     for row in rows:
         row.remark = said.get(row.name, "")
     remarks.append(
-        f"codes of one frame, batch 1; the world model has {size:,} parameters, VQ-VAE and prior, and remembers "
+        f"codes of one frame, batch 1, all in {str(world.dtype).removeprefix('torch.')}; the world model has {size:,} "
+        f"parameters, VQ-VAE and prior, and remembers "
         f"{dynamics.config.context} frames; what a GPT-2 remembers is in its cache before the clock starts"
     )
     return Section(rows, remarks)
@@ -169,12 +187,10 @@ def quantizer(settings: Settings) -> Section:
     def evaluate(net: nn.Module) -> None:
         net.eval()(z)
 
-    rows = []
+    rows, scores = [], 2 * grid[0] * grid[1] * config.codes * dim  # of each vector with each code
     for mode in (train, evaluate):  # in this order, for the first batch of all places the codebook
-        contestants = [
-            Contestant(f"{mode.__name__}, {name}", lambda net=net, mode=mode: mode(net), IMAGES)
-            for name, net in nets.items()
-        ]
+        runs = {f"{mode.__name__}, {name}": partial(mode, net) for name, net in nets.items()}
+        contestants = [Contestant(name, run, IMAGES, "frame", scores) for name, run in runs.items()]
         rows += race(contestants, settings.rounds, settings.watch)
     remarks.append(
         f"{IMAGES} frames of {grid[0]} x {grid[1]} vectors of {dim}, {config.codes} codes, decay {config.decay}, "

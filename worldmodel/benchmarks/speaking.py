@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.benchmarks.clock import Contestant, Row, Section, race
+from worldmodel.benchmarks.limits import flops_of
 from worldmodel.benchmarks.peers import sample_by_full_passes
 from worldmodel.benchmarks.settings import Settings
 from worldmodel.core.sampling import draw
@@ -56,9 +57,11 @@ def _batch(settings: Settings, net: WaveNet, batch: int) -> tuple[list[Row], int
         window = uniforms[:, :1].expand(-1, reach * TOLD_EVERY)
         return sample_by_full_passes(net, condition[:, :1].expand(-1, reach, -1), window, positions=PASSES)
 
+    each = flops_of(lambda: net(samples, condition)) / samples.numel()
+    window = each * reach * TOLD_EVERY
     contestants = [
-        Contestant(f"batch {batch}: what was seen is kept", keeping, samples.numel(), "sample"),
-        Contestant(f"batch {batch}: a full pass for each sample", by_full_passes, batch * PASSES, "sample"),
+        Contestant(f"batch {batch}: what was seen is kept", keeping, samples.numel(), "sample", each),
+        Contestant(f"batch {batch}: a full pass for each sample", by_full_passes, batch * PASSES, "sample", window),
     ]
     rows = race(contestants, settings.rounds, settings.watch)
     for row in rows:

@@ -9,7 +9,7 @@ from worldmodel.benchmarks.clock import Contestant, Section, Stopwatch, race
 from worldmodel.benchmarks.recording import cpu_seconds
 from worldmodel.benchmarks.settings import Settings
 
-SIZES = (1, 16, 256)  # dreams side by side
+SIZES = (1, 16, 64, 256)  # dreams side by side
 REAL_STEPS = 200
 DREAMED_STEPS = 8  # of a single dream
 HORIZON = 10_000  # of dreams, longer than they are watched
@@ -23,9 +23,13 @@ def steps(settings: Settings) -> Section:
     if reals[f"real {settings.env}"].get_wrapper_attr("action_names") == settings.world.action_names:
         reals["real, as codes"] = gym.make("envs:Encoded-v0", env=settings.env, **world)
     contestants = [Contestant(name, Walk(env), REAL_STEPS, "step") for name, env in reals.items()]
-    for size in SIZES:
-        dream, count = gym.make_vec("envs:Dream-v0", num_envs=size, horizon=HORIZON, **world), -(-DREAMED_STEPS // size)
-        contestants.append(Contestant(f"dream, {size} at a time", Stroll(dream, count), count * size, "step"))
+    precision = str(settings.world.dtype).removeprefix("torch.")
+    shared = [(SIZES[-2], settings.threads)] if settings.threads > 1 and settings.world.device.type == "cpu" else []
+    for size, threads in [*((size, 1) for size in SIZES), *shared]:
+        kept = {"horizon": HORIZON, "threads": threads, "precision": precision}
+        dream, count = gym.make_vec("envs:Dream-v0", num_envs=size, **kept, **world), -(-DREAMED_STEPS // size)
+        name = f"dream, {size} at a time" + f", {threads} threads of the world's" * (threads > 1)
+        contestants.append(Contestant(name, Stroll(dream, count), count * size, "step"))
     try:
         rows = race(contestants, settings.rounds, Stopwatch(settings.world.device, cpu_seconds))
     finally:
