@@ -118,9 +118,6 @@ def _tile(rows: int) -> Any:
             def size(array, axis):
                 return cgutils.unpack_tuple(builder, array.shape)[axis]
 
-            def times(a, b):
-                return builder.mul(a, b)
-
             def place(array, *terms):  # the address of the element whose index is the sum of the terms
                 index = terms[0]
                 for term in terms[1:]:
@@ -137,17 +134,17 @@ def _tile(rows: int) -> Any:
 
             length, inputs, width = size(x, 1), size(weight, 1), size(out, 1)
             channels = builder.udiv(inputs, size(offsets, 0))
-            column, numbers = times(block, number(LANES)), [builder.add(row, number(r)) for r in range(rows)]
-            targets = [as_vector(place(out, times(r, width), column)) for r in numbers]
+            column, numbers = builder.mul(block, number(LANES)), [builder.add(row, number(r)) for r in range(rows)]
+            targets = [as_vector(place(out, builder.mul(r, width), column)) for r in numbers]
             sums = [cgutils.alloca_once_value(builder, builder.load(target, align=4)) for target in targets]
             seen = [builder.load(place(cells, r)) for r in numbers]
             with cgutils.for_range(builder, size(offsets, 0), intp=integer) as tap:
                 offset = builder.load(place(offsets, tap.index))
-                lines = [place(x, times(builder.add(cell, offset), length), begin) for cell in seen]
-                skipped = builder.add(times(block, inputs), times(tap.index, channels))
-                weights = place(weight, times(skipped, number(LANES)))
+                lines = [place(x, builder.mul(builder.add(cell, offset), length), begin) for cell in seen]
+                skipped = builder.add(builder.mul(block, inputs), builder.mul(tap.index, channels))
+                weights = place(weight, builder.mul(skipped, number(LANES)))
                 with cgutils.for_range(builder, channels, intp=integer) as c:
-                    factors = builder.load(as_vector(place(weights, times(c.index, number(LANES)))), align=4)
+                    factors = builder.load(as_vector(place(weights, builder.mul(c.index, number(LANES)))), align=4)
                     for line, total in zip(lines, sums, strict=True):
                         value = spread(builder.load(place(line, c.index)))
                         builder.store(builder.call(multiply_add, [value, factors, builder.load(total)]), total)

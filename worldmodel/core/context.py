@@ -61,7 +61,7 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | Non
 
 def add_gated(x: Tensor, change: Tensor, action: Tensor) -> Tensor:
     """Add a gated change, told the action: (N, H, W, C), (N, H, W, 2·C), (N, 2·C) -> (N, H, W, C)."""
-    return x + gated(change + action[:, None, None])
+    return x + gated(change, told=action[:, None, None])
 
 
 class Motion(nn.Module):

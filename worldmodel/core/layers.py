@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
         return x + self.pointwise(F.relu(self.spatial(F.relu(x))))
 
 
-def gated(x: Tensor, dim: int = -1, told: Tensor | float = 0.0) -> Tensor:
+def gated(x: Tensor, dim: int = -1, told: Tensor | None = None) -> Tensor:
     """tanh(a)·sigmoid(b) of the two halves of ``x + told`` along ``dim`` (van den Oord et al. 2016, eq. 2)."""
     return _Gate.apply(x, dim, told)
 
@@ -44,15 +44,15 @@ class _Gate(torch.autograd.Function):
     """:func:`gated` whose gradient is written where it belongs, without a copy of each half."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, dim: int, told: Tensor | float) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, dim: int, told: Tensor | None) -> Tensor:
         a, b = x.chunk(2, dim)
-        if isinstance(told, Tensor):
-            told_a, told_b = told.chunk(2, dim)
-            a, b = torch.add(a, told_a).tanh_(), torch.add(b, told_b).sigmoid_()
-        else:
+        if told is None:
             a, b = torch.tanh(a), torch.sigmoid(b)
+        else:
+            a, b = (half + also for half, also in zip((a, b), told.chunk(2, dim), strict=True))
+            a, b = a.tanh_(), b.sigmoid_()
         ctx.save_for_backward(a, b)
-        ctx.dim, ctx.told = dim, told.shape if isinstance(told, Tensor) else None
+        ctx.dim, ctx.told = dim, None if told is None else told.shape
         return a * b
 
     @staticmethod

@@ -51,9 +51,9 @@ class WavefrontNet(nn.Module):
             (B, H, W, K).
         """
         *conditions, last = self._split(self.condition(condition))
-        x = gated(self.first(_shifted(self.embedding(codes), TAPS[:-1])) + conditions[0])  # (B, H, W, hidden)
+        x = gated(self.first(_shifted(self.embedding(codes), TAPS[:-1])), told=conditions[0])  # (B, H, W, hidden)
         for layer, told in zip(self.rest, conditions[1:], strict=True):
-            x = x + gated(layer(_shifted(x, TAPS)) + told)
+            x = x + gated(layer(_shifted(x, TAPS)), told=told)
         return self.logits(F.relu(self.readout(x) + last))
 
     @torch.no_grad()
