@@ -4,11 +4,12 @@ import subprocess
 import sys
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from worldmodel import world
+from worldmodel import media, world
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dream import dream, mark, parse, plan, read
 from worldmodel.world import WorldModel
@@ -209,3 +210,15 @@ def test_a_shipped_world_dreams_its_actions(name, tmp_path):
     out = tmp_path / "dream.gif"
     dream(action="look_left", world=name, out=str(out))
     assert iio.imread(out).shape == (16, 87 * 3, 84 * 3, 3)
+
+
+def test_a_gif_shows_the_frames_in_their_colours_and_at_their_pace(tmp_path):
+    world = WorldModel.load()
+    frames, _ = read(EpisodeStore(world.clips), 0, 0, 20)
+    film = mark(frames, 10).numpy()
+    media.write(tmp_path / "film.gif", film, fps=10, scale=2)
+    shown = iio.imread(tmp_path / "film.gif")[..., :3]
+    error = np.abs(shown.astype(float) - film.repeat(2, 1).repeat(2, 2))
+    assert shown.shape == (20, 2 * film.shape[1], 2 * film.shape[2], 3)
+    assert error.mean() < 3 and error[:, -4:].mean() < 12, "the bar has colours of its own"
+    assert iio.immeta(tmp_path / "film.gif")["duration"] == 100

@@ -48,7 +48,8 @@ def pictures(count: int = 4, seed: int = 1) -> Tensor:
 def learn(network: GlobalCodes, codes: Tensor, steps: int, rate: float = 1e-2) -> None:
     optimizer = torch.optim.Adam(network.train().parameters(), rate)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - step / steps))  # a spike late on would stay
         batch = codes[torch.randint(len(codes), (32,), generator=generator)]
         loss, _ = network(batch, generator)
         optimizer.zero_grad()
