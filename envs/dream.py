@@ -93,7 +93,7 @@ class DreamVectorEnv(VectorEnv):
         temperature: float = 1.0,
         device: str = "cpu",
         threads: int = 1,
-        precision: Precision = "auto",
+        precision: Precision = "float32",
         render_mode: str | None = None,
     ) -> None:
         for name in ("num_envs", "horizon", "context", "threads"):

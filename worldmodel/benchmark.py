@@ -46,7 +46,7 @@ def benchmark(
     env: str = "envs:Doom-v0",
     out: str = "benchmark.json",
     device: str = "cpu",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
 ) -> None:
     """Measure speed in CPU time on one thread, as tables and as JSON, beside what the machine can do at best.
 

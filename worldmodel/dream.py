@@ -31,7 +31,7 @@ def dream(
     temperature: float = 1.0,
     out: str = "dream.gif",
     device: str = "cpu",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
 ) -> None:
     """Imagine what happens after a few real frames, under actions of your choice, and write it as a film.
 

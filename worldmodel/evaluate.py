@@ -46,7 +46,7 @@ def evaluate(
     seed: int = 0,
     out: str = "evaluation",
     device: str = "cpu",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
     threads: int = 1,
 ) -> None:
     """Measure a world on the episodes of a store that training held out.

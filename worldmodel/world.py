@@ -55,7 +55,7 @@ class WorldModel:
         action_names: Sequence[str],
         run: Path,
         threads: int = 1,
-        precision: Precision = "auto",
+        precision: Precision = "float32",
     ) -> None:
         self.vqvae, self.dynamics, self.action_names, self.run = vqvae, dynamics, tuple(action_names), run
         self.threads, self.dtype = threads, pick(precision, self.device)
@@ -68,7 +68,7 @@ class WorldModel:
         world: str | Path = DEFAULT,
         device: str | torch.device = "cpu",
         threads: int = 1,
-        precision: Precision = "auto",
+        precision: Precision = "float32",
     ) -> "WorldModel":
         """Load a shipped world by name, or a prior's run by folder.
 
