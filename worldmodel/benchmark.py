@@ -65,7 +65,7 @@ def benchmark(
         env: Gymnasium id of the world to record.
         out: file to write the JSON into.
         device: cpu or cuda.
-        precision: of what is multiplied in a dream: float32, bfloat16, or auto for the faster one on this machine.
+        precision: of what is multiplied in a dream: float32, bfloat16, or auto: bfloat16 if the hardware multiplies it.
     """
     if quick:
         repeats, batches = min(repeats, QUICK_ROUNDS), QUICK_BATCHES

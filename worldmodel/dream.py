@@ -52,7 +52,7 @@ def dream(
         temperature: above 1 is wilder, below 1 is calmer, 0 takes the likeliest code everywhere.
         out: file to write, .gif, .mp4 or .png (a strip).
         device: cpu or cuda.
-        precision: of what is multiplied in a dream: float32, bfloat16, or auto for the faster one on this machine.
+        precision: of what is multiplied in a dream: float32, bfloat16, or auto: bfloat16 if the hardware multiplies it.
     """
     media.check(Path(out))
     if frames < 0 or context < 1:

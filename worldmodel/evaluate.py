@@ -75,7 +75,7 @@ def evaluate(
         seed: of the choice of stretches and clips, of the nets that judge, and of the dreams.
         out: folder to write.
         device: cpu or cuda.
-        precision: of what is multiplied in a dream: float32, bfloat16, or auto for the faster one on this machine.
+        precision: of what is multiplied in a dream: float32, bfloat16, or auto: bfloat16 if the hardware multiplies it.
         threads: that dreams are shared out among on the CPU.
     """
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
