@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensorboardX import SummaryWriter
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core import workers
+from worldmodel.core.muon import Muon, hidden_weights
 from worldmodel.core.precision import Precision, pick
 from worldmodel.data.store import write_atomically
 
@@ -30,10 +31,11 @@ class TrainConfig:
 
     Attributes:
         steps: batches in all.
-        learning_rate: of AdamW, after a linear warm-up and before a linear decay to zero.
+        optimizer: adamw, or muon, which takes the weight matrices and kernels of hidden layers; AdamW has the rest.
+        learning_rate: of the optimizer, after a linear warm-up and before a linear decay to zero.
         warmup: steps of the warm-up.
         decay: share of the steps, at the end, over which the rate falls.
-        weight_decay: of AdamW, on weight matrices and kernels only.
+        weight_decay: decoupled, on weight matrices and kernels only.
         clip: largest gradient norm.
         average: decay of the moving average of the weights, which is what model.safetensors holds; 0 keeps none.
         log_every: steps between two lines of metrics.
@@ -45,6 +47,7 @@ class TrainConfig:
     """
 
     steps: int = 10_000
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 4e-4
     warmup: int = 200
     decay: float = 0.5
@@ -99,13 +102,14 @@ def _fit(
     _keep_freed_memory()
     model = model.to(device)
     averaged = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
-    first = _resume(run, model, averaged, optimizer)
+    precision = pick(config.precision, device)
+    optimizers = _optimizers(model, config, precision)
+    first = _resume(run, model, averaged, optimizers)
     forward: nn.Module = model
     if number > 1:
         forward = DistributedDataParallel(model, find_unused_parameters=True)  # as a prior of single frames has
     forward = torch.compile(forward) if device.type == "cuda" else forward
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=pick(config.precision, device) == torch.bfloat16)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
     generator = torch.Generator(device)
     log = Log(run, first) if rank == 0 else None
     steps = range(first, config.steps)
@@ -113,18 +117,19 @@ def _fit(
         for step in bar:
             generator.manual_seed(config.seed * 1_000_003 + step + (rank << 48))  # chance of its own for each worker
             batch = _move(batches(step, rank, number), device)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
                 group["lr"] = config.rate(step)
 
             model.train()
             with autocast:
                 loss, metrics = forward(batch, generator)
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             if not torch.isfinite(norm):
                 raise FloatingPointError(f"the gradient of step {step} is {norm}: lower train.learning_rate")
-            optimizer.step()
+            for optimizer in optimizers.values():
+                optimizer.step()
             _average(averaged, model, min(config.average, (step + 1) / (step + 10)))
 
             done = step + 1
@@ -136,7 +141,7 @@ def _fit(
                 bar.set_postfix(loss=f"{means['loss']:.4f}")
             if log and (done % config.evaluate_every == 0 or done == config.steps):
                 log.write(done, "held_out", **evaluate(averaged, done))
-                _save(run, model, averaged, optimizer, done)
+                _save(run, model, averaged, optimizers, done)
     if log:
         log.writer.close()
     return averaged
@@ -176,10 +181,22 @@ class Log:
             self.writer.add_scalar(f"{part}/{name}", value, step)
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _optimizers(model: nn.Module, config: TrainConfig, precision: torch.dtype) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers that share a model's parameters, by the names that train.safetensors has for their states."""
+    hidden = hidden_weights(model) if config.optimizer == "muon" else []
+    taken = {id(weight) for weight in hidden}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    groups = [
+        {"params": [parameter for parameter in rest if parameter.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in rest if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "optimizer": torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    }
+    if hidden:
+        rate, decay = config.learning_rate, config.weight_decay
+        optimizers["muon"] = Muon(hidden, rate, weight_decay=decay, dtype=precision)
+    return optimizers
 
 
 @torch.no_grad()
@@ -190,31 +207,44 @@ def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
         mine.copy_(theirs)
 
 
-def _save(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    run: Path, model: nn.Module, averaged: nn.Module, optimizers: dict[str, torch.optim.Optimizer], step: int
+) -> None:
     parts = {
         "model": model.state_dict(),
         "averaged": averaged.state_dict(),
-        "optimizer": checkpoint.pack_optimizer(optimizer),
+        **{name: checkpoint.pack_optimizer(optimizer) for name, optimizer in optimizers.items()},
     }
     tensors = {f"{part}.{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
     checkpoint.save_weights(run / "model.safetensors", averaged)  # first, so that a resumed run never lacks it
     checkpoint.write_tensors(run / "train.safetensors", tensors, metadata={"step": str(step)})
 
 
-def _resume(run: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the last save, if any, and return the step to go on with."""
+def _resume(run: Path, model: nn.Module, averaged: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> int:
+    """Load the last save, if any, and return the step to go on with.
+
+    Raises:
+        ValueError: if the run was begun with another optimizer.
+    """
     path = run / "train.safetensors"
     if not path.exists():
         return 0
     tensors = checkpoint.read_tensors(path)
-
-    def part(name: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-    model.load_state_dict(part("model"))
-    averaged.load_state_dict(part("averaged"))
-    checkpoint.unpack_optimizer(optimizer, part("optimizer"))
+    begun, asked = ("muon" if there else "adamw" for there in (_part(tensors, "muon"), "muon" in optimizers))
+    if begun != asked:
+        raise ValueError(
+            f"{run} was begun with --train.optimizer {begun}, got {asked}; go on with {begun}, or use another --run"
+        )
+    model.load_state_dict(_part(tensors, "model"))
+    averaged.load_state_dict(_part(tensors, "averaged"))
+    for name, optimizer in optimizers.items():
+        checkpoint.unpack_optimizer(optimizer, _part(tensors, name))
     return checkpoint.read_step(path)
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of a train.safetensors that belong to one part of it, by their names within it."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _move(batch: Any, device: torch.device) -> Any:
