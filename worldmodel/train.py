@@ -39,6 +39,7 @@ def vqvae(
     model: VQVAEConfig = VQVAEConfig(),
     train: TrainConfig = TrainConfig(),
     batch: int = 32,
+    mirror: bool = False,
     workers: int = 0,
     gpus_per_worker: int = 0,
     address: str = "",
@@ -57,15 +58,17 @@ def vqvae(
         model: sizes.
         train: length and speed.
         batch: pictures in a batch.
+        mirror: flip half of them left to right, as a prior that learns from mirrored episodes needs it.
         workers: train in this process (0) or in this many workers of Ray Train, which share each batch.
         gpus_per_worker: 1 on GPUs; 0 on the CPU, on one thread each unless --train.threads says otherwise.
         address: of a running Ray cluster that shares these folders; empty starts one here.
     """
     pictures, folder = given(store, images, size), Path(run).absolute()
-    batches = PictureBatches(pictures.learnt, batch, train.seed)
+    batches = PictureBatches(pictures.learnt, batch, train.seed, mirror)
     variance = model.variance or checkpoint.remembered(folder, "variance") or float((batches(0) / 255).var())
     model = replace(model, variance=variance)
-    data = {"store": store, "images": images, "size": size, "batch": batch, **describe(pictures)}
+    data = {"store": store, "images": images, "size": size, "batch": batch, "mirror": mirror}
+    data |= describe(pictures)
     torch.manual_seed(train.seed)
     network = VQVAE.from_config(model)
     measured = spread(len(pictures.held_out), EVALUATED)

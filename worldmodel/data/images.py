@@ -106,14 +106,20 @@ def describe(pictures: Images) -> dict[str, Any]:
 class PictureBatches:
     """Random pictures: ``batches(n)`` is a batch of (B, H, W, 3) uint8, the same for the same seed and n.
 
-    ``batches(n, rank, workers)`` is the part (B / workers, …) of it that worker number ``rank`` learns from.
+    ``batches(n, rank, workers)`` is the part (B / workers, …) of it that worker number ``rank`` learns from. With
+    ``mirror``, half of them, chosen by chance, are flipped left to right.
     """
 
-    def __init__(self, pictures: Pictures, size: int, seed: int) -> None:
-        self.pictures, self.size, self.seed = pictures, size, seed
+    def __init__(self, pictures: Pictures, size: int, seed: int, mirror: bool = False) -> None:
+        self.pictures, self.size, self.seed, self.mirror = pictures, size, seed, mirror
 
     def __call__(self, number: int, rank: int = 0, workers: int = 1) -> Tensor:
-        return torch.from_numpy(self.pictures.read(self.draw(number, rank, workers)))
+        batch = torch.from_numpy(self.pictures.read(self.draw(number, rank, workers)))
+        if not self.mirror:
+            return batch
+        flipped = np.random.default_rng([self.seed, 1, number]).random(self.size) < 0.5
+        mine = torch.from_numpy(np.split(flipped, workers)[rank])
+        return torch.where(mine[:, None, None, None], batch.flip(2), batch)
 
     def draw(self, number: int, rank: int = 0, workers: int = 1) -> np.ndarray:
         """The numbers of the pictures in such a batch, (B / workers,)."""
