@@ -45,13 +45,18 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_average", failing)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("kind", ["vqvae", "prior"])
-def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(kind, store, vqvae_run, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
+    kind, optimizer, store, vqvae_run, tmp_path, monkeypatch
+):
+    settings = replace(train_config(12), optimizer=optimizer)
+
     def train(run: Path) -> None:
         if kind == "vqvae":
-            vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(12), batch=8)
+            vqvae(str(run), str(store), model=VQVAE_SIZES, train=settings, batch=8, mirror=True)
         else:
-            prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(12), batch=2, length=6)
+            prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, settings, batch=2, length=6)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole)
@@ -66,6 +71,18 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(kind, store,
         mine, theirs = (checkpoint.read_tensors(run / name) for run in (parts, whole))
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.mark.parametrize(("begun", "asked"), [("adamw", "muon"), ("muon", "adamw")])
+def test_a_run_does_not_go_on_with_another_optimizer(begun, asked, store, tmp_path):
+    def train(optimizer: str, steps: int) -> None:
+        settings = replace(train_config(steps), optimizer=optimizer)
+        vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=settings, batch=8)
+
+    train(begun, 4)
+    with pytest.raises(ValueError, match=f"begun with --train.optimizer {begun}, got {asked}"):
+        train(asked, 8)
+    train(begun, 8)
 
 
 def test_a_run_killed_in_the_middle_goes_on(store, tmp_path):

@@ -1,5 +1,7 @@
 """Frames and pictures as codes: those of a store are encoded once and kept beside it, others are kept in memory."""
 
+import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,17 +18,22 @@ from worldmodel.data.store import EpisodeStore, Schema
 BATCH = 64
 
 
-def encoded(store: EpisodeStore, vqvae_run: Path, device: torch.device) -> EpisodeStore:
+def encoded(store: EpisodeStore, vqvae_run: Path, device: torch.device, mirrored: bool = False) -> EpisodeStore:
     """The store of codes, ``<store>/codes/<digest of the VQ-VAE>``; episodes that it lacks are encoded now.
 
     It is an :class:`EpisodeStore` with the same episode numbers, actions and rewards, whose observations are (H, W)
     uint16 codes: at most 882 bytes a frame for 21×21.
+
+    Args:
+        mirrored: encode frames flipped left to right, under the actions that :func:`mirror` gives, into a store of
+            their own. (The codes of a flipped frame are not the flipped codes of the frame.)
     """
     network = checkpoint.load_vqvae(vqvae_run).to(device)
     name = checkpoint.digest(vqvae_run)
     schema = store.schema
+    swapped = mirror(schema.action_names) if mirrored else np.arange(len(schema.action_names))
     codes = EpisodeStore.create(
-        store.path / "codes" / name,
+        store.path / "codes" / (f"{name}-mirrored" if mirrored else name),
         Schema(
             observation_shape=tuple(encode(network, np.zeros((1, *schema.observation_shape), np.uint8)).shape[1:]),
             observation_dtype="uint16",
@@ -42,13 +49,27 @@ def encoded(store: EpisodeStore, vqvae_run: Path, device: torch.device) -> Episo
     ) as bar:
         for entry in missing:
             episode = store.read(entry.number)
-            observations = encode(network, episode.observations)
-            whole = Episode(
-                observations, episode.actions, episode.rewards, episode.terminated, episode.truncated, episode.seed
-            )
+            frames = episode.observations[:, :, ::-1] if mirrored else episode.observations
+            actions = swapped[episode.actions].astype(episode.actions.dtype)
+            observations = encode(network, frames)
+            whole = Episode(observations, actions, episode.rewards, episode.terminated, episode.truncated, episode.seed)
             codes.record(codes.write(entry.number, whole))
             bar.update(len(observations))
     return codes
+
+
+def mirror(action_names: Sequence[str]) -> np.ndarray:
+    """The number of the action that does in a mirror what each one does: turn_left for turn_right, (actions,) int64.
+
+    Raises:
+        ValueError: if the mirror image of an action is none of them.
+    """
+    sides = {"left": "right", "right": "left"}
+    images = [re.sub("left|right", lambda side: sides[side[0]], name) for name in action_names]
+    for name, image in zip(action_names, images, strict=True):
+        if image not in action_names:
+            raise ValueError(f"--mirror true needs an action {image!r} beside {name!r}, there are {list(action_names)}")
+    return np.array([list(action_names).index(image) for image in images])
 
 
 @torch.no_grad()

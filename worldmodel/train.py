@@ -96,6 +96,7 @@ def prior(
     length: int = 10,
     actions: Literal["named", "none"] = "named",
     init: str = "",
+    mirror: bool = False,
     workers: int = 0,
     gpus_per_worker: int = 0,
     address: str = "",
@@ -114,12 +115,16 @@ def prior(
         length: frames of a stretch; all but the first are predicted.
         actions: none trains a prior that is told no actions.
         init: run folder of a trained prior over the same VQ-VAE to begin with, of as many blocks or fewer.
+        mirror: see half of the stretches in a mirror, left and right swapped in frames and in the actions, with
+            a VQ-VAE that was trained with the same flag; for worlds that look as likely in one.
         workers: train in this process (0) or in this many workers of Ray Train, which share each batch.
         gpus_per_worker: 1 on GPUs; 0 on the CPU, on one thread each unless --train.threads says otherwise.
         address: of a running Ray cluster that shares these folders; empty starts one here.
     """
-    folder, origin = Path(run).absolute(), Path(vqvae)
-    codes = encoded(EpisodeStore(Path(store).absolute()), origin, pick_device(train))
+    folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
+    recorded = EpisodeStore(Path(store).absolute())
+    codes = encoded(recorded, origin, device)
+    mirrored = encoded(recorded, origin, device, mirrored=True) if mirror else None
     learnt, held_out = split(codes)
     tokenizer = checkpoint.load_vqvae(origin)
     model = replace(
@@ -130,7 +135,8 @@ def prior(
         actions=len(codes.schema.action_names) if actions == "named" else 0,
         reward_scale=model.reward_scale or checkpoint.remembered(folder, "reward_scale") or reward_scale(codes),
     )
-    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, "init": init, **asdict(codes.schema)}
+    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, "init": init, "mirror": mirror}
+    data |= asdict(codes.schema)
     torch.manual_seed(train.seed)
     network = Dynamics(model, tokenizer.quantizer.codebook)
     if init and not (folder / "train.safetensors").exists():
@@ -139,7 +145,7 @@ def prior(
         network.grow_from(checkpoint.load_dynamics(Path(init)))
     checkpoint.adopt(folder, origin)
     checkpoint.begin(folder, "prior", model, train, data)
-    windows = StepWindows(codes, learnt, batch, length, train.seed)
+    windows = StepWindows(codes, learnt, batch, length, train.seed, mirrored)
     unseen = StepWindows(codes, held_out, PRIOR_BATCH, length, train.seed + 1)
     shown = [part[0] for part in StepWindows(codes, held_out, 1, SHOWN, train.seed + 2)(0)[:2]]
 

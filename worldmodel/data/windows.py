@@ -37,29 +37,43 @@ class StepWindows:
     observations (B, T, *shape) uint8 for frames and int64 for codes, actions (B, T-1) int64, rewards (B, T-1) float32,
     terminated (B, T-1) float32, observation_valid (B, T) bool, step_valid (B, T-1) bool. With ``rank`` and ``workers``
     it is that worker's part of it, B / workers stretches.
+
+    Args:
+        mirrored: the same episodes in a mirror; half of the stretches, chosen by chance, come from there.
     """
 
-    def __init__(self, store: EpisodeStore, entries: list[Entry], size: int, length: int, seed: int) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        entries: list[Entry],
+        size: int,
+        length: int,
+        seed: int,
+        mirrored: EpisodeStore | None = None,
+    ) -> None:
         self.store, self.entries, self.size, self.length, self.seed = store, entries, size, length, seed
+        self.mirrored = mirrored
         self._ends = np.cumsum([self._starts(entry) for entry in entries])
 
     def __call__(self, number: int, rank: int = 0, workers: int = 1) -> tuple[Tensor, ...]:
         rows = []
-        for position in draw(self._ends[-1], self.size, self.seed, number, rank, workers):
+        flipped = np.random.default_rng([self.seed, 1, number]).random(self.size) < (0.5 if self.mirrored else 0.0)
+        positions = draw(self._ends[-1], self.size, self.seed, number, rank, workers)
+        for position, flip in zip(positions, np.split(flipped, workers)[rank], strict=True):
             which = int(np.searchsorted(self._ends, position, side="right"))
             entry = self.entries[which]
-            rows.append(self.read(entry, int(position - self._ends[which] + self._starts(entry))))
+            rows.append(self.read(entry, int(position - self._ends[which] + self._starts(entry)), bool(flip)))
         return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
 
-    def read(self, entry: Entry, start: int) -> tuple[np.ndarray, ...]:
+    def read(self, entry: Entry, start: int, flip: bool = False) -> tuple[np.ndarray, ...]:
         """The one stretch that begins at observation ``start`` of an episode, without the leading B."""
-        length = self.length
-        actions, rewards = (part[start : start + length - 1] for part in self.store.steps(entry.number))
+        length, store = self.length, self.mirrored if flip and self.mirrored else self.store
+        actions, rewards = (part[start : start + length - 1] for part in store.steps(entry.number))
         terminated = np.zeros(len(actions), np.float32)
         if start + len(actions) == entry.steps:
             terminated[-1:] = entry.terminated
         seen = min(length, entry.observations - start)
-        observations = self.store.observations(entry.number, start, seen)
+        observations = store.observations(entry.number, start, seen)
         if observations.dtype != np.uint8:
             observations = observations.astype(np.int64)
         valid = np.arange(length)
