@@ -55,6 +55,8 @@ class DoomEnv(gym.Env):
         actions: names of those to offer, in this order; by default the nine of :data:`envs.actions.NAVIGATION`, and
             ``attack`` where the scenario has it.
         size: pixels of a side of the picture.
+        objects: say in each info's ``objects`` what is in view, (name, identity, box), as the engine's labels buffer
+            knows it; box is (left, top, right, bottom) as shares of the picture's sides.
 
     Raises:
         ValueError: for an unknown scenario, map or action, or a size below 1.
@@ -73,6 +75,7 @@ class DoomEnv(gym.Env):
         actions: Sequence[str] = (),
         render_mode: str | None = None,
         size: int = 84,
+        objects: bool = False,
     ) -> None:
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"size must be a number of pixels, 1 or more, got {size!r}")
@@ -82,13 +85,13 @@ class DoomEnv(gym.Env):
             raise ValueError(unknown("map", map, MAPS))
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        self.render_mode, self.frame_size = render_mode, size
+        self.render_mode, self.frame_size, self._objects = render_mode, size, objects
         _sweep()
         # The engine writes settings and logs; they leave with the game.
         scratch = tempfile.mkdtemp(prefix=f"vizdoom-{os.getpid()}-")
         self.game = vizdoom.DoomGame()
         self._shut = weakref.finalize(self, _shut, self.game, scratch)
-        motions = _select(_launch(self.game, scenario, map, scratch), actions)
+        motions = _select(_launch(self.game, scenario, map, scratch, objects), actions)
         self.action_names = tuple(motions)
         self._commands = [_command(motion) for motion in motions.values()]
         self.action_space = gym.spaces.Discrete(len(motions))
@@ -96,11 +99,11 @@ class DoomEnv(gym.Env):
         self._frame = np.zeros((size, size, 3), np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode; returns the first frame (size, size, 3) uint8 and an empty info."""
+        """Start an episode; returns the first frame (size, size, 3) uint8 and an info."""
         super().reset(seed=seed)
         self.game.set_seed(int(self.np_random.integers(2**31)))
         self.game.new_episode()
-        return self._observe(), {}
+        return self._observe(), self._seen()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Hold ``action`` for four tics; after the last step of an episode the frame is the last one that was drawn."""
@@ -112,7 +115,7 @@ class DoomEnv(gym.Env):
         finished = self.game.is_episode_finished()
         truncated = finished and self.game.is_episode_timeout_reached() and not self.game.is_player_dead()
         info = {"final_observation_missing": True} if finished else {}  # the game shows no picture once it is over
-        return self._observe(), reward, finished and not truncated, truncated, info
+        return self._observe(), reward, finished and not truncated, truncated, info | self._seen()
 
     def render(self) -> np.ndarray | None:
         """The current frame, (size, size, 3) uint8."""
@@ -129,8 +132,29 @@ class DoomEnv(gym.Env):
             self._frame = np.asarray(picture.resize((self.frame_size, self.frame_size), Image.Resampling.BILINEAR))
         return self._frame.copy()
 
+    def _seen(self) -> dict[str, Any]:
+        state = self.game.get_state() if self._objects else None
+        if state is None:
+            return {}
+        height, width = state.labels_buffer.shape
+        return {
+            "objects": [
+                (
+                    label.object_name,
+                    label.object_id,
+                    (
+                        label.x / width,
+                        label.y / height,
+                        (label.x + label.width) / width,
+                        (label.y + label.height) / height,
+                    ),
+                )
+                for label in state.labels
+            ]
+        }
 
-def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, scratch: str) -> dict[str, Motion]:
+
+def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, scratch: str, objects: bool) -> dict[str, Motion]:
     """Start a game in the folder ``scratch`` and say its actions: there is an attack if the scenario's own has one."""
     game.load_config(str(Path(vizdoom.scenarios_path) / f"{'freedoom1' if map else scenario}.cfg"))
     if map:
@@ -141,6 +165,7 @@ def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, scratch: str
     game.set_window_visible(False)
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_320X240)
+    game.set_labels_buffer_enabled(objects)
     game.set_doom_config_path(os.path.join(scratch, "vizdoom.ini"))
     here = os.getcwd()
     os.chdir(scratch)  # the engine's process also leaves a folder where it is started

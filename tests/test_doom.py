@@ -207,6 +207,23 @@ def test_a_setting_that_cannot_be_is_refused(settings, message):
         DoomEnv(**settings)
 
 
+def test_what_is_in_view_is_named_with_its_place_and_the_pictures_stay_the_same():
+    plain, telling = (DoomEnv("take_cover", objects=objects) for objects in (False, True))
+    frames = [env.reset(seed=3)[0] for env in (plain, telling)]
+    np.testing.assert_array_equal(*frames)
+    seen = []
+    for _ in range(20):
+        (frame, *_, bare), (other, *_, info) = (env.step(0) for env in (plain, telling))
+        np.testing.assert_array_equal(frame, other)
+        assert "objects" not in bare
+        seen += info["objects"]
+    assert {"DoomImp"} <= {name for name, _, _ in seen}
+    boxes = np.array([box for _, _, box in seen])
+    assert (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+    for env in (plain, telling):
+        env.close()
+
+
 def test_rendering_gives_the_frame_that_was_observed():
     env = make(render_mode="rgb_array")
     assert np.array_equal(env.reset(seed=0)[0], env.render())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core.vqvae import VQVAE
-from worldmodel.data.episode import Episode
 from worldmodel.data.pictures import FramePictures, Pictures
 from worldmodel.data.store import EpisodeStore, Schema
 
@@ -51,10 +51,9 @@ def encoded(store: EpisodeStore, vqvae_run: Path, device: torch.device, mirrored
             episode = store.read(entry.number)
             frames = episode.observations[:, :, ::-1] if mirrored else episode.observations
             actions = swapped[episode.actions].astype(episode.actions.dtype)
-            observations = encode(network, frames)
-            whole = Episode(observations, actions, episode.rewards, episode.terminated, episode.truncated, episode.seed)
-            codes.record(codes.write(entry.number, whole))
-            bar.update(len(observations))
+            coded_episode = replace(episode, observations=encode(network, frames), actions=actions, objects=None)
+            codes.record(codes.write(entry.number, coded_episode))
+            bar.update(len(frames))
     return codes
 
 

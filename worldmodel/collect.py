@@ -18,7 +18,7 @@ import yaml  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from worldmodel import config, environment  # noqa: E402
-from worldmodel.data.episode import Episode  # noqa: E402
+from worldmodel.data.episode import Episode, Objects  # noqa: E402
 from worldmodel.data.store import Entry, EpisodeStore, Schema  # noqa: E402
 
 LONGEST_HOLD = 12  # steps that the sticky policy holds one action at most
@@ -218,19 +218,23 @@ def play(env: gym.Env, choose: Callable[[np.ndarray], int], seed: int, longest: 
     ``choose`` is shown the present observation, and names the action to take.
 
     A world that draws nothing after its last action says so with ``{"final_observation_missing": True}`` for that
-    step's info: what it returns in its place is left out.
+    step's info: what it returns in its place is left out. One that knows what is in view gives each info ``objects``,
+    (name, identity, box) as in :class:`worldmodel.data.episode.Objects`.
     """
-    observation, _ = env.reset(seed=seed)
-    observations, taken, rewards = [observation], [], []
+    observation, info = env.reset(seed=seed)
+    observations, taken, rewards, seen = [observation], [], [], [info.get("objects")]
     terminated = truncated = False
     while not (terminated or truncated):
         taken.append(choose(observation))
         observation, reward, terminated, truncated, info = env.step(taken[-1])
         if not info.get("final_observation_missing"):
             observations.append(observation)
+            seen.append(info.get("objects"))
         rewards.append(reward)
         truncated = truncated or (len(taken) >= longest and not terminated)
-    return Episode(np.stack(observations), np.array(taken), np.array(rewards, np.float64), terminated, truncated, seed)
+    objects = None if seen[0] is None else Objects.gather(seen)
+    rewards = np.array(rewards, np.float64)
+    return Episode(np.stack(observations), np.array(taken), rewards, terminated, truncated, seed, objects)
 
 
 def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, address: str) -> Iterator[Entry]:

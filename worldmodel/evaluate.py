@@ -19,6 +19,7 @@ from worldmodel.evaluation.clips import CONTEXT, dream, held_out_clips
 from worldmodel.evaluation.drift import drift
 from worldmodel.evaluation.heads import heads
 from worldmodel.evaluation.judges import inverse_dynamics, real_pairs
+from worldmodel.evaluation.objects import permanence
 from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actions
 from worldmodel.evaluation.page import Report
 from worldmodel.evaluation.prediction import BATCH, load_blind, predict
@@ -42,6 +43,7 @@ def evaluate(
     long: int = 32,
     long_frames: int = 1000,
     episodes: int = 64,
+    objects: int = 128,
     temperature: float = 1.0,
     seed: int = 0,
     out: str = "evaluation",
@@ -54,8 +56,9 @@ def evaluate(
     The folder ``out`` gets scores.json, index.html, one page with every number, plot and strip, and the pictures as
     files. What is measured: reconstruction; bits per code with true, shuffled and no actions, beside baselines; dreams
     from six real frames under the recorded actions, beside those frames; whether the actions can be read off the
-    dream, and what random ones cost; how far long dreams drift from real video; rewards and ends. Each part's exact
-    definition stands in the docstring of worldmodel/evaluation/.
+    dream, and what random ones cost; how far long dreams drift from real video; rewards and ends; whether objects stay,
+    if the store says what is in view (--env.objects true when Doom is recorded) or is of DeepMind Lab. Each part's
+    exact definition stands in the docstring of worldmodel/evaluation/.
 
     Args:
         store: folder of recorded episodes.
@@ -71,6 +74,7 @@ def evaluate(
         long: dreams that drift is measured on; 0 for none.
         long_frames: of each.
         episodes: held-out ones that rewards and ends are foretold in.
+        objects: clips that begin with an object in view, to follow it in; 0 for none.
         temperature: of all dreams.
         seed: of the choice of stretches and clips, of the nets that judge, and of the dreams.
         out: folder to write.
@@ -79,10 +83,11 @@ def evaluate(
         threads: that dreams are shared out among on the CPU.
     """
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
-    if length <= CONTEXT or horizon < 2 or min(frames, stretches, clips, samples, episodes, threads) < 1 or long < 0:
+    counts = frames, stretches, clips, samples, episodes, threads
+    if length <= CONTEXT or horizon < 2 or min(counts) < 1 or min(long, objects) < 0:
         raise ValueError(
-            f"--length must be more than {CONTEXT}, --horizon more than 1, --long 0 or more, and --frames, "
-            f"--stretches, --clips, --samples, --episodes and --threads 1 or more"
+            f"--length must be more than {CONTEXT}, --horizon more than 1, --long and --objects 0 or more, and "
+            f"--frames, --stretches, --clips, --samples, --episodes and --threads 1 or more"
         )
     if long and long_frames < 2:
         raise ValueError(f"--long_frames must be 2 or more, got {long_frames}; --long 0 leaves long dreams out")
@@ -108,6 +113,8 @@ def evaluate(
         follow(report, model, recorded, codes)
         scores["heads"] = heads(model, codes, episodes)
         report.plots["reliability"] = plots.svg(plots.reliability(scores["heads"]["termination"]["calibration"]))
+        if objects and (kinds := permanence(model, recorded, objects, temperature, seed)):
+            scores["objects"] = kinds
     report.write(Path(out))
     print(json.dumps({name: part for name, part in scores.items() if name != "settings"}, indent=2))
     print(f"wrote {Path(out) / 'index.html'} and scores.json")

@@ -1,8 +1,55 @@
 """One recorded episode, checked when it is made."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What an engine says is in view, in all observations of an episode: N rows, each an object in an observation.
+
+    Attributes:
+        names: what kinds 0, 1, … are called.
+        frames: (N,) int64, the number of the observation.
+        kinds: (N,) int64.
+        identities: (N,) int64, the same for one object as long as the episode lasts.
+        boxes: (N, 4) float32, left, top, right and bottom of what can be seen of it, as shares of the picture's sides.
+
+    Raises:
+        ValueError: if the lengths do not fit, or a kind has no name.
+    """
+
+    names: tuple[str, ...]
+    frames: np.ndarray
+    kinds: np.ndarray
+    identities: np.ndarray
+    boxes: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = [part.shape for part in (self.frames, self.kinds, self.identities, self.boxes)]
+        if shapes != [(rows := len(self.frames),)] * 3 + [(rows, 4)]:
+            raise ValueError(f"objects must be three (N,) arrays and boxes (N, 4), got {shapes}")
+        if rows and not 0 <= self.kinds.min() <= self.kinds.max() < len(self.names):
+            raise ValueError(f"kinds of objects must be in [0, {len(self.names)}), got up to {self.kinds.max()}")
+
+    @classmethod
+    def gather(cls, seen: Sequence[Iterable[tuple[str, int, Sequence[float]]]]) -> "Objects":
+        """Those of an episode, from (name, identity, box) of each object in each of its observations."""
+        rows = [(frame, *row) for frame, objects in enumerate(seen) for row in objects]
+        names = sorted({name for _, name, _, _ in rows})
+        frames, kinds, identities = (
+            np.array(column, np.int64)
+            for column in (
+                [frame for frame, _, _, _ in rows],
+                [names.index(name) for _, name, _, _ in rows],
+                [identity for _, _, identity, _ in rows],
+            )
+        )
+        return cls(
+            tuple(names), frames, kinds, identities, np.array([row[3] for row in rows], np.float32).reshape(-1, 4)
+        )
 
 
 @dataclass(frozen=True)
@@ -17,6 +64,7 @@ class Episode:
         terminated: whether the last action ended the world.
         truncated: whether a time limit did.
         seed: what the world was reset with, or -1 where it is not known.
+        objects: what is in view, where the world says so.
 
     Raises:
         ValueError: if the lengths or dtypes do not fit.
@@ -28,6 +76,7 @@ class Episode:
     terminated: bool
     truncated: bool
     seed: int = -1
+    objects: Objects | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.actions)

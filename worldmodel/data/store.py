@@ -7,7 +7,8 @@ Layout of a store::
     episodes/000017.safetensors
 
 An episode file is plain safetensors: ``actions``, ``rewards``, and the observations in chunks of eight, each chunk
-one zstd frame, laid end to end in ``chunks`` with their borders in ``offsets``. It is written under a temporary name,
+one zstd frame, laid end to end in ``chunks`` with their borders in ``offsets``; and, where the world says what is in
+view, ``objects.frames`` and so on (:class:`worldmodel.data.episode.Objects`). It is written under a temporary name,
 synced, then renamed; its index line is appended after that. Zstd level 1 on chunks of eight was chosen by
 measurement: see ``python -m worldmodel.benchmark --only store``.
 """
@@ -28,10 +29,11 @@ import zstandard
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from worldmodel.data.episode import Episode
+from worldmodel.data.episode import Episode, Objects
 
 CHUNK = 8  # observations compressed together: a 16-frame window opens two or three chunks
 LEVEL = 1
+OBJECTS = ("frames", "kinds", "identities", "boxes")
 
 
 class CorruptEpisodeError(ValueError):
@@ -158,8 +160,13 @@ class EpisodeStore:
             "chunks": np.frombuffer(b"".join(chunks), np.uint8),
             "offsets": np.cumsum([0, *map(len, chunks)]),
         }
-        facts = json.dumps({"observations": len(observations), "seed": int(episode.seed)})
-        data = save(tensors, metadata={"episode": facts})  # one key: several would be written in a random order
+        facts = {"observations": len(observations), "seed": int(episode.seed)}
+        if episode.objects is not None:
+            tensors |= {f"objects.{name}": getattr(episode.objects, name) for name in OBJECTS}
+            facts["object_names"] = episode.objects.names
+        data = save(
+            tensors, metadata={"episode": json.dumps(facts)}
+        )  # one key: several would be written in a random order
         entry = Entry(
             number=number,
             steps=len(episode),
@@ -220,6 +227,7 @@ class EpisodeStore:
             terminated=entry.terminated,
             truncated=entry.truncated,
             seed=entry.seed,
+            objects=self.objects(number),
         )
 
     def observations(self, number: int, start: int, length: int) -> np.ndarray:
@@ -252,6 +260,14 @@ class EpisodeStore:
         """Read all actions (T,) int64 and rewards (T,) float64 of an episode; raises as :meth:`observations` does."""
         with self._open(self._entry(number)) as file:
             return file.get_tensor("actions"), file.get_tensor("rewards")
+
+    def objects(self, number: int) -> Objects | None:
+        """Read what was in view in an episode, None if the world did not say; raises as :meth:`observations` does."""
+        with self._open(self._entry(number)) as file:
+            names = json.loads((file.metadata() or {}).get("episode", "{}")).get("object_names")
+            if names is None:
+                return None
+            return Objects(tuple(names), *(file.get_tensor(f"objects.{name}") for name in OBJECTS))
 
     def verify(self) -> Iterator[tuple[Entry, str]]:
         """Check every file against its checksum; yields each entry with what is wrong with it, or ``""``."""
