@@ -122,7 +122,27 @@ def test_compare_puts_the_recorded_frames_below_the_dream(world_run, store, tmp_
     strip = torch.from_numpy(iio.imread(out))[::3, ::3]
     real = EpisodeStore(store).observations(9, 0, 7)
     assert torch.equal(strip[27:], torch.from_numpy(real.transpose(1, 0, 2, 3).reshape(24, 7 * 24, 3)))
-    assert torch.equal(strip[:24, : 3 * 24], strip[27:51, : 3 * 24])
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_frames_before_a_dream_are_shown_as_the_dream_is_or_as_recorded(
+    recorded, model, world_run, store, tmp_path
+):
+    out = tmp_path / "a.png"
+    dream(
+        frames=2,
+        context=3,
+        recorded=recorded,
+        action="stay",
+        world=str(world_run),
+        store=str(store),
+        episode=9,
+        out=str(out),
+    )
+    shown = torch.from_numpy(iio.imread(out))[:72:3, ::3].unflatten(1, (5, 24)).transpose(0, 1)[:3]
+    frames = torch.from_numpy(EpisodeStore(store).observations(9, 0, 3).copy())
+    assert torch.equal(shown, frames if recorded else model.decode(model.encode(frames)))
+    assert not torch.equal(frames, model.decode(model.encode(frames)))
 
 
 def test_the_bar_grows_and_tells_real_from_imagined():

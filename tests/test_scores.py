@@ -1,12 +1,13 @@
 """The scores against cases worked by hand, and the programs that print and ship them."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from worldmodel import world
+from worldmodel import world, worlds
 from worldmodel.core.dynamics import Batch
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split
@@ -54,26 +55,40 @@ def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
     assert torch.equal(shuffle_actions(batch).codes, batch.codes)
 
 
-def test_a_released_world_dreams_as_its_run_does(store, world_run, tmp_path, monkeypatch):
+def test_a_released_world_is_its_run_with_the_prior_in_half_precision(store, world_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(world, "PRETRAINED", tmp_path)
-    release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), length=8)
+    release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), "moving stripes", length=8)
     assert world.names() == ["stripes"]
     with pytest.raises(ValueError, match="is there already"):
-        release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), length=8)
+        release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), "moving stripes", length=8)
     shipped, trained = WorldModel.load("stripes"), WorldModel.load(world_run)
     context, original = EpisodeStore(shipped.run / "context"), EpisodeStore(store).read(9)
     assert np.array_equal(context.read(0).observations, original.observations[2:10])
     assert np.array_equal(context.read(0).actions, original.actions[2:9])
     frames = torch.from_numpy(original.observations[None, 2:5].copy())
     taken, actions = torch.from_numpy(original.actions[None, 2:4]), torch.tensor([[0, 1]])
-    dreams = [model.imagine(model.start(frames, taken), actions) for model in (shipped, trained)]
+    rounded = WorldModel.load(world_run)
+    for mine, theirs in zip(shipped.vqvae.state_dict().values(), trained.vqvae.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    for part in rounded.dynamics.state_dict().values():
+        part.copy_(part.half())
+    rounded = WorldModel(rounded.vqvae, rounded.dynamics, rounded.action_names, rounded.run)
+    dreams = [model.imagine(model.start(frames, taken), actions) for model in (shipped, rounded)]
     assert torch.equal(*dreams)
+    sizes = [(run / "model.safetensors").stat().st_size for run in (shipped.run, trained.run)]
+    assert sizes[0] < 0.6 * sizes[1]
+    capsys.readouterr()
+    worlds.worlds()
+    assert re.fullmatch(
+        r"stripes  0\.\d MB  moving stripes\n    actions: left, stay, right\n    clips: 1 of 8 frames or more\n",
+        capsys.readouterr().out,
+    )
     for path in shipped.run.rglob("*.yaml"):
         assert str(store.parent.parent) not in path.read_text(), "it must not name folders of this machine"
 
 
 def test_clips_can_be_shipped_as_the_vqvae_shows_them(store, world_run, tmp_path):
-    release(str(world_run), str(store), ["9:2"], str(tmp_path / "out"), length=8, redrawn=True)
+    release(str(world_run), str(store), ["9:2"], str(tmp_path / "out"), "", length=8, redrawn=True)
     world = WorldModel.load(world_run)
     original = torch.from_numpy(EpisodeStore(store).observations(9, 2, 8).copy())
     shipped = torch.from_numpy(EpisodeStore(tmp_path / "out" / "context").read(0).observations.copy())
@@ -83,9 +98,9 @@ def test_clips_can_be_shipped_as_the_vqvae_shows_them(store, world_run, tmp_path
 
 def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
     with pytest.raises(ValueError, match="--clips must be an episode, a colon and a frame each, such as 109:40, got 9"):
-        release(str(world_run), str(store), ["9"], str(tmp_path / "out"))
+        release(str(world_run), str(store), ["9"], str(tmp_path / "out"), "")
     with pytest.raises(ValueError, match="episode 3 was not held out: expected one of 9"):
-        release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"))
+        release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"), "")
 
 
 def test_a_bigram_knows_what_follows_what_and_a_unigram_does_not():

@@ -76,19 +76,28 @@ def find(what: str, name: str | Path, shipped: Path) -> Path:
     raise FileNotFoundError(unknown(what, str(name), ["the folder of a run", *names(shipped)]))
 
 
-def ship(run: Path, out: Path) -> None:
+def ship(run: Path, out: Path, half: bool = False, **more: Any) -> None:
     """Copy a model's configuration and weights to be passed on, without the paths of this machine.
 
+    Args:
+        half: write weights in float16, half as large; they are read as the float32 that the model has.
+        more: anything else that config.yaml should say.
+
     Raises:
-        ValueError: if there is something already.
+        ValueError: if there is something already, or a weight is too large for float16.
     """
     if out.exists():
         raise ValueError(f"{out} is there already; remove it, or give another --out")
     values = read_config(run)
     values["data"] = {name: value for name, value in values["data"].items() if name not in PATHS}
+    tensors = read_tensors(run / "model.safetensors")
+    if half:
+        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError(f"{run} has weights that float16 cannot hold; ship it in float32")
     out.mkdir(parents=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    write_tensors(out / "model.safetensors", read_tensors(run / "model.safetensors"))
+    (out / "config.yaml").write_text(yaml.safe_dump({**more, **values}, sort_keys=False))
+    write_tensors(out / "model.safetensors", tensors)
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

@@ -27,6 +27,7 @@ def dream(
     episode: int = 0,
     start: int = 0,
     compare: bool = False,
+    recorded: bool = False,
     seed: int = 0,
     temperature: float = 1.0,
     out: str = "dream.gif",
@@ -48,6 +49,8 @@ def dream(
         episode: number of the one to begin from.
         start: its frame to begin at.
         compare: dream the recorded actions, and show the recorded frames below the dream.
+        recorded: show the frames before the dream as they were recorded, and not as the VQ-VAE shows them, which is how
+            it shows the dream.
         seed: the same one gives the same dream.
         temperature: above 1 is wilder, below 1 is calmer, 0 takes the likeliest code everywhere.
         out: file to write, .gif, .mp4 or .png (a strip).
@@ -73,7 +76,8 @@ def dream(
     codes = model.imagine(state, wanted[None], seed, temperature, progress=True)[0].cpu()
     seconds = clock() - began
     imagined = model.decode(codes)  # only now: the dream itself never left the codes
-    film = mark(torch.cat([real[:context], imagined]), context)
+    before = real[:context] if recorded else model.decode(model.encode(real[:context]))
+    film = mark(torch.cat([before, imagined]), context)
     if compare:
         film = torch.cat([film, real], 1)
     media.write(Path(out), film.numpy())

@@ -13,16 +13,20 @@ from worldmodel.data.windows import split
 from worldmodel.world import WorldModel
 
 
-def release(run: str, store: str, clips: list[str], out: str, length: int = 56, redrawn: bool = False) -> None:
+def release(
+    run: str, store: str, clips: list[str], out: str, about: str, length: int = 56, redrawn: bool = False
+) -> None:
     """Copy what dreaming needs from a prior's run into a folder, with a few recorded clips for dreams to begin from.
 
-    Weights are copied as they are; paths of this machine are left out of the configurations.
+    The prior's weights are rounded to float16; the VQ-VAE's stay as they are, so that its codes stay the same. Paths of
+    this machine are left out of the configurations.
 
     Args:
         run: folder of the prior.
         store: the frames that it was trained on.
         clips: beginnings of the clips, each an episode that was held out and a frame of it, such as 109:40.
         out: folder to write; its name is the world's.
+        about: one line for python -m worldmodel.worlds: what one sees there, and whose pictures they are.
         length: frames of a clip, as far as its episode goes.
         redrawn: ship the clips as the VQ-VAE shows them, where the recording itself is not to be passed on.
     """
@@ -42,8 +46,8 @@ def release(run: str, store: str, clips: list[str], out: str, length: int = 56, 
             shown = world.decode(world.encode(torch.from_numpy(clip.observations.copy())))
             clip = replace(clip, observations=shown.numpy())
         cuts.append(clip)
-    for part in (Path(), Path("vqvae")):
-        checkpoint.ship(origin / part, target / part)
+    checkpoint.ship(origin, target, half=True, about=about)
+    checkpoint.ship(origin / "vqvae", target / "vqvae")
     schema = episodes.schema
     context = EpisodeStore.create(
         target / "context",
