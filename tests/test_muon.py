@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
-from worldmodel.core.muon import Muon, hidden_weights, orthogonal
+from worldmodel.core.muon import Muon, _iterated, _iterated_over_square, hidden_weights, orthogonal
 from worldmodel.core.quantizer import QuantizerConfig
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
 
@@ -18,6 +18,15 @@ def test_directions_are_nearly_orthogonal(shape):
     assert values.min() > 0.65 and values.max() < 1.25
     vectors, _, others = torch.linalg.svd(matrices, full_matrices=False)
     assert torch.nn.functional.cosine_similarity(directions.flatten(1), (vectors @ others).flatten(1)).min() > 0.95
+
+
+def test_a_long_matrix_takes_the_short_way_to_the_same_direction():
+    x = torch.randn(2, 16, 160, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x * torch.logspace(0, -3, 16, dtype=torch.float64)[:, None]  # as gradients are: some directions are faint
+    x = x / x.norm(dim=(1, 2), keepdim=True)
+    exact = _iterated(x)
+    torch.testing.assert_close(_iterated_over_square(x), exact, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(_iterated_over_square(x.float()).double(), exact, rtol=2e-2, atol=2e-3)
 
 
 def test_a_step_is_momentum_with_look_ahead_made_orthogonal():

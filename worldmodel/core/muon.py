@@ -65,11 +65,31 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    long = dtype == torch.float32 and x.shape[2] >= 2 * x.shape[1]
+    x = _iterated_over_square(x) if long else _iterated(x)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _iterated(x: Tensor) -> Tensor:
+    """Newton and Schulz's iteration of x <- (a + b·xxᵀ + c·(xxᵀ)²)·x."""
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x
+
+
+def _iterated_over_square(x: Tensor) -> Tensor:
+    """The same with fewer products for a long x, in which only xxᵀ and the factor of x are iterated."""
+    a, b, c = COEFFICIENTS
+    square, factor = x @ x.mT, None
+    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for iteration in range(ITERATIONS):
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c) + a * identity
+        factor = polynomial if factor is None else polynomial @ factor
+        if iteration < ITERATIONS - 1:
+            square = polynomial @ (square @ polynomial)
+    return factor @ x
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
