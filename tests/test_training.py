@@ -18,10 +18,12 @@ import yaml
 
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_config
 from worldmodel import checkpoint, training
-from worldmodel.codes import encoded
+from worldmodel.codes import encoded, mirror
 from worldmodel.config import build
 from worldmodel.core.dynamics import Dynamics
 from worldmodel.core.vqvae import VQVAEConfig
+from worldmodel.data.images import PictureBatches
+from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split
 from worldmodel.train import prior, reward_scale, vqvae
@@ -287,6 +289,43 @@ def test_codes_are_encoded_once_and_kept_small(store, vqvae_run):
         assert np.array_equal(kept.actions, original.actions)
         assert np.array_equal(kept.rewards, original.rewards)
         assert np.array_equal(kept.observations, network.encode(torch.from_numpy(original.observations.copy())))
+
+
+def test_mirrored_codes_are_those_of_flipped_frames_under_swapped_actions(store, vqvae_run, tmp_path):
+    recorded = EpisodeStore(shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes")))
+    mirrored = encoded(recorded, vqvae_run, torch.device("cpu"), mirrored=True)
+    plain = encoded(recorded, vqvae_run, torch.device("cpu"))
+    assert mirrored.path != plain.path
+    original, flipped = recorded.read(3), mirrored.read(3)
+    assert flipped.actions.tolist() == [2 - action for action in original.actions]
+    network = checkpoint.load_vqvae(vqvae_run)
+    frames = torch.from_numpy(original.observations.copy()).flip(2)
+    assert np.array_equal(flipped.observations, network.encode(frames).numpy())
+    windows = StepWindows(plain, plain.entries, 64, 6, seed=0, mirrored=mirrored)
+    both = [StepWindows(part, part.entries, 64, 6, seed=0)(5) for part in (plain, mirrored)]
+    from_plain = [torch.equal(row, other) for row, other in zip(windows(5)[0], both[0][0], strict=True)]
+    from_mirror = [torch.equal(row, other) for row, other in zip(windows(5)[0], both[1][0], strict=True)]
+    assert all(a != b for a, b in zip(from_plain, from_mirror, strict=True))
+    assert 20 < sum(from_mirror) < 44
+    halves = [windows(5, rank, 2)[0] for rank in range(2)]
+    assert torch.equal(torch.cat(halves), windows(5)[0])
+
+
+def test_the_mirror_image_of_an_action_swaps_left_and_right():
+    names = ("noop", "forward", "strafe_left", "strafe_right", "forward_look_left", "forward_look_right")
+    assert mirror(names).tolist() == [0, 1, 3, 2, 5, 4]
+    with pytest.raises(ValueError, match="--mirror true needs an action 'turn_right' beside 'turn_left', there are"):
+        mirror(("noop", "turn_left"))
+
+
+def test_half_of_the_pictures_are_flipped_the_same_ones_every_time(store):
+    frames = FramePictures([(EpisodeStore(store), EpisodeStore(store).entries)])
+    plain, flipping = (PictureBatches(frames, 64, 0, mirror) for mirror in (False, True))
+    seen, before = flipping(7), plain(7)
+    flipped = [torch.equal(row, other.flip(1)) for row, other in zip(seen, before, strict=True)]
+    same = [torch.equal(row, other) for row, other in zip(seen, before, strict=True)]
+    assert all(a or b for a, b in zip(flipped, same, strict=True)) and 20 < sum(same) < 44
+    assert torch.equal(seen, flipping(7)) and torch.equal(torch.cat([flipping(7, rank, 2) for rank in (0, 1)]), seen)
 
 
 def test_stretches_follow_the_episode_and_mark_its_end(store):
