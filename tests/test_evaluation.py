@@ -297,6 +297,10 @@ def test_evaluate_writes_a_page_with_every_number_and_picture(
     assert list(scores["open_loop"]["psnr"]["dream"]) == ["1", "2", "4", "5", "8"]
     assert set(scores["drift"]["rows"]) == {"real", "10", "14"}
     assert scores["heads"]["termination"]["steps"] == 20
+    rewarded = int((EpisodeStore(store).read(9).rewards > 0).sum())
+    assert scores["heads"]["reward"]["gains"]["steps"] == rewarded > 0
+    assert scores["heads"]["reward"]["losses"] == {"auroc": 0.5, "steps": 0}
+    assert "objects" not in scores, "nobody knows what is in view"
     assert {path.name for path in out.glob("*.png")} >= {"reconstruction.png", "worst.png", "long.png"}
     page = (out / "index.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == len(list(out.glob("*.png")))

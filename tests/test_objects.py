@@ -1,17 +1,22 @@
 """Objects in view: recorded, found again in frames, and followed into dreams whose faults are known."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
 from tests.test_evaluation import Film
 from worldmodel.collect import play
 from worldmodel.data.episode import Episode, Objects
 from worldmodel.data.store import EpisodeStore, Schema
+from worldmodel.evaluate import evaluate
+from worldmodel.evaluation import judges
 from worldmodel.evaluation import objects as measure
 from worldmodel.evaluation.objects import by_colour, detect, permanence
+from worldmodel.train import prior, vqvae
 
 SIDE, SQUARE = 24, 6
 
@@ -92,6 +97,7 @@ def test_peaks_are_found_once_and_where_they_are():
 
 def follow(world: Film, store: EpisodeStore, monkeypatch) -> dict:
     monkeypatch.setattr(measure, "LEARNT", 512)
+    monkeypatch.setattr(measure, "RARE", 50)
     return permanence(world, store, 12)["square"]
 
 
@@ -133,6 +139,21 @@ def test_nothing_is_said_where_nobody_knows_what_is_in_view(squares, tmp_path):
     for number in range(3):
         bare.append(replace(squares.read(number), objects=None))
     assert permanence(Film(lambda actions: actions), bare, 4) == {}
+
+
+def test_evaluate_follows_objects_where_a_store_knows_them(squares, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "LEARNT", 128)
+    monkeypatch.setattr(measure, "RARE", 50)
+    monkeypatch.setattr(judges, "PAIRS", 64)
+    store, tokenizer, run, out = str(squares.path), str(tmp_path / "vqvae"), str(tmp_path / "world"), tmp_path / "page"
+    vqvae(tokenizer, store, model=VQVAE_SIZES, train=train_config(4), batch=8)
+    prior(store, tokenizer, run, PRIOR_SIZES, train_config(2), batch=2, length=6)
+    evaluate(
+        store, run, stretches=8, length=8, clips=2, samples=1, horizon=4, frames=4, long=0, objects=3, out=str(out)
+    )
+    rows = json.loads((out / "scores.json").read_text())["objects"]["square"]
+    assert list(rows) == ["1", "5", "10", "20"]
+    assert "<td>square</td><td>20</td>" in (out / "index.html").read_text()
 
 
 def test_a_collector_records_what_a_world_says_is_in_view():

@@ -16,9 +16,11 @@ def heads(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
     """Score the heads on whole held-out episodes, told the true codes and actions.
 
     Returns:
-        ``reward``: root mean squared error, and that of always saying the mean. ``termination``: AUROC, mean squared
-        error of the probability (Brier score) and that of always saying the frequency, how many ends there were, and
-        predicted beside observed frequency in ten groups.
+        ``reward``: root mean squared error, and that of always saying the mean; for ``gains`` and ``losses``, steps
+        with a reward above or below 0, how many there were and the AUROC of telling them from all others by the
+        expected reward (0.5 if there were none). ``termination``: AUROC, mean squared error of the probability (Brier
+        score) and that of always saying the frequency, how many ends there were, and predicted beside observed
+        frequency in ten groups.
     """
     expected, rewards, probabilities, ends = [], [], [], []
     for entry in tqdm(split(codes)[1][:episodes], unit="episode", desc="heads", leave=False):
@@ -39,6 +41,8 @@ def heads(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
         "reward": {
             "error": float((said - was).square().mean().sqrt()),
             "error of the mean": float(was.std(correction=0)),
+            "gains": {"auroc": auroc(said, was > 0), "steps": int((was > 0).sum())},
+            "losses": {"auroc": auroc(-said, was < 0), "steps": int((was < 0).sum())},
         },
         "termination": {
             "auroc": auroc(chance, ended),

@@ -25,7 +25,7 @@ from worldmodel.world import WorldModel
 HORIZONS = (1, 5, 10, 20)
 SMALLEST = 0.04  # of a side of the picture: an object that is smaller need not be found, nor is it wrong to find it
 NEAR = 0.08  # by how much of a side a dreamed object may lie outside the box of the true one
-RARE = 50  # a kind with fewer objects in training episodes is left out
+RARE = 500  # a kind that is seen less often in training episodes is left out
 LEARNT = 4096  # frames that the detector learns from, half of them with objects; a fifth chooses its thresholds
 EPOCHS = 4
 POSITIVE = 10.0  # weight of a cell with an object
