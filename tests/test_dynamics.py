@@ -1,7 +1,10 @@
 """The prior: causal, exact in all its faces, and able to learn what actions do."""
 
+import math
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from worldmodel.core.dynamics import Batch, Dynamics, DynamicsConfig
 from worldmodel.core.memory import Memory
@@ -240,6 +243,19 @@ def test_what_lies_beyond_an_episodes_end_does_not_count():
     garbage = cut._replace(codes=other, rewards=whole.rewards + 100 * ~steps)
     assert made(cut)[0].item() == pytest.approx(made(garbage)[0].item(), rel=1e-5)
     assert made(cut)[0].item() != pytest.approx(made(whole)[0].item(), rel=1e-3)
+
+
+def test_ends_can_weigh_more_and_are_foretold_as_often_as_they_come():
+    plain, weighing = (prior(ending_weight=weight) for weight in (1.0, 9.0))
+    seen = batch(*film(6))
+    seen = seen._replace(terminated=torch.zeros_like(seen.terminated).index_fill(1, torch.tensor([2]), 1.0))
+    before, after = (made.score(seen.codes, seen.codes[:, :-1], seen.actions)[1] for made in (plain, weighing))
+    torch.testing.assert_close(
+        after.termination, before.termination - math.log(9)
+    )  # the odds 9·p : 1 are told as p : 1
+    logits, ends = before.termination, seen.terminated
+    expected = -(9 * ends * F.logsigmoid(logits) + (1 - ends) * F.logsigmoid(-logits)).mean()
+    torch.testing.assert_close(weighing(seen)[1]["termination_nats"], expected)
 
 
 def test_it_learns_what_actions_do_and_what_they_bring():

@@ -10,7 +10,7 @@ depends on the last eight exactly, however long the dream.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from worldmodel.core.autoregressive import standardized, start_near
 from worldmodel.core.context import Block, Motion
 from worldmodel.core.sampling import draw
 from worldmodel.core.wavefront import WavefrontNet
+
+FREE = ("blocks", "noise", "imagined", "outcome_weight", "ending_weight", "untold", "reward_scale")  # as a prior grows
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class DynamicsConfig:
             each code given the true ones before it, so that it learns to go on from pictures of its own (parallel
             scheduled sampling, Mihaylova & Martins 2019, over frames).
         outcome_weight: of the reward's and the termination's part of the loss, beside the nats per code.
+        ending_weight: of a step that ends the episode, in the termination's part, so that a rare end is learnt as well
+            as its absence; the probability that is told is corrected for it.
         untold: share of stretches whose actions are kept from it in training, so that it can also do without.
         reward_scale: typical size of a reward, which the squared error is measured in; 0 has ``worldmodel.train``
             measure it.
@@ -69,6 +73,7 @@ class DynamicsConfig:
     noise: float = 0.02
     imagined: float = 0.0
     outcome_weight: float = 0.1
+    ending_weight: float = 1.0
     untold: float = 0.0
     reward_scale: float = 0.0
 
@@ -76,6 +81,8 @@ class DynamicsConfig:
         object.__setattr__(self, "grid", tuple(self.grid))  # YAML gives a list
         if self.width % self.heads:
             raise ValueError(f"model.width must be a multiple of model.heads, got {self.width} and {self.heads}")
+        if self.ending_weight <= 0:
+            raise ValueError(f"model.ending_weight must be more than 0, got {self.ending_weight}")
 
 
 class Batch(NamedTuple):
@@ -147,7 +154,10 @@ class Dynamics(nn.Module):
         nats, outlook = self.score(batch.codes, known, actions)
         scale = self.config.reward_scale or 1.0
         squared = ((outlook.rewards - batch.rewards) / scale).square()
-        surprise = F.binary_cross_entropy_with_logits(outlook.termination, batch.terminated, reduction="none")
+        weight = torch.tensor(self.config.ending_weight, device=nats.device)
+        surprise = F.binary_cross_entropy_with_logits(
+            outlook.termination + weight.log(), batch.terminated, reduction="none", pos_weight=weight
+        )
         code_loss = _mean(nats, batch.frame_valid[:, 1:], self.training)
         reward_loss, termination_loss = (_mean(part, batch.step_valid, self.training) for part in (squared, surprise))
         return code_loss + self.config.outcome_weight * (reward_loss + termination_loss), {
@@ -258,6 +268,7 @@ class Dynamics(nn.Module):
         condition = motion(coarse, recent)
         summary = torch.cat([x.mean(1), condition.mean((1, 2))], -1)
         rewards, termination = self.outcome(summary).float().unbind(-1)
+        termination = termination - math.log(self.config.ending_weight)
         return Outlook(condition, rewards * (self.config.reward_scale or 1.0), termination)
 
     def nothing(self, shape: torch.Size) -> Outlook:
@@ -275,8 +286,8 @@ class Dynamics(nn.Module):
         Raises:
             ValueError: if the two differ in more than blocks, the ways of training and the scale of rewards.
         """
-        free = {"blocks": 0, "noise": 0.0, "imagined": 0.0, "outcome_weight": 0.0, "untold": 0.0, "reward_scale": 0.0}
-        if replace(self.config, **free) != replace(other.config, **free) or self.config.blocks < other.config.blocks:
+        mine, theirs = ({**asdict(prior.config), **dict.fromkeys(FREE)} for prior in (self, other))
+        if mine != theirs or self.config.blocks < other.config.blocks:
             raise ValueError(f"a prior grows by blocks alone, got {other.config} to grow into {self.config}")
         self.load_state_dict(other.state_dict(), strict=False)
         for block in self.blocks[other.config.blocks :]:
