@@ -13,9 +13,11 @@ from worldmodel.collect import play
 from worldmodel.data.episode import Episode, Objects
 from worldmodel.data.store import EpisodeStore, Schema
 from worldmodel.evaluate import evaluate
-from worldmodel.evaluation import judges
+from worldmodel.evaluation import detector, judges
 from worldmodel.evaluation import objects as measure
-from worldmodel.evaluation.objects import by_colour, detect, permanence
+from worldmodel.evaluation.detector import detect
+from worldmodel.evaluation.objects import permanence
+from worldmodel.evaluation.views import by_colour
 from worldmodel.train import prior, vqvae
 
 SIDE, SQUARE = 24, 6
@@ -96,7 +98,7 @@ def test_peaks_are_found_once_and_where_they_are():
 
 
 def follow(world: Film, store: EpisodeStore, monkeypatch) -> dict:
-    monkeypatch.setattr(measure, "LEARNT", 512)
+    monkeypatch.setattr(detector, "LEARNT", 512)
     monkeypatch.setattr(measure, "RARE", 50)
     return permanence(world, store, 12)["square"]
 
@@ -142,7 +144,7 @@ def test_nothing_is_said_where_nobody_knows_what_is_in_view(squares, tmp_path):
 
 
 def test_evaluate_follows_objects_where_a_store_knows_them(squares, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "LEARNT", 128)
+    monkeypatch.setattr(detector, "LEARNT", 128)
     monkeypatch.setattr(measure, "RARE", 50)
     monkeypatch.setattr(judges, "PAIRS", 64)
     store, tokenizer, run, out = str(squares.path), str(tmp_path / "vqvae"), str(tmp_path / "world"), tmp_path / "page"
