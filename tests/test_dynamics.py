@@ -291,6 +291,20 @@ def test_it_learns_what_actions_do_and_what_they_bring():
     assert metrics["reward_error"] < 0.5
 
 
+def test_training_can_predict_a_few_frames_of_each_stretch():
+    made, seen = prior(targets=2).train(), batch(*film(8))
+    _, metrics = made(seen, torch.Generator().manual_seed(3))
+    frames = torch.rand(seen.actions.shape, generator=torch.Generator().manual_seed(3)).argsort(1)[:, :2]
+    nats, outlook = prior().score(seen.codes, seen.codes[:, :-1], seen.actions)
+    expected = nats.gather(1, frames).mean() / math.log(2)
+    torch.testing.assert_close(metrics["bits_per_code"], expected)
+    squared = (outlook.rewards - seen.rewards).square().gather(1, frames).mean()
+    torch.testing.assert_close(metrics["reward_error"], squared)
+    everything = prior(targets=7).train()(seen, torch.Generator())[0]
+    torch.testing.assert_close(everything, prior().train()(seen)[0])
+    torch.testing.assert_close(made.eval()(seen)[0], prior()(seen)[0])
+
+
 def test_noise_makes_training_harder_but_not_evaluation():
     made, (codes, actions) = prior(noise=0.5), film(5)
     part = batch(codes, actions)
@@ -307,9 +321,9 @@ def test_frames_of_its_own_take_the_place_of_remembered_ones_in_training_alone(s
     part, told = batch(codes, actions), []
     score = made.score
 
-    def listening(codes, known, actions):
+    def listening(codes, known, *rest):
         told.append(known)
-        return score(codes, known, actions)
+        return score(codes, known, *rest)
 
     monkeypatch.setattr(made, "score", listening)
     made(part)

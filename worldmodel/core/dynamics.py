@@ -23,7 +23,16 @@ from worldmodel.core.context import Block, Motion
 from worldmodel.core.sampling import draw
 from worldmodel.core.wavefront import WavefrontNet
 
-FREE = ("blocks", "noise", "imagined", "outcome_weight", "ending_weight", "untold", "reward_scale")  # as a prior grows
+FREE = (
+    "blocks",
+    "targets",
+    "noise",
+    "imagined",
+    "outcome_weight",
+    "ending_weight",
+    "untold",
+    "reward_scale",
+)  # as a prior grows
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class DynamicsConfig:
         motion_layers: of them.
         hidden: channels of the autoregressive net.
         layers: of it.
+        targets: frames of a stretch that training predicts, chosen by chance; 0 for all but the first. Neighbouring
+            frames are much alike, so a few frames of many stretches teach more than all frames of a few.
         noise: share of the remembered codes replaced by random ones in training, so that small mistakes of a dream
             do not add up.
         imagined: share of the remembered frames replaced in training by ones that the prior draws in their place,
@@ -70,6 +81,7 @@ class DynamicsConfig:
     motion_layers: int = 3
     hidden: int = 64
     layers: int = 6
+    targets: int = 0
     noise: float = 0.02
     imagined: float = 0.0
     outcome_weight: float = 0.1
@@ -151,33 +163,46 @@ class Dynamics(nn.Module):
             noisy = torch.rand(known.shape, generator=generator, device=known.device) < self.config.noise
             random = torch.randint(self.config.codes, known.shape, generator=generator, device=known.device)
             known = torch.where(noisy, random, known)
-        nats, outlook = self.score(batch.codes, known, actions)
+        rewards, terminated = batch.rewards, batch.terminated
+        frame_valid, step_valid = batch.frame_valid[:, 1:], batch.step_valid
+        frames = None
+        if self.training and self.config.targets:
+            order = torch.rand(actions.shape, generator=generator, device=actions.device).argsort(1)
+            frames = order[:, : self.config.targets]
+            parts = rewards, terminated, frame_valid, step_valid
+            rewards, terminated, frame_valid, step_valid = (part.gather(1, frames) for part in parts)
+        nats, outlook = self.score(batch.codes, known, actions, frames)
         scale = self.config.reward_scale or 1.0
-        squared = ((outlook.rewards - batch.rewards) / scale).square()
+        squared = ((outlook.rewards - rewards) / scale).square()
         weight = torch.tensor(self.config.ending_weight, device=nats.device)
         surprise = F.binary_cross_entropy_with_logits(
-            outlook.termination + weight.log(), batch.terminated, reduction="none", pos_weight=weight
+            outlook.termination + weight.log(), terminated, reduction="none", pos_weight=weight
         )
-        code_loss = _mean(nats, batch.frame_valid[:, 1:], self.training)
-        reward_loss, termination_loss = (_mean(part, batch.step_valid, self.training) for part in (squared, surprise))
+        code_loss = _mean(nats, frame_valid, self.training)
+        reward_loss, termination_loss = (_mean(part, step_valid, self.training) for part in (squared, surprise))
         return code_loss + self.config.outcome_weight * (reward_loss + termination_loss), {
             "bits_per_code": code_loss.detach() / math.log(2),
             "reward_error": reward_loss.detach(),
             "termination_nats": termination_loss.detach(),
         }
 
-    def score(self, codes: Tensor, known: Tensor, actions: Tensor) -> tuple[Tensor, Outlook]:
-        """How surprising each frame but the first is.
+    def score(
+        self, codes: Tensor, known: Tensor, actions: Tensor, frames: Tensor | None = None
+    ) -> tuple[Tensor, Outlook]:
+        """How surprising frames are.
 
         Args:
             codes: (B, T, H, W) int64.
             known: (B, T-1, H, W) int64, the frames that the prior is told came before; these, or noisy ones.
             actions: (B, T-1) int64, -1 where it is not told.
+            frames: (B, Q) int64, the frames t whose t+1 is asked for; all T-1 of them by default.
 
         Returns:
-            Nats per code (B, T-1), and the outlook.
+            Nats per code (B, Q), and the outlook.
         """
-        outlook, targets = self.outlook(known, actions), codes[:, 1:]
+        rows = torch.arange(len(codes), device=codes.device)[:, None]
+        targets = codes[:, 1:] if frames is None else codes[rows, frames + 1]
+        outlook = self.outlook(known, actions, frames)
         nats = F.cross_entropy(self._logits(targets, outlook).flatten(0, 2), targets.flatten(), reduction="none")
         return nats.view(targets.shape).mean((2, 3)), outlook
 
