@@ -11,10 +11,10 @@ from worldmodel.data.store import Entry, EpisodeStore
 SMALLEST = 0.04  # of a side of the picture: an object that is smaller need not be found, nor is it wrong to find it
 NEAR = 0.08  # by how much of a side a sighting may lie outside the box of the object
 COLOURS = {  # of what has one colour in DeepMind Lab: the share of red, green and blue, from and to
-    "apple": ((0.60, 1.00), (0.00, 0.18), (0.00, 0.22)),
+    "apple": ((0.60, 0.94), (0.00, 0.18), (0.00, 0.22)),
     "lemon": ((0.36, 0.47), (0.41, 0.52), (0.00, 0.19)),
 }
-DARKEST, FILLED, JUMP = 100, 0.5, 0.15  # a colour's sum, the share of its box that it fills, how far it moves a frame
+DARKEST, FILLED, JUMP = 60, 0.5, 0.15  # a colour's sum, the share of its box that it fills, how far it moves a frame
 
 
 def in_view(store: EpisodeStore, entry: Entry) -> Objects | None:
