@@ -125,8 +125,13 @@ class DreamVectorEnv(VectorEnv):
             seed: row b gets ``seed + b``, or one seed each; None goes on with the generators of the last seed.
             options: ignored.
         """
-        seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int) else seed
-        for row, own in enumerate(seeds or []):
+        if isinstance(seed, (int, np.integer)):
+            seeds = [int(seed) + row for row in range(self.num_envs)]
+        else:
+            seeds = [None] * self.num_envs if seed is None else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must be one number or one for each of {self.num_envs} dreams, got {len(seeds)}")
+        for row, own in enumerate(seeds):
             if own is not None:
                 self._randoms[row] = np.random.default_rng(own)
         everyone = list(range(self.num_envs))
@@ -138,13 +143,18 @@ class DreamVectorEnv(VectorEnv):
         """Take actions (B,); returns observations, rewards (B,) float64, terminated (B,), truncated (B,), {}."""
         if self._memory is None:
             raise RuntimeError("call reset() before step()")
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(f"actions must be {self.num_envs} integers, got {actions.dtype} {actions.shape}")
+        if actions.min() < 0 or actions.max() >= len(self.action_names):
+            raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {actions.tolist()}")
         fresh = np.flatnonzero(self._over)
         live = ~self._over
         noise = torch.zeros(self.num_envs, *self.world.dynamics.config.grid)
         for row in np.flatnonzero(live):
             noise[row] = self.world.uniforms([self._chances[row]])[0]
-        actions = torch.as_tensor(np.asarray(actions), dtype=torch.int64)
-        self._memory, codes, rewards, ends = self.world.step(self._memory, actions, noise, self.temperature)
+        taken = torch.as_tensor(actions, dtype=torch.int64)
+        self._memory, codes, rewards, ends = self.world.step(self._memory, taken, noise, self.temperature)
         self._recent = torch.cat([self._recent[:, 1:], codes.cpu()[:, None]], 1)
         chance = np.array([self._randoms[row].random() if live[row] else 1.0 for row in range(self.num_envs)])
         terminated = chance < ends.cpu().numpy()

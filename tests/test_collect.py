@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_world import TinyWorld
-from worldmodel.collect import LONGEST_HOLD, act, collect
+from worldmodel.collect import LONGEST_HOLD, act, collect, play
 from worldmodel.data.store import EpisodeStore
 
 WORLD = "tests.tiny_world:Tiny-v0"
@@ -85,6 +85,34 @@ def test_an_episode_is_what_its_seed_and_actions_give(tmp_path):
         rewards.append(reward)
     assert np.array_equal(episode.observations, frames) and np.array_equal(episode.rewards, rewards)
     assert (episode.terminated, episode.truncated) == (terminated, False) == (True, False)
+
+
+def test_a_world_that_draws_into_one_picture_is_recorded_frame_by_frame():
+    class Reusing:
+        picture = np.zeros((8, 8, 3), np.uint8)
+
+        def reset(self, seed):
+            self.picture[:] = 0
+            return self.picture, {}
+
+        def step(self, action):
+            self.picture += 1
+            return self.picture, 0.0, bool(self.picture.max() == 5), False, {}
+
+    assert play(Reusing(), lambda frame: 0, 0, 99).observations[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), 1e30])
+def test_a_reward_that_is_no_number_is_refused(reward):
+    class World:
+        def reset(self, seed):
+            return np.zeros((8, 8, 3), np.uint8), {}
+
+        def step(self, action):
+            return np.zeros((8, 8, 3), np.uint8), reward, True, False, {}
+
+    with pytest.raises(ValueError, match="rewards must be numbers from"):
+        play(World(), lambda frame: 0, 0, 99)
 
 
 def test_an_episode_that_goes_on_too_long_is_cut_off_and_marked_truncated(tmp_path):

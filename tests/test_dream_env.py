@@ -131,6 +131,36 @@ def test_steps_need_a_reset_first(settings):
         DreamEnv(**settings).step(0)
 
 
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ([0, 1], r"actions must be 3 integers, got int64 \(2,\)"),
+        ([[0, 1, 2]], r"actions must be 3 integers, got int64 \(1, 3\)"),
+        ([0.0, 1.0, 2.0], "actions must be 3 integers, got float64"),
+        ([0, 1, 3], r"actions must be in \[0, 3\), got \[0, 1, 3\]"),
+        ([0, -1, 2], r"actions must be in \[0, 3\), got \[0, -1, 2\]"),
+    ],
+)
+def test_actions_that_do_not_fit_are_refused_and_the_dreams_go_on(settings, actions, message):
+    tried, untouched = (DreamVectorEnv(3, **settings) for _ in range(2))
+    for dreams in (tried, untouched):
+        dreams.reset(seed=4)
+    with pytest.raises(ValueError, match=message):
+        tried.step(actions)
+    for _ in range(7):  # past the horizon of 5
+        for mine, theirs in zip(tried.step([0, 1, 2])[:4], untouched.step([0, 1, 2])[:4], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_seeds_are_integers_of_any_kind_one_or_one_for_each_dream(settings):
+    dreams = DreamVectorEnv(2, **settings)
+    first = dreams.reset(seed=3)[0]
+    for same in (np.int64(3), [3, 4], np.array([3, 4])):
+        np.testing.assert_array_equal(dreams.reset(seed=same)[0], first)
+    with pytest.raises(ValueError, match="seed must be one number or one for each of 2 dreams, got 3"):
+        dreams.reset(seed=[1, 2, 3])
+
+
 @pytest.mark.parametrize("observation", ["codes", "frame"])
 def test_the_real_world_shows_what_the_dream_shows(observation):
     settings = {"observation": observation, "history": 2}

@@ -117,6 +117,11 @@ def test_another_source_is_not_imported_into_the_same_store(tmp_path):
             "000.npz must hold uint8 pictures or uint16 codes .* float32",
         ),
         ({"actions": np.array([{}])}, "000.npz is no episode: Object arrays cannot be loaded"),
+        ({"rewards": np.full(9, np.nan)}, r"rewards must be numbers from -1e\+15 to 1e\+15, got nan at step 0"),
+        ({"rewards": np.array([0, 0, 1e30] + [0] * 6)}, "got 1e[+]30 at step 2"),
+        ({"terminated": np.nan}, "000.npz is no episode: terminated must be true or false, got nan"),
+        ({"truncated": np.arange(9) == 3}, "truncated is true at step 3 of 9: it joins several episodes"),
+        ({"terminated": np.arange(9) % 4 == 3}, "terminated is true at step 3 of 9: it joins several episodes"),
     ],
 )
 def test_an_npz_file_that_is_no_episode_is_named(change, message, tmp_path):

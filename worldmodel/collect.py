@@ -222,13 +222,18 @@ def play(env: gym.Env, choose: Callable[[np.ndarray], int], seed: int, longest: 
     (name, identity, box) as in :class:`worldmodel.data.episode.Objects`.
     """
     observation, info = env.reset(seed=seed)
-    observations, taken, rewards, seen = [observation], [], [], [info.get("objects")]
+    observations, taken, rewards, seen = (
+        [np.array(observation)],
+        [],
+        [],
+        [info.get("objects")],
+    )  # a copy: it may be reused
     terminated = truncated = False
     while not (terminated or truncated):
         taken.append(choose(observation))
         observation, reward, terminated, truncated, info = env.step(taken[-1])
         if not info.get("final_observation_missing"):
-            observations.append(observation)
+            observations.append(np.array(observation))
             seen.append(info.get("objects"))
         rewards.append(reward)
         truncated = truncated or (len(taken) >= longest and not terminated)

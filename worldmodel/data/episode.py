@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LARGEST = 1e15  # reward: its square is a float32 still
+
 
 @dataclass(frozen=True)
 class Objects:
@@ -60,14 +62,14 @@ class Episode:
         observations: (T+1, *shape), or (T, *shape) where the world gave no frame after the last action; frames are
             uint8 (84, 84, 3), codes uint16 (21, 21).
         actions: (T,) int64; ``actions[t]`` was taken after seeing ``observations[t]``.
-        rewards: (T,) float64; ``rewards[t]`` follows ``actions[t]``.
+        rewards: (T,) float64; ``rewards[t]`` follows ``actions[t]``; at most 1e15 large.
         terminated: whether the last action ended the world.
         truncated: whether a time limit did.
         seed: what the world was reset with, or -1 where it is not known.
         objects: what is in view, where the world says so.
 
     Raises:
-        ValueError: if the lengths or dtypes do not fit.
+        ValueError: if the lengths or dtypes do not fit, or a reward is no number.
     """
 
     observations: np.ndarray
@@ -85,6 +87,11 @@ class Episode:
         if self.rewards.shape != (steps,) or not np.issubdtype(self.rewards.dtype, np.floating):
             raise ValueError(
                 f"rewards must be a ({steps},) float array like the actions, got {_describe(self.rewards)}"
+            )
+        if not (np.abs(self.rewards) <= LARGEST).all():  # nor is not-a-number
+            step = int(np.argmax(~(np.abs(self.rewards) <= LARGEST)))
+            raise ValueError(
+                f"rewards must be numbers from -{LARGEST:.0e} to {LARGEST:.0e}, got {self.rewards[step]} at step {step}"
             )
         if len(self.observations) not in (steps, steps + 1):
             raise ValueError(

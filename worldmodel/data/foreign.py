@@ -74,8 +74,8 @@ def npz(folder: str, env: str = "") -> Source:
                 observations=data["observations"],
                 actions=data["actions"],
                 rewards=data["rewards"].astype(np.float64),
-                terminated=bool(data["terminated"].reshape(-1)[-1]),
-                truncated=bool(data["truncated"].reshape(-1)[-1]),
+                terminated=ended("terminated", data["terminated"]),
+                truncated=ended("truncated", data["truncated"]),
                 seed=int(data.get("seed", -1)),
             )
         except (ValueError, TypeError, IndexError) as error:
@@ -116,12 +116,16 @@ def from_minari(name: str, env: str = "") -> Source:
     def read(number: int) -> Episode:
         episode = dataset[number]
         (metadata,) = storage.get_episode_metadata([episode.id])
+        try:
+            ends = ended("terminations", episode.terminations), ended("truncations", episode.truncations)
+        except ValueError as error:
+            raise ValueError(f"episode {number} of {name}: {error}") from error
         return Episode(
             observations=episode.observations,
             actions=np.asarray(episode.actions) - int(actions.start),
             rewards=np.asarray(episode.rewards, np.float64),
-            terminated=bool(episode.terminations[-1]),
-            truncated=bool(episode.truncations[-1]),
+            terminated=ends[0],
+            truncated=ends[1],
             seed=-1 if metadata.get("seed") is None else int(metadata["seed"]),
         )
 
@@ -198,6 +202,23 @@ def to_minari(
         shutil.rmtree(folder, ignore_errors=True)  # half a dataset would look like a whole one
         raise
     return folder
+
+
+def ended(key: str, flags: np.ndarray) -> bool:
+    """Whether an episode ended so: the only one, or the last, of its flags.
+
+    Raises:
+        ValueError: if one is neither true nor false, or is true before the last step, where another episode begins.
+    """
+    flags = np.asarray(flags).reshape(-1)
+    if not np.isin(flags, (0, 1)).all():
+        raise ValueError(f"{key} must be true or false, got {flags[~np.isin(flags, (0, 1))][0]}")
+    if flags[:-1].any():
+        raise ValueError(
+            f"{key} is true at step {int(flags.argmax())} of {len(flags)}: it joins several episodes; "
+            "write each into a file of its own"
+        )
+    return bool(flags[-1])
 
 
 def import_minari() -> ModuleType:
