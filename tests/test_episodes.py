@@ -1,5 +1,7 @@
 """python -m worldmodel.episodes: what it says of a store, and what comes in and goes out of one."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,8 +96,40 @@ def test_importing_again_adds_what_is_new_and_nothing_twice(tmp_path):
         episodes.import_(str(store), str(source))
         assert [entry.number for entry in EpisodeStore(store).entries] == list(range(count))
     write_npz(source, 0, rewards=np.ones(9))
-    with pytest.raises(ValueError, match=r"episode 0 of .* is not the one that is number 0 in .* import into a new"):
+    with pytest.raises(ValueError, match=r"episode_000.npz of .* is not what it was .* import what changed into a new"):
         episodes.import_(str(store), str(source))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_files_are_known_by_name_and_content_and_come_in_natural_order(named, tmp_path):
+    source, store = tmp_path / "source", tmp_path / "store"
+    alike = {"rewards": np.zeros(9), "seed": None, "actions": np.ones(9, np.int64)}
+    for number in (1, 2, 3):
+        write_npz(source, number, frames=np.full((10, 8, 8, 3), number, np.uint8), **alike).rename(
+            source / f"ep_{number}.npz"
+        )
+    episodes.import_(str(store), str(source))
+    if not named:  # as stores were before sources had names
+        lines = [json.loads(line) for line in (store / "index.jsonl").read_text().splitlines()]
+        for line in lines:
+            del line["source"]
+        (store / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for number in (10, 0):
+        write_npz(source, number, frames=np.full((10, 8, 8, 3), number, np.uint8), **alike).rename(
+            source / f"ep_{number}.npz"
+        )
+    for _ in range(2):
+        episodes.import_(str(store), str(source))
+        assert [int(episode.observations[0, 0, 0, 0]) for episode in EpisodeStore(store)] == [1, 2, 3, 0, 10]
+
+
+def test_equal_files_are_episodes_of_their_own(tmp_path):
+    for number in (1, 3):
+        write_npz(tmp_path / "source", number, seed=7).rename(tmp_path / "source" / f"ep_{number}.npz")
+    shutil.copy(tmp_path / "source" / "ep_1.npz", tmp_path / "source" / "ep_2.npz")
+    for _ in range(2):
+        episodes.import_(str(tmp_path / "store"), str(tmp_path / "source"))
+        assert len(EpisodeStore(tmp_path / "store")) == 3
 
 
 def test_another_source_is_not_imported_into_the_same_store(tmp_path):
@@ -162,7 +196,8 @@ def test_a_store_exported_to_minari_and_imported_again_is_equal_byte_for_byte(sc
     for _ in range(2):
         episodes.import_(str(tmp_path / "two"), "test/store-v0", "minari")
     two = EpisodeStore(tmp_path / "two")
-    assert two.schema == one.schema and two.entries == one.entries
+    assert [entry.source.split(" ")[:2] for entry in two.entries] == [["episode", str(number)] for number in range(4)]
+    assert two.schema == one.schema and [replace(entry, source="") for entry in two.entries] == one.entries
     assert all(same(a, b) for a, b in zip(one, two, strict=True))
 
 

@@ -1,5 +1,6 @@
 """Look after a store: ``python -m worldmodel.episodes {info,verify,import,export} --store stores/doom``."""
 
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -70,11 +71,12 @@ def verify(store: str) -> None:
 
 
 def import_(store: str, source: str, format: Literal["npz", "minari"] = "npz", env: str = "") -> None:
-    """Copy episodes from elsewhere into a store; run it again to continue, or after more were added at the end.
+    """Copy episodes from elsewhere into a store; run it again to continue, or after more were added.
 
-    Episode n is the nth file of the folder by name, or episode n of the Minari dataset. A file holds an episode under
-    the keys frames or observations (T or T+1, H, W, C) uint8, actions (T,), rewards (T,), terminated and truncated (one
-    for the episode, or one a step), and may have seed, action_names, level and fps.
+    An episode is known by the name of its file, or its number in the Minari dataset, and by what it holds: one that is
+    in the store already is left out, a new one gets the next number. A file holds an episode under the keys frames or
+    observations (T or T+1, H, W, C) uint8, actions (T,), rewards (T,), terminated and truncated (one for the episode,
+    or one a step), and may have seed, action_names, level and fps.
 
     Args:
         store: folder to copy into.
@@ -84,18 +86,25 @@ def import_(store: str, source: str, format: Literal["npz", "minari"] = "npz", e
     """
     found = {"npz": foreign.npz, "minari": foreign.from_minari}[format](source, env)
     episodes = EpisodeStore.create(store, found.schema)
-    known = {entry.number: (entry.steps, entry.seed, entry.episode_return) for entry in episodes.entries}
-    for number in tqdm(range(found.count), unit="episode"):
+    known = dict(entry.source.rsplit(" ", 1) for entry in episodes.entries if entry.source)
+    older = [entry.number for entry in episodes.entries if not entry.source]  # of a store from before sources had names
+    unnamed = Counter(episodes.read(number).fingerprint for number in tqdm(older, desc="compare", disable=not older))
+    before = len(episodes)
+    for number, name in enumerate(tqdm(found.names, unit="episode")):
         episode = found.read(number)
-        if number not in known:
-            episodes.record(episodes.write(number, episode))
-        elif known[number] != (len(episode), episode.seed, float(episode.rewards.sum())):
+        fingerprint = episode.fingerprint
+        if known.get(name, fingerprint) != fingerprint:
             raise ValueError(
-                f"episode {number} of {store} is not the one that is number {number} in {source} now; "
-                "where others came before it, import into a new --store"
+                f"{name} of {source} is not what it was when {store} took it; import what changed into a new --store"
             )
-    new = len(episodes) - len(known)
-    print(f"{store}: {len(episodes)} episodes, {episodes.frames} frames; {new} of the source's {found.count} are new")
+        if name not in known and unnamed[fingerprint]:
+            unnamed[fingerprint] -= 1
+        elif name not in known:
+            episodes.append(episode, f"{name} {fingerprint}")
+    new = len(episodes) - before
+    print(
+        f"{store}: {len(episodes)} episodes, {episodes.frames} frames; {new} of the source's {len(found.names)} are new"
+    )
 
 
 def export(store: str, name: str, pad: bool = False) -> None:

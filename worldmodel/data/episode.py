@@ -1,5 +1,6 @@
 """One recorded episode, checked when it is made."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,16 @@ class Episode:
     def __len__(self) -> int:
         """The number of steps T."""
         return len(self.actions)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that name what the episode holds, but for what was in view."""
+        total = hashlib.sha256()
+        for array in (self.observations, self.actions.astype(np.int64), self.rewards.astype(np.float64)):
+            total.update(f"{array.dtype} {array.shape} ".encode())
+            total.update(np.ascontiguousarray(array).data)
+        total.update(f"{bool(self.terminated)} {bool(self.truncated)} {int(self.seed)}".encode())
+        return total.hexdigest()[:16]
 
     @property
     def has_final_observation(self) -> bool:

@@ -5,7 +5,7 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +21,15 @@ KEYS = ("observations", "actions", "rewards", "terminated", "truncated")  # of a
 
 @dataclass(frozen=True)
 class Source:
-    """Episodes to read: what they have in common, how many there are, and a function that reads number n."""
+    """Episodes to read: what they have in common, what each is called, and a function that reads number n."""
 
     schema: Schema
-    count: int
+    names: Sequence[str]
     read: Callable[[int], Episode]
 
 
 def npz(folder: str, env: str = "") -> Source:
-    """The episodes of a folder of .npz files, one a file, in order of their names.
+    """The episodes of a folder of .npz files, one a file, in order of their names, in which 10 comes after 9.
 
     A file has the keys ``frames`` or ``observations`` (T or T+1, H, W, C), ``actions`` (T,), ``rewards`` (T,),
     ``terminated`` and ``truncated`` (one for the episode, or one a step of which the last counts); it may have
@@ -39,7 +39,7 @@ def npz(folder: str, env: str = "") -> Source:
         FileNotFoundError: if there are no such files.
         ValueError: naming the file that lacks a key, is damaged, or is of another world than the first one.
     """
-    paths = sorted(Path(folder).glob("*.npz"))
+    paths = sorted(Path(folder).glob("*.npz"), key=lambda path: _naturally(path.name))
     if not paths:
         raise FileNotFoundError(
             f"{folder} holds no .npz files; give a folder of them, or --format minari with the id of a Minari dataset"
@@ -81,7 +81,7 @@ def npz(folder: str, env: str = "") -> Source:
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{paths[number]} is no episode: {error}") from error
 
-    return Source(schema, len(paths), read)
+    return Source(schema, [path.name for path in paths], read)
 
 
 def from_minari(name: str, env: str = "") -> Source:
@@ -129,7 +129,7 @@ def from_minari(name: str, env: str = "") -> Source:
             seed=-1 if metadata.get("seed") is None else int(metadata["seed"]),
         )
 
-    return Source(schema, len(dataset), read)
+    return Source(schema, [f"episode {number}" for number in range(len(dataset))], read)
 
 
 def to_minari(
@@ -228,6 +228,11 @@ def import_minari() -> ModuleType:
     except ImportError as error:
         raise ImportError("Minari datasets need the package minari: pip install 'minari[arrow]'") from error
     return minari
+
+
+def _naturally(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by, with the numbers in them as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _load(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:

@@ -67,7 +67,11 @@ class Schema:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a store's index."""
+    """One line of a store's index.
+
+    Attributes:
+        source: the name and the fingerprint of what an imported episode was elsewhere; empty for others.
+    """
 
     number: int
     steps: int
@@ -78,6 +82,7 @@ class Entry:
     episode_return: float
     bytes: int
     sha256: str
+    source: str = ""
 
     @property
     def file(self) -> str:
@@ -142,10 +147,13 @@ class EpisodeStore:
         """Observations in all episodes together."""
         return self._frames
 
-    def write(self, number: int, episode: Episode) -> Entry:
+    def write(self, number: int, episode: Episode, source: str = "") -> Entry:
         """Write an episode's file, atomically; :meth:`record` makes it part of the store.
 
         The two halves are apart so that many processes can write files while one keeps the index.
+
+        Args:
+            source: as :class:`Entry` has it.
 
         Raises:
             ValueError: if the episode does not fit the store's schema.
@@ -177,6 +185,7 @@ class EpisodeStore:
             episode_return=float(episode.rewards.sum()),
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
+            source=source,
         )
         write_atomically(self.path / entry.file, data)
         return entry
@@ -204,9 +213,9 @@ class EpisodeStore:
         self._entries[entry.number] = entry
         self._frames += entry.observations
 
-    def append(self, episode: Episode) -> Entry:
+    def append(self, episode: Episode, source: str = "") -> Entry:
         """Write an episode under the next free number and record it."""
-        entry = self.write(max(self._entries, default=-1) + 1, episode)
+        entry = self.write(max(self._entries, default=-1) + 1, episode, source)
         self.record(entry)
         return entry
 
