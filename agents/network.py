@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldmodel.core.ranges import check
+
 SMALLEST = 6  # the grid is halved until it has no more places a side than this
 
 
@@ -33,11 +35,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))  # YAML gives lists
-        if min(self.width, self.hidden, self.embedding) < 1:
-            raise ValueError(
-                f"model.width, model.hidden and model.embedding must be 1 or more, "
-                f"got {self.width}, {self.hidden} and {self.embedding}"
-            )
+        check("model", self, ("width", "hidden", "embedding"), ("codes", "actions", "value_scale"))
 
 
 class Network(nn.Module):

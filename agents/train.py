@@ -2,6 +2,8 @@
 
 import os
 
+from worldmodel.core.ranges import check
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: runners share the machine, one thread each
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -66,11 +68,9 @@ class AgentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "minibatch", "epochs", "num_envs", "evaluation_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
-        if min(self.runners, self.gpus, self.evaluate_every) < 0:
-            raise ValueError("train.runners, train.gpus and train.evaluate_every must be 0 or more")
+        counts = ("steps", "batch", "minibatch", "epochs", "num_envs", "evaluation_episodes")
+        weights = ("entropy", "runners", "gpus", "evaluate_every", "seed")
+        check("train", self, counts, weights, ("learning_rate", "clip", "gradient_clip"), ("gae_lambda",))
         if not 0 <= self.gamma < 1:
             raise ValueError(f"train.gamma must be in [0, 1), got {self.gamma}")
         rows = self.num_envs * max(1, self.runners)

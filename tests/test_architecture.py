@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PROGRAMS = ("collect", "episodes", "train", "dream", "worlds", "sample", "evaluate", "release")
 LAYERS = [  # low to high; a file imports only from lines above its own, or from its own package below
     {"worldmodel.names", "worldmodel.tables"},
     {"worldmodel.core"},
@@ -18,7 +19,7 @@ LAYERS = [  # low to high; a file imports only from lines above its own, or from
     {"worldmodel.checkpoint"},
     {"worldmodel.world", "worldmodel.painter", "worldmodel.training", "worldmodel.codes", "worldmodel.scores"},
     {"worldmodel.evaluation", "worldmodel.distributed"},
-    {f"worldmodel.{name}" for name in ("collect", "episodes", "train", "dream", "sample", "evaluate", "release")}
+    {f"worldmodel.{name}" for name in PROGRAMS}
     | {f"worldmodel.experiments.{name}" for name in ("global_codes", "likelihood", "quantizers", "speech")},
     {"worldmodel.benchmarks"},
     {"worldmodel.benchmark"},

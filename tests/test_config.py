@@ -1,13 +1,23 @@
 """Command lines: files before flags, short forms, and mistakes that end in one line."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from agents.network import NetworkConfig
+from agents.train import AgentConfig
 from worldmodel import config
+from worldmodel.core.architecture import AutoencoderConfig
+from worldmodel.core.bottleneck import QuantizerConfig
+from worldmodel.core.dynamics import DynamicsConfig
+from worldmodel.core.global_codes import GlobalCodesConfig
+from worldmodel.core.prior import SpatialPriorConfig
+from worldmodel.core.speech import SpeechConfig
+from worldmodel.core.vqvae import VQVAEConfig
+from worldmodel.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -86,3 +96,39 @@ def test_what_is_dumped_is_built_again():
     values = yaml.safe_load(config.dump(kind="model", model=Model(width=7)))
     assert values["kind"] == "model"
     assert config.build(Model, values["model"], Path("config.yaml")).width == 7
+
+
+CONFIGS = (
+    TrainConfig,
+    VQVAEConfig,
+    QuantizerConfig,
+    DynamicsConfig,
+    SpatialPriorConfig,
+    GlobalCodesConfig,
+    SpeechConfig,
+    AutoencoderConfig,
+    AgentConfig,
+    NetworkConfig,
+)
+NUMBERS = [(kind, field) for kind in CONFIGS for field in fields(kind) if field.type in (int, float, "int", "float")]
+
+
+@pytest.mark.parametrize(("kind", "field"), NUMBERS, ids=lambda part: getattr(part, "__name__", None) or part.name)
+def test_no_setting_takes_a_negative_number_or_what_is_none(kind, field):
+    for value in (-1, float("nan")):
+        with pytest.raises(ValueError, match=rf"\.{field.name} must be"):
+            kind(**{field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        (TrainConfig, {"learning_rate": 0.0}, r"train\.learning_rate must be more than 0, got 0\.0"),
+        (TrainConfig, {"decay": 1.5}, r"train\.decay must be in \[0, 1\], got 1\.5"),
+        (VQVAEConfig, {"residual_hidden": 0}, r"model\.residual_hidden must be 1 or more, got 0"),
+        (DynamicsConfig, {"noise": 2.0}, r"model\.noise must be in \[0, 1\], got 2\.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_with_the_range(kind, setting, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**setting)

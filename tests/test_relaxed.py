@@ -225,7 +225,7 @@ def test_the_noise_of_training_turns_bits_over():
         ({"kind": "semhash", "codes": 1}, "must be a power of two for kind semhash, got 1; use 2"),
         ({"kind": "gumbel", "samples": 5}, "quantizer.samples is a setting of kind nearest, got kind gumbel"),
         ({"noise": 0.5}, "quantizer.noise is a setting of kind semhash, got kind nearest with noise 0.5; leave it out"),
-        ({"kind": "gumbel", "coldest": 2.0}, "must be above 0 and not above quantizer.temperature, got 2.0 and 1.0"),
+        ({"kind": "gumbel", "coldest": 2.0}, "must not be above quantizer.temperature, got 2.0 and 1.0"),
         ({"kind": "semhash", "discrete": 1.5}, r"quantizer.discrete must be in \[0, 1\], got 1.5"),
     ],
     ids=str,

@@ -195,6 +195,8 @@ def pixelcnn(
         gpus_per_worker: 1 on GPUs; 0 on the CPU, on one thread each unless --train.threads says otherwise.
         address: of a running Ray cluster that shares these folders; empty starts one here.
     """
+    if samples < 0:
+        raise ValueError(f"--samples must be 0 or more, got {samples}")
     folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
     pictures, tokenizer = given(store, images, size), checkpoint.load_vqvae(origin).to(device)
     grid = tokenizer.encode(torch.zeros(1, *pictures.shape, dtype=torch.uint8, device=device)).shape[1:]

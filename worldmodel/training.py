@@ -20,6 +20,7 @@ from worldmodel import checkpoint
 from worldmodel.core import workers
 from worldmodel.core.muon import Muon, hidden_weights
 from worldmodel.core.precision import Precision, pick
+from worldmodel.core.ranges import check
 from worldmodel.data.store import write_atomically
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -62,9 +63,8 @@ class TrainConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be 1 or more, got {getattr(self, name)}")
+        counts, weights = ("steps", "log_every", "evaluate_every"), ("warmup", "weight_decay", "threads", "seed")
+        check("train", self, counts, weights, positive=("learning_rate", "clip"), shares=("decay", "average"))
 
     def rate(self, step: int) -> float:
         """The learning rate of step number ``step``."""

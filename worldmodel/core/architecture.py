@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from worldmodel.core.likelihoods import OUTPUTS, Likelihood, likeliest, log_likelihood
 from worldmodel.core.quantizer import QuantizerConfig
+from worldmodel.core.ranges import check
 from worldmodel.core.vqvae import Decoder, Encoder, VQVAEConfig, normalize_for
 
 
@@ -44,8 +45,8 @@ class AutoencoderConfig:
     quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(codes=256, dim=8))
 
     def __post_init__(self) -> None:
-        if self.latents < 1:
-            raise ValueError(f"model.latents must be 1 or more, got {self.latents}")
+        counts = ("channels", "hidden", "residual_hidden", "latents", "samples")
+        check("model", self, counts, ("residual_blocks", "halvings"))
         if self.kind == "vimco" and self.samples < 2:
             raise ValueError(f"model.samples must be 2 or more for a vimco, got {self.samples}")
 

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from worldmodel.core.ranges import check
+
 
 class Quantized(NamedTuple):
     """What a quantizer makes of the encoder's output."""
@@ -68,18 +70,15 @@ class QuantizerConfig:
     discrete: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("codes", "dim", "samples", "cooling"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"quantizer.{name} must be 1 or more, got {getattr(self, name)}")
+        weights = ("scale", "commitment", "codebook", "revive_every", "divergence", "noise")
+        counts, positive = ("codes", "dim", "samples", "cooling"), ("temperature", "coldest")
+        check("quantizer", self, counts, weights, positive, ("discrete",))
         if not 0 <= self.decay < 1:
             raise ValueError(f"quantizer.decay must be in [0, 1), got {self.decay}")
-        if not 0 < self.coldest <= self.temperature:
+        if self.coldest > self.temperature:
             raise ValueError(
-                f"quantizer.coldest must be above 0 and not above quantizer.temperature, got {self.coldest} and "
-                f"{self.temperature}"
+                f"quantizer.coldest must not be above quantizer.temperature, got {self.coldest} and {self.temperature}"
             )
-        if not 0 <= self.discrete <= 1:
-            raise ValueError(f"quantizer.discrete must be in [0, 1], got {self.discrete}")
         if self.kind == "semhash" and (self.codes == 1 or self.codes.bit_count() > 1):
             near = 1 << self.codes.bit_length()
             raise ValueError(f"quantizer.codes must be a power of two for kind semhash, got {self.codes}; use {near}")

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from worldmodel.core import workers
 from worldmodel.core.autoregressive import standardized, start_near
 from worldmodel.core.context import Block, Motion
+from worldmodel.core.ranges import check
 from worldmodel.core.sampling import draw
 from worldmodel.core.wavefront import WavefrontNet
 
@@ -91,10 +92,11 @@ class DynamicsConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))  # YAML gives a list
+        counts = ("codes", "dim", "patch", "width", "heads", "motion", "motion_layers", "hidden", "layers")
+        weights = ("actions", "context", "blocks", "targets", "outcome_weight", "reward_scale")
+        check("model", self, counts, weights, ("ending_weight",), ("noise", "imagined", "untold"))
         if self.width % self.heads:
             raise ValueError(f"model.width must be a multiple of model.heads, got {self.width} and {self.heads}")
-        if self.ending_weight <= 0:
-            raise ValueError(f"model.ending_weight must be more than 0, got {self.ending_weight}")
 
 
 class Batch(NamedTuple):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from worldmodel.core.autoregressive import FlatKind, autoregressive, standardized, start_near
 from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.quantizer import build, perplexity
+from worldmodel.core.ranges import check
 from worldmodel.core.vqvae import Decoder, Encoder, VQVAEConfig
 
 
@@ -61,10 +62,9 @@ class GlobalCodesConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))  # YAML gives a list
-        if self.latents < 0:
-            raise ValueError(f"model.latents must be 0 or more, got {self.latents}")
-        if not 0 <= self.drop <= 1:
-            raise ValueError(f"model.drop must be in [0, 1], got {self.drop}")
+        counts = ("codes", "dim", "width", "residual_hidden", "hidden", "layers")
+        weights = ("latents", "residual_blocks", "halvings", "plain", "drop_steps")
+        check("model", self, counts, weights, shares=("drop",))
         if self.net not in get_args(FlatKind):
             raise ValueError(f"model.net must be {' or '.join(get_args(FlatKind))}, got {self.net}")
 

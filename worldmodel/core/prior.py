@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.core.autoregressive import Kind, autoregressive, standardized, start_near
+from worldmodel.core.ranges import check
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class SpatialPriorConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))  # YAML gives a list
+        check("model", self, ("codes", "dim", "hidden", "layers", "kernel", "cycle"), ("classes",))
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}")
         if self.dropout and self.net == "wavefront":

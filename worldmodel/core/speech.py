@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.layers import TRANSPOSED_CONVOLUTION, ResidualBlock
 from worldmodel.core.quantizer import build, perplexity
+from worldmodel.core.ranges import check
 from worldmodel.core.vqvae import Encoder, VQVAEConfig
 from worldmodel.core.wavenet import WaveNet
 
@@ -84,9 +85,9 @@ class SpeechConfig:
         object.__setattr__(self, "strides", tuple(self.strides))  # YAML gives a list
         if not self.strides or min(self.strides) < 2:
             raise ValueError(f"model.strides must be numbers of 2 or more, got {list(self.strides)}")
-        for name in ("jitter", "untold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"model.{name} must be in [0, 1], got {getattr(self, name)}")
+        counts = ("speakers", "hidden", "residual_hidden", "width", "channels", "layers", "cycle", "skip")
+        weights = ("residual_blocks", "plain", "alone", "startup")
+        check("model", self, counts, weights, shares=("jitter", "untold"))
         if self.alone and not self.plain:
             raise ValueError(f"model.alone = {self.alone} steps learn from model.plain, which is 0; give it a weight")
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from worldmodel.core.bottleneck import Quantized, QuantizerConfig
 from worldmodel.core.layers import CONVOLUTION, TRANSPOSED_CONVOLUTION, ResidualBlock, strided
 from worldmodel.core.quantizer import Quantizer, build, perplexity
+from worldmodel.core.ranges import check
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class VQVAEConfig:
     halvings: int = 2
     variance: float = 0.0
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    def __post_init__(self) -> None:
+        check("model", self, ("channels", "hidden", "residual_hidden"), ("residual_blocks", "halvings", "variance"))
 
 
 class Encoder(nn.Sequential):

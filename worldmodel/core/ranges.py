@@ -1,0 +1,35 @@
+"""Settings that must lie in a range, and what to say when one does not."""
+
+from collections.abc import Iterable
+
+
+def check(
+    section: str,
+    settings: object,
+    counts: Iterable[str] = (),
+    weights: Iterable[str] = (),
+    positive: Iterable[str] = (),
+    shares: Iterable[str] = (),
+) -> None:
+    """Refuse settings that make no sense; not-a-number never does.
+
+    Args:
+        section: of the configuration that they stand in, such as ``"train"``.
+        counts: names of those that must be 1 or more.
+        weights: 0 or more.
+        positive: more than 0.
+        shares: in [0, 1].
+
+    Raises:
+        ValueError: naming the first that is not, and what it should be.
+    """
+    rules = (
+        (counts, lambda value: value >= 1, "1 or more"),
+        (weights, lambda value: value >= 0, "0 or more"),
+        (positive, lambda value: value > 0, "more than 0"),
+        (shares, lambda value: 0 <= value <= 1, "in [0, 1]"),
+    )
+    for names, right, expected in rules:
+        for name in names:
+            if not right(value := getattr(settings, name)):
+                raise ValueError(f"{section}.{name} must be {expected}, got {value}")
