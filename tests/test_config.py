@@ -98,6 +98,31 @@ def test_what_is_dumped_is_built_again():
     assert config.build(Model, values["model"], Path("config.yaml")).width == 7
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "a.yaml: a VQVAEConfig must be settings by name, got None"),
+        ([1], r"a.yaml: a VQVAEConfig must be settings by name, got \[1\]"),
+        ({"hidden": "wide"}, "a.yaml: VQVAEConfig hidden must be int, got 'wide'"),
+        ({"hidden": 1.5}, "VQVAEConfig hidden must be int, got 1.5"),
+        ({"hidden": True}, "VQVAEConfig hidden must be int, got True"),
+        ({"variance": None}, "VQVAEConfig variance must be float, got None"),
+        ({"hidden": 0}, "a.yaml: model.hidden must be 1 or more, got 0"),
+        ({"quantizer": None}, "a.yaml: a QuantizerConfig must be settings by name, got None"),
+        ({"quantizer": {"kind": "nope"}}, r"QuantizerConfig kind must be .*'nearest'.*, got 'nope'"),
+        ({"quantizer": {1: 2}}, "unknown QuantizerConfig setting '1'"),
+    ],
+)
+def test_a_damaged_section_is_named_with_its_file_and_key(values, message):
+    with pytest.raises(ValueError, match=message):
+        config.build(VQVAEConfig, values, Path("a.yaml"))
+
+
+def test_lists_are_tuples_and_whole_numbers_floats():
+    made = config.build(DynamicsConfig, {"grid": [6, 9], "noise": 0}, Path("a.yaml"))
+    assert made.grid == (6, 9) and made.noise == 0
+
+
 CONFIGS = (
     TrainConfig,
     VQVAEConfig,

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import auto_cli, set_parsing_settings
@@ -47,14 +47,35 @@ def build(kind: type[T], values: dict[str, Any], source: Path) -> T:
     """Make the dataclass ``kind`` from a section of the YAML file ``source``.
 
     Raises:
-        ValueError: naming the first key that ``kind`` does not have, and the nearest one it has.
+        ValueError: naming the file and the first key that ``kind`` does not have, with the nearest one it has, or whose
+            value is of another type or out of range.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: a {kind.__name__} must be settings by name, got {values!r:.80}")
     hints = get_type_hints(kind)
-    for name in values:
+    for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"{source}: {unknown(kind.__name__ + ' setting', name, hints)}")
+            raise ValueError(f"{source}: {unknown(kind.__name__ + ' setting', str(name), hints)}")
+        if not is_dataclass(hints[name]) and not _fits(value, hints[name]):
+            expected = getattr(hints[name], "__name__", hints[name]) if not get_args(hints[name]) else hints[name]
+            raise ValueError(f"{source}: {kind.__name__} {name} must be {expected}, got {value!r:.80}")
     nested = {name: build(hints[name], value, source) for name, value in values.items() if is_dataclass(hints[name])}
-    return kind(**{**values, **nested})
+    try:
+        return kind(**{**values, **nested})
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that YAML gave is of a field's type; whole numbers are floats, too, and lists are tuples."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in (tuple, list):
+        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, int | float if hint is float else hint)
 
 
 def _expand(argument: str) -> str:
