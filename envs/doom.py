@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -29,6 +30,8 @@ SCENARIOS = (
 MAPS = tuple(f"E{episode}M{number}" for episode in (1, 2, 3, 4) for number in range(1, 10))
 ACTION_REPEAT = 4  # game tics per step; Doom runs at 35 tics a second
 LOOK_DEGREES_PER_TIC = 1.875  # 7.5° a step, near the 8.4° of DeepMind Lab at 60 frames a second
+
+PREFIX, MARKER = "worldmodel-vizdoom-", "of-worldmodel"  # of a game's scratch folder, and a file in it
 
 _BUTTONS = [
     vizdoom.Button.MOVE_FORWARD,
@@ -88,9 +91,10 @@ class DoomEnv(gym.Env):
         self.render_mode, self.frame_size, self._objects = render_mode, size, objects
         _sweep()
         # The engine writes settings and logs; they leave with the game.
-        scratch = tempfile.mkdtemp(prefix=f"vizdoom-{os.getpid()}-")
+        scratch = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
+        Path(scratch, MARKER).touch()
         self.game = vizdoom.DoomGame()
-        self._shut = weakref.finalize(self, _shut, self.game, scratch)
+        self._shut = weakref.finalize(self, _shut, self.game, scratch, os.getpid())
         motions = _select(_launch(self.game, scenario, map, scratch, objects), actions)
         self.action_names = tuple(motions)
         self._commands = [_command(motion) for motion in motions.values()]
@@ -183,24 +187,29 @@ def _select(motions: dict[str, Motion], names: Sequence[str]) -> dict[str, Motio
     return {name: motions[name] for name in names} if names else motions
 
 
-def _shut(game: vizdoom.DoomGame, scratch: str) -> None:
+def _shut(game: vizdoom.DoomGame, scratch: str, owner: int) -> None:
+    if os.getpid() != owner:  # a fork of the process whose game it is
+        return
     game.close()
     shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _sweep() -> None:
     """End the engines and remove the folders of processes that were killed: an engine does not notice by itself."""
-    for scratch in Path(tempfile.gettempdir()).glob("vizdoom-[0-9]*-*"):
+    for scratch in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = re.fullmatch(rf"{PREFIX}([0-9]+)-\w+", scratch.name)
+        if not owner or not (scratch / MARKER).is_file():
+            continue  # it is none of ours
         try:
-            os.kill(int(scratch.name.split("-")[1]), 0)  # asks only whether there is such a process
+            os.kill(int(owner[1]), 0)  # asks only whether there is such a process
         except ProcessLookupError:
             for process in Path("/proc").glob("[0-9]*"):  # empty where there is no /proc
                 with contextlib.suppress(OSError):
                     if os.fsencode(scratch) in (process / "cmdline").read_bytes():
                         os.kill(int(process.name), signal.SIGKILL)
             shutil.rmtree(scratch, ignore_errors=True)
-        except (PermissionError, ValueError):
-            continue  # another user's, or no folder of ours
+        except (PermissionError, OverflowError):
+            continue  # another user's, or no number of a process
 
 
 def _command(motion: Motion) -> list[float]:

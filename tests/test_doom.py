@@ -270,6 +270,33 @@ def test_importing_the_worlds_loads_no_engine_and_no_torch():
     assert done.stdout.strip() == ""
 
 
+def test_folders_of_others_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    nobody = 2**22 + 1  # above the largest number of a process
+    names = ["vizdoom-2019-archive", f"vizdoom-{nobody}-x", f"worldmodel-vizdoom-{nobody}-x", "worldmodel-vizdoom-x-x"]
+    names += [f"worldmodel-vizdoom-{10**20}-x", f"worldmodel-vizdoom-{nobody}-mine"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    for name in names[-2:]:
+        (tmp_path / name / "of-worldmodel").touch()
+    DoomEnv().close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[:-1]), (
+        "all but the last, whose owner is gone"
+    )
+
+
+def test_a_fork_that_ends_leaves_the_game_to_its_parent():
+    env = make()
+    env.reset(seed=0)
+    child = os.fork()
+    if not child:
+        env._shut()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    env.step(1)
+    env.close()
+
+
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_the_engine_of_a_killed_process_is_ended_by_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -277,7 +304,7 @@ def test_the_engine_of_a_killed_process_is_ended_by_the_next_one(tmp_path, monke
     code = "import envs.doom, sys; game = envs.doom.DoomEnv(); print(flush=True); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
-    (left,) = tmp_path.glob("vizdoom-*")
+    (left,) = tmp_path.glob("worldmodel-vizdoom-*")
 
     def engines() -> list[Path]:
         found = []
