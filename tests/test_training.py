@@ -28,6 +28,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import StepWindows, split
 from worldmodel.train import prior, reward_scale, vqvae
 from worldmodel.training import TrainConfig
+from worldmodel.world import WorldModel
 
 
 def lines(run: Path) -> list[dict]:
@@ -113,6 +114,13 @@ def test_a_run_that_is_older_than_a_setting_goes_on(store, vqvae_run, tmp_path):
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(values))
     vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(13), batch=8)
     assert checkpoint.read_step(tmp_path / "run/train.safetensors") == 13
+
+
+def test_a_run_finds_its_store_from_any_folder(store, vqvae_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(store.parent)
+    prior(store.name, str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), batch=2, length=6)
+    monkeypatch.chdir(tmp_path)
+    assert WorldModel.load(tmp_path / "run").clips == store
 
 
 def test_a_run_folder_holds_what_is_needed_to_use_it(world_run):

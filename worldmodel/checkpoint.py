@@ -157,6 +157,7 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **
     Raises:
         ValueError: if the run is there with a model of another kind or size; nothing is changed then.
     """
+    data = {name: _absolute(value) if name in PATHS else value for name, value in data.items()}
     text = config.dump(kind=kind, **more, model=model, train=train, data=data)
     if (run / "config.yaml").exists():
         there, asked = read_config(run), yaml.safe_load(text)
@@ -169,6 +170,11 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **
                 raise ValueError(f"{run} was begun with {name} {old}, got {new}; use another --run, or the old setting")
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", text.encode())
+
+
+def _absolute(path: str) -> str:
+    """A path as it is found from any folder; what is no path here, such as a shipped model's name, stays."""
+    return str(Path(path).absolute()) if path and Path(path).exists() else path
 
 
 @contextmanager
