@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from agents.policy import Policy, read
 from worldmodel import config, environment, media
-from worldmodel.data.store import write_atomically
+from worldmodel.data.files import check_file, write_atomically
 from worldmodel.scores import interval
 
 DREAM, ENCODED = "envs:Dream-v0", "envs:Encoded-v0"
@@ -92,6 +92,8 @@ def evaluate(
         raise ValueError(f"--episodes must be 1 or more and --horizon 0 or more, got {episodes} and {horizon}")
     if video:
         media.check(Path(video))
+    if out:
+        check_file(Path(out))
     torch.set_num_threads(1)
     policy, data = Policy.load(agent, greedy), read(Path(agent))["data"]
     place = find(data, env, env_kwargs, horizon)

@@ -15,7 +15,8 @@ from agents.train import train as train_agent
 from worldmodel.collect import collect as record
 from worldmodel.core.dynamics import DynamicsConfig
 from worldmodel.core.vqvae import VQVAEConfig
-from worldmodel.data.store import EpisodeStore, write_atomically
+from worldmodel.data.files import write_atomically
+from worldmodel.data.store import EpisodeStore
 from worldmodel.train import prior as train_prior
 from worldmodel.train import vqvae as train_vqvae
 from worldmodel.training import TrainConfig
@@ -122,7 +123,7 @@ def loop(
         raise ValueError(f"rounds and vqvae.rounds must be 1 or more, got {rounds} and {vqvae.rounds}")
     folder = Path(run)
     table = folder / "table.json"
-    rows = json.loads(table.read_text()) if table.exists() else []
+    rows = json.loads(table.read_text("utf-8")) if table.exists() else []
     for number in range(len(rows) + 1, rounds + 1):
         rows.append(one_round(folder, number, collect, vqvae, prior, agent))
         write_atomically(table, json.dumps(rows, indent=1).encode())

@@ -15,6 +15,7 @@ from worldmodel.benchmarks import dreaming, learning, limits, painting, peers, r
 from worldmodel.benchmarks.clock import Section, on_threads, table
 from worldmodel.benchmarks.settings import Settings, parameters
 from worldmodel.core.precision import Precision
+from worldmodel.data.files import check_file
 from worldmodel.data.store import EpisodeStore
 from worldmodel.names import unknown
 from worldmodel.world import DEFAULT, WorldModel
@@ -79,6 +80,7 @@ def benchmark(
             f"--batches must be numbers such as 1,16 and --repeats and --threads 1 or more, got {batches}, {repeats} "
             f"and {threads}"
         )
+    check_file(Path(out))
     if store:
         EpisodeStore(store)  # to say now that there is none
     model = WorldModel.load(world, device, precision=precision)
@@ -90,7 +92,7 @@ def benchmark(
         section = measure(name, settings, best)
         best = best or limits.at_best(section.rows)
         result["sections"][name] = {"rows": [row.summary() for row in section.rows], "remarks": section.remarks}
-        Path(out).write_text(json.dumps(result, indent=2) + "\n")  # after each, so that nothing is lost
+        Path(out).write_text(json.dumps(result, indent=2) + "\n", "utf-8")  # after each, so that nothing is lost
 
 
 def measure(name: str, settings: Settings, best: dict[str, float]) -> Section:
@@ -108,7 +110,7 @@ def measure(name: str, settings: Settings, best: dict[str, float]) -> Section:
 def machine() -> dict[str, Any]:
     """What the figures were measured on: processor, cores, how busy it is, and versions."""
     information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
+    lines = information.read_text("utf-8").splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),

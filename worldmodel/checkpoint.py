@@ -38,7 +38,7 @@ from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
 from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
 from worldmodel.core.speech import SpeechConfig, SpeechVQVAE
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
-from worldmodel.data.store import write_atomically
+from worldmodel.data.files import write_atomically
 from worldmodel.names import unknown
 
 PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # what a configuration says of this machine
@@ -96,7 +96,7 @@ def ship(run: Path, out: Path, half: bool = False, **more: Any) -> None:
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError(f"{run} has weights that float16 cannot hold; ship it in float32")
     out.mkdir(parents=True)
-    (out / "config.yaml").write_text(yaml.safe_dump({**more, **values}, sort_keys=False))
+    (out / "config.yaml").write_text(yaml.safe_dump({**more, **values}, sort_keys=False), "utf-8")
     write_tensors(out / "model.safetensors", tensors)
 
 
@@ -224,7 +224,7 @@ def read_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no config.yaml; train a model there, or give another folder")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text("utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     for name in ("kind", "model", "data"):
@@ -235,7 +235,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """What a run measured so far, a row each time: step, part (train or held_out) and numbers."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def load_vqvae(run: Path) -> VQVAE | DiscreteAutoencoder:

@@ -168,7 +168,7 @@ def load(run: str, explore: float) -> tuple[Policy, dict[str, Any]]:
         ValueError: if it is no agent's.
     """
     path = Path(run) / "config.yaml"
-    values = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    values = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
     name = values.get("policy") if isinstance(values, dict) else None
     if not name:
         raise ValueError(

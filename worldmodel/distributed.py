@@ -97,7 +97,7 @@ def _watch(training: Future, run: Path, steps: int) -> None:
     """Wait for the end, and show how far the metrics of a run have come."""
     with tqdm(total=steps, unit="step", smoothing=0.05) as bar:
         while training in wait([training], timeout=1).not_done:
-            text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
+            text = (run / "metrics.jsonl").read_text("utf-8") if (run / "metrics.jsonl").exists() else ""
             for row in [json.loads(line) for line in text.splitlines()[-2:] if line.endswith("}")]:
                 bar.update(row["step"] - bar.n)
                 if "loss" in row:

@@ -11,6 +11,7 @@ from worldmodel import checkpoint, config
 from worldmodel.codes import encoded
 from worldmodel.core.precision import Precision
 from worldmodel.core.vqvae import VQVAE
+from worldmodel.data.files import check_folder
 from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split, spread
@@ -93,6 +94,7 @@ def evaluate(
         raise ValueError(f"--long_frames must be 2 or more, got {long_frames}; --long 0 leaves long dreams out")
     if stretches % BATCH:
         raise ValueError(f"--stretches must be a multiple of {BATCH}, which swap their actions, got {stretches}")
+    check_folder(Path(out))
     torch.set_num_threads(1)
     recorded = EpisodeStore(store)
     model = None if vqvae else WorldModel.load(world, device, threads, precision)
@@ -107,12 +109,16 @@ def evaluate(
 
     shown, scores["reconstruction"] = reconstruct(network, recorded, frames)
     report.pictures["reconstruction"] = shown
+    report.write(Path(out))  # after each part, so that nothing is lost
     if model:
         codes = encoded(recorded, model.run / "vqvae", torch.device(device))
         scores["bits_per_code"], scores["flip_probability"] = predict(model, codes, unaware, stretches, length, seed)
+        report.write(Path(out))
         follow(report, model, recorded, codes)
+        report.write(Path(out))
         scores["heads"] = heads(model, codes, episodes)
         report.plots["reliability"] = plots.svg(plots.reliability(scores["heads"]["termination"]["calibration"]))
+        report.write(Path(out))
         if objects and (kinds := permanence(model, recorded, objects, temperature, seed)):
             scores["objects"] = kinds
     report.write(Path(out))

@@ -6,6 +6,8 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
+from worldmodel.data.files import check_file
+
 FORMATS = (".gif", ".mp4", ".png")
 LOOKED_AT = 16  # frames that the colours of a GIF are chosen from
 
@@ -14,10 +16,11 @@ def check(path: Path) -> None:
     """Refuse a name that :func:`write` could not write, before any work is done for it.
 
     Raises:
-        ValueError: for another suffix than .gif, .mp4 or .png.
+        ValueError: for another suffix than .gif, .mp4 or .png, or a path that no file can be written to.
     """
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path} must end in one of {', '.join(FORMATS)}")
+    check_file(path)
 
 
 def write(path: Path, frames: np.ndarray, fps: float = 8.75, scale: int = 3) -> None:

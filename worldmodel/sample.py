@@ -37,6 +37,7 @@ def sample(
         raise ValueError(f"--grid must be rows x columns such as 8x8, got {grid}")
     if Path(out).suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {out}")
+    media.check(Path(out))
     if scale < 1:
         raise ValueError(f"--scale must be 1 or more, got {scale}")
     torch.set_num_threads(1)  # many small steps: more threads only wait for each other

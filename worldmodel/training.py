@@ -21,7 +21,7 @@ from worldmodel.core import workers
 from worldmodel.core.muon import Muon, hidden_weights
 from worldmodel.core.precision import Precision, pick
 from worldmodel.core.ranges import check
-from worldmodel.data.store import write_atomically
+from worldmodel.data.files import write_atomically
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -169,13 +169,13 @@ class Log:
     def __init__(self, run: Path, first: int) -> None:
         self.path = path = run / "metrics.jsonl"
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, step: int, part: str, **values: float) -> None:
         row = {"step": step, "part": part, **{name: round(value, 6) for name, value in values.items()}}
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in values.items():
             self.writer.add_scalar(f"{part}/{name}", value, step)

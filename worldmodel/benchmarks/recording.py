@@ -58,7 +58,7 @@ def cpu_seconds() -> float:
     total = time.process_time()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
+            fields = stat.read_text("utf-8").rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(fields[1]) == os.getpid():

@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from worldmodel.data.episode import Episode, Objects
+from worldmodel.data.files import write_atomically
 
 CHUNK = 8  # observations compressed together: a 16-frame window opens two or three chunks
 LEVEL = 1
@@ -103,7 +104,7 @@ class EpisodeStore:
                 f"{self.path} holds no store.json; record one with python -m worldmodel.collect --store {self.path}"
             )
         try:
-            self.schema = Schema(**json.loads((self.path / "store.json").read_text()))
+            self.schema = Schema(**json.loads((self.path / "store.json").read_text("utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path / 'store.json'} is damaged: {error}") from error
         self._load_index()
@@ -336,13 +337,3 @@ class EpisodeStore:
                 yield Entry(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{self.path / 'index.jsonl'} is damaged in line {number}: {error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step: whoever reads it, or whenever this process is killed, it is the old or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from worldmodel.data import espeak, sound
+from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.phonemes import CLASSES, PAUSE, Phonemes, class_of, write_phn
 from worldmodel.data.sentences import choose, invent, read_sentences
-from worldmodel.data.store import write_atomically
 
 VOICES = ["en+m1", "en-us+f1", "en-gb-scotland+m3", "en-gb-x-rp+f2", "en-029+m5", "en-gb-x-gbclan+f4"]
 UNHEARD = ["en-us-nyc+m7", "en-gb-x-gbcwmd+f3"]
@@ -60,6 +60,7 @@ def synthesize(
         if everyone.count(voice) > 1 or re.search(r"[/\\]|^\.", voice):
             raise ValueError(f"--voices and --unheard must all differ and be names of folders, {voice!r} is not so")
     folder = Path(out)
+    check_folder(folder)
     total = held_out + count
     texts = choose(read_sentences(Path(sentences)), total, seed) if sentences else invent(total, seed)
     for voice in everyone:
@@ -133,7 +134,7 @@ def _begin(folder: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
-    elif path.read_text() != text:
+    elif path.read_text("utf-8") != text:
         raise ValueError(f"{folder} holds a corpus of other settings (synthesis.json); take another --out")
 
 

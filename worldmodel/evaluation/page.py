@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from worldmodel import media
-from worldmodel.data.store import write_atomically
+from worldmodel.data.files import write_atomically
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Report:
             media.write(folder / f"{name}.png", picture[None], scale=1)
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         environment.filters["inline"] = inline
-        template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text())
+        template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
         parts = {"title": self.title, "scores": self.scores, "plots": self.plots, "pictures": self.pictures}
         write_atomically(folder / "index.html", template.render(**parts).encode())
 

@@ -21,9 +21,10 @@ from worldmodel.codes import encode, encoded
 from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
 from worldmodel.core.quantizer import perplexity
 from worldmodel.core.vqvae import VQVAE
+from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.images import PictureBatches
 from worldmodel.data.pictures import FramePictures
-from worldmodel.data.store import EpisodeStore, write_atomically
+from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split, spread
 from worldmodel.scores import interval, psnr
 from worldmodel.training import TrainConfig, fit, pick_device
@@ -122,6 +123,7 @@ def evaluate(
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
     if min(frames, drawn, threads) < 1:
         raise ValueError("--frames, --drawn and --threads must be 1 or more")
+    check_folder(Path(out))
     torch.set_num_threads(threads)
     place = checkpoint.check_device(device)
     network = checkpoint.load_global_codes(Path(run)).to(place)

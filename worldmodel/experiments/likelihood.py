@@ -15,8 +15,8 @@ from worldmodel import checkpoint, config, media
 from worldmodel.core.architecture import AutoencoderConfig
 from worldmodel.core.autoencoders import DiscreteAutoencoder, autoencoder
 from worldmodel.core.prior import SpatialPrior
+from worldmodel.data.files import check_file, write_atomically
 from worldmodel.data.images import Images, PictureBatches, describe, open_images
-from worldmodel.data.store import write_atomically
 from worldmodel.data.windows import spread
 from worldmodel.evaluation.likelihood import bounds, left_out, of_codes, of_draws, on_its_device
 from worldmodel.training import TrainConfig, fit
@@ -100,6 +100,8 @@ def evaluate(
     """
     if min(pictures, samples) < 1 or probes < 0:
         raise ValueError("--pictures and --samples must be 1 or more and --probes 0 or more")
+    if out:
+        check_file(Path(out))
     torch.set_num_threads(threads)
     folder = Path(run)
     network = checkpoint.load_autoencoder(folder).to(checkpoint.check_device(device))

@@ -19,8 +19,8 @@ from worldmodel import checkpoint, config
 from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.quantizer import build
 from worldmodel.core.vqvae import VQVAE, Decoder, Encoder, VQVAEConfig, denormalize, normalize
+from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.images import Images, PictureBatches, describe, given
-from worldmodel.data.store import write_atomically
 from worldmodel.data.windows import spread
 from worldmodel.evaluation import plots
 from worldmodel.evaluation.arms import BASELINE, Arm, plot, scores, summary, table
@@ -92,6 +92,7 @@ def quantizers(
     """
     if seeds < 1 or parallel < 1:
         raise ValueError(f"--seeds and --parallel must be 1 or more, got {seeds} and {parallel}")
+    check_folder(Path(out))
     rows = arms(quantizers, starts, codes or str(model.quantizer.codes))
     pictures, folder = given(store, images, size), Path(out).absolute()
     part = pictures.learnt.read(spread(len(pictures.learnt), HELD_OUT)) / 255
@@ -205,7 +206,7 @@ def _begin(folder: Path, **settings: Any) -> None:
     """
     text, path = config.dump(**settings), folder / "config.yaml"
     if path.exists():
-        there, asked = yaml.safe_load(path.read_text()), yaml.safe_load(text)
+        there, asked = yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text)
         for part, values in asked.items():
             for name, new in values.items():
                 old = there.get(part, {}).get(name)

@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from worldmodel.core.quantizer import perplexity
+from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.phonemes import CLASSES, frame_labels
 from worldmodel.data.speech import Recordings, Speech, open_speech
-from worldmodel.data.store import write_atomically
 from worldmodel.data.windows import spread
 from worldmodel.evaluation.phonemes import (
     accuracy,
@@ -55,6 +55,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
     """
     if recordings < 1:
         raise ValueError(f"--recordings must be 1 or more, got {recordings}")
+    check_folder(Path(out))
     use_threads(threads)
     models = {folder: Voices.load(folder, device) for folder in runs.split(",")}
     first = next(iter(models.values()))

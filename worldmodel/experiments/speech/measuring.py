@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core.quantizer import perplexity
+from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.speech import Recordings, open_speech
-from worldmodel.data.store import write_atomically
 from worldmodel.data.windows import spread
 from worldmodel.evaluation import plots
 from worldmodel.experiments.speech.again import SECONDS, Again, distances, show, told_apart
@@ -56,6 +56,7 @@ def evaluate(
     settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
     if recordings < 1:
         raise ValueError(f"--recordings must be 1 or more, got {recordings}")
+    check_folder(Path(out))
     use_threads(threads)
     voices = Voices.load(run, device)
     data, folder = open_speech(speech, voices.rate), Path(out)

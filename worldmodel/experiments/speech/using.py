@@ -7,6 +7,7 @@ import torch
 
 from worldmodel import checkpoint
 from worldmodel.data import sound
+from worldmodel.data.files import check_file, check_folder
 from worldmodel.evaluation.sound import plot_sounds
 from worldmodel.experiments.speech.voices import DEFAULT, Voices, use_threads
 
@@ -38,6 +39,7 @@ def convert(
     """
     if Path(out).suffix.lower() != ".wav":
         raise ValueError(f"--out must end in .wav, got {out}")
+    check_file(Path(out))
     use_threads(threads)
     voices = Voices.load(run, device)
     number = voices.number(speaker)
@@ -79,6 +81,7 @@ def sample(
         raise ValueError(
             f"--count must be 1 or more, --codes and --temperature 0 or more, got {count}, {codes}, {temperature}"
         )
+    check_folder(Path(out))
     use_threads(threads)
     prior = checkpoint.load_speech_prior(Path(run)).to(checkpoint.check_device(device))
     voices = Voices.load(Path(run) / "vqvae", device)

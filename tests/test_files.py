@@ -1,0 +1,72 @@
+"""What is written is whole, and where nothing can be written is said before any work is done."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agents.evaluate import evaluate as evaluate_agent
+from worldmodel.benchmark import benchmark
+from worldmodel.data.files import check_file, check_folder, write_atomically
+from worldmodel.data.synthesis import synthesize
+from worldmodel.dream import dream
+from worldmodel.evaluate import evaluate
+from worldmodel.experiments import global_codes, likelihood, quantizers
+from worldmodel.experiments.speech import knowing, measuring, using
+from worldmodel.sample import sample
+
+NOWHERE = "a run or store that is not there, so that only a door can come first"
+PROGRAMS = {
+    "dream": lambda out: dream(world=NOWHERE, out=f"{out}.gif"),
+    "sample": lambda out: sample(NOWHERE, out=f"{out}.png"),
+    "evaluate": lambda out: evaluate(NOWHERE, out=out),
+    "benchmark": lambda out: benchmark(world=NOWHERE, out=out),
+    "agents.evaluate": lambda out: evaluate_agent(NOWHERE, out=out),
+    "agents.evaluate --video": lambda out: evaluate_agent(NOWHERE, video=f"{out}.gif"),
+    "global_codes evaluate": lambda out: global_codes.evaluate(NOWHERE, NOWHERE, out),
+    "likelihood evaluate": lambda out: likelihood.evaluate(NOWHERE, out=out),
+    "quantizers": lambda out: quantizers.quantizers(out, NOWHERE),
+    "speech evaluate": lambda out: measuring.evaluate(NOWHERE, NOWHERE, out),
+    "speech phonemes": lambda out: knowing.phonemes(NOWHERE, NOWHERE, out),
+    "speech convert": lambda out: using.convert(NOWHERE, "george", f"{out}.wav"),
+    "speech sample": lambda out: using.sample(NOWHERE, out),
+    "speech synthesize": lambda out: synthesize(out),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_looks_at_its_output_first(program, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is no folder, so nothing can be written to"):
+        PROGRAMS[program](str(tmp_path / "file" / "out"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    check_file(tmp_path / "file")
+    check_file(tmp_path / "new" / "deep" / "file")
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new" / "deep")
+    with pytest.raises(ValueError, match="is a folder; give the name of a file in it"):
+        check_file(tmp_path)
+    with pytest.raises(ValueError, match="file is no folder"):
+        check_folder(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "looking makes nothing"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_in_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="cannot be written in"):
+        check_file(tmp_path / "file")
+
+
+def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (done.append("sync"), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    write_atomically(tmp_path / "file", b"new")
+    assert done == ["sync", "replace"] and (tmp_path / "file").read_bytes() == b"new"
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["file"]
