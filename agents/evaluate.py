@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from agents.policy import Policy, read
 from worldmodel import config, environment, media
-from worldmodel.data.files import check_file, write_atomically
+from worldmodel.files import check_file, write_atomically
 from worldmodel.scores import interval
 
 DREAM, ENCODED = "envs:Dream-v0", "envs:Encoded-v0"

@@ -15,8 +15,8 @@ from agents.train import train as train_agent
 from worldmodel.collect import collect as record
 from worldmodel.core.dynamics import DynamicsConfig
 from worldmodel.core.vqvae import VQVAEConfig
-from worldmodel.data.files import write_atomically
 from worldmodel.data.store import EpisodeStore
+from worldmodel.files import write_atomically
 from worldmodel.train import prior as train_prior
 from worldmodel.train import vqvae as train_vqvae
 from worldmodel.training import TrainConfig

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("collect", "episodes", "train", "dream", "worlds", "sample", "evaluate", "release")
 LAYERS = [  # low to high; a file imports only from lines above its own, or from its own package below
-    {"worldmodel.names", "worldmodel.tables"},
+    {"worldmodel.names", "worldmodel.tables", "worldmodel.files"},
     {"worldmodel.core"},
     {"worldmodel.config", "worldmodel.data", "worldmodel.media", "worldmodel.environment"},
     {"worldmodel.checkpoint"},

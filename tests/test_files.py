@@ -7,12 +7,12 @@ import pytest
 
 from agents.evaluate import evaluate as evaluate_agent
 from worldmodel.benchmark import benchmark
-from worldmodel.data.files import check_file, check_folder, write_atomically
 from worldmodel.data.synthesis import synthesize
 from worldmodel.dream import dream
 from worldmodel.evaluate import evaluate
 from worldmodel.experiments import global_codes, likelihood, quantizers
 from worldmodel.experiments.speech import knowing, measuring, using
+from worldmodel.files import check_file, check_folder, write_atomically
 from worldmodel.sample import sample
 
 NOWHERE = "a run or store that is not there, so that only a door can come first"

@@ -15,8 +15,8 @@ from worldmodel.benchmarks import dreaming, learning, limits, painting, peers, r
 from worldmodel.benchmarks.clock import Section, on_threads, table
 from worldmodel.benchmarks.settings import Settings, parameters
 from worldmodel.core.precision import Precision
-from worldmodel.data.files import check_file
 from worldmodel.data.store import EpisodeStore
+from worldmodel.files import check_file
 from worldmodel.names import unknown
 from worldmodel.world import DEFAULT, WorldModel
 

@@ -38,7 +38,7 @@ from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
 from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
 from worldmodel.core.speech import SpeechConfig, SpeechVQVAE
 from worldmodel.core.vqvae import VQVAE, VQVAEConfig
-from worldmodel.data.files import write_atomically
+from worldmodel.files import write_atomically
 from worldmodel.names import unknown
 
 PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # what a configuration says of this machine

@@ -11,7 +11,6 @@ from worldmodel import checkpoint, config
 from worldmodel.codes import encoded
 from worldmodel.core.precision import Precision
 from worldmodel.core.vqvae import VQVAE
-from worldmodel.data.files import check_folder
 from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split, spread
@@ -24,6 +23,7 @@ from worldmodel.evaluation.objects import permanence
 from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actions
 from worldmodel.evaluation.page import Report
 from worldmodel.evaluation.prediction import BATCH, load_blind, predict
+from worldmodel.files import check_folder
 from worldmodel.scores import vqvae_scores
 from worldmodel.world import DEFAULT, WorldModel
 

@@ -6,7 +6,7 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
-from worldmodel.data.files import check_file
+from worldmodel.files import check_file
 
 FORMATS = (".gif", ".mp4", ".png")
 LOOKED_AT = 16  # frames that the colours of a GIF are chosen from

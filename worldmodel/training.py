@@ -21,7 +21,7 @@ from worldmodel.core import workers
 from worldmodel.core.muon import Muon, hidden_weights
 from worldmodel.core.precision import Precision, pick
 from worldmodel.core.ranges import check
-from worldmodel.data.files import write_atomically
+from worldmodel.files import write_atomically
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from worldmodel.data.files import write_atomically
+from worldmodel.files import write_atomically
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")
 SILENCE = 128

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from worldmodel.data.episode import Episode, Objects
-from worldmodel.data.files import write_atomically
+from worldmodel.files import write_atomically
 
 CHUNK = 8  # observations compressed together: a 16-frame window opens two or three chunks
 LEVEL = 1

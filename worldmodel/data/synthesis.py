@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from worldmodel.data import espeak, sound
-from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.phonemes import CLASSES, PAUSE, Phonemes, class_of, write_phn
 from worldmodel.data.sentences import choose, invent, read_sentences
+from worldmodel.files import check_folder, write_atomically
 
 VOICES = ["en+m1", "en-us+f1", "en-gb-scotland+m3", "en-gb-x-rp+f2", "en-029+m5", "en-gb-x-gbclan+f4"]
 UNHEARD = ["en-us-nyc+m7", "en-gb-x-gbcwmd+f3"]

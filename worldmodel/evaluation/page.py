@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from worldmodel import media
-from worldmodel.data.files import write_atomically
+from worldmodel.files import write_atomically
 
 
 @dataclass

@@ -21,11 +21,11 @@ from worldmodel.codes import encode, encoded
 from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
 from worldmodel.core.quantizer import perplexity
 from worldmodel.core.vqvae import VQVAE
-from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.images import PictureBatches
 from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split, spread
+from worldmodel.files import check_folder, write_atomically
 from worldmodel.scores import interval, psnr
 from worldmodel.training import TrainConfig, fit, pick_device
 

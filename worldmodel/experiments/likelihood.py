@@ -15,10 +15,10 @@ from worldmodel import checkpoint, config, media
 from worldmodel.core.architecture import AutoencoderConfig
 from worldmodel.core.autoencoders import DiscreteAutoencoder, autoencoder
 from worldmodel.core.prior import SpatialPrior
-from worldmodel.data.files import check_file, write_atomically
 from worldmodel.data.images import Images, PictureBatches, describe, open_images
 from worldmodel.data.windows import spread
 from worldmodel.evaluation.likelihood import bounds, left_out, of_codes, of_draws, on_its_device
+from worldmodel.files import check_file, write_atomically
 from worldmodel.training import TrainConfig, fit
 
 SHOWN = 16  # pictures in a picture

@@ -19,11 +19,11 @@ from worldmodel import checkpoint, config
 from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.quantizer import build
 from worldmodel.core.vqvae import VQVAE, Decoder, Encoder, VQVAEConfig, denormalize, normalize
-from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.images import Images, PictureBatches, describe, given
 from worldmodel.data.windows import spread
 from worldmodel.evaluation import plots
 from worldmodel.evaluation.arms import BASELINE, Arm, plot, scores, summary, table
+from worldmodel.files import check_folder, write_atomically
 from worldmodel.names import unknown
 from worldmodel.scores import nmse, vqvae_scores
 from worldmodel.training import TrainConfig, fit

@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from worldmodel.core.quantizer import perplexity
-from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.phonemes import CLASSES, frame_labels
 from worldmodel.data.speech import Recordings, Speech, open_speech
 from worldmodel.data.windows import spread
@@ -29,6 +28,7 @@ from worldmodel.evaluation.phonemes import (
     speaker_probe,
 )
 from worldmodel.experiments.speech.voices import Voices, same_speech, use_threads
+from worldmodel.files import check_folder, write_atomically
 from worldmodel.scores import moments
 from worldmodel.tables import aligned
 

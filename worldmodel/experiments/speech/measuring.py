@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core.quantizer import perplexity
-from worldmodel.data.files import check_folder, write_atomically
 from worldmodel.data.speech import Recordings, open_speech
 from worldmodel.data.windows import spread
 from worldmodel.evaluation import plots
 from worldmodel.experiments.speech.again import SECONDS, Again, distances, show, told_apart
 from worldmodel.experiments.speech.voices import Voices, filled, mean_bits, same_speech, use_threads
+from worldmodel.files import check_folder, write_atomically
 from worldmodel.scores import interval
 
 

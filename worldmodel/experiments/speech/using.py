@@ -7,9 +7,9 @@ import torch
 
 from worldmodel import checkpoint
 from worldmodel.data import sound
-from worldmodel.data.files import check_file, check_folder
 from worldmodel.evaluation.sound import plot_sounds
 from worldmodel.experiments.speech.voices import DEFAULT, Voices, use_threads
+from worldmodel.files import check_file, check_folder
 
 LONGEST = 300  # seconds of a recording
 CODES = 1 << 32  # added to the seed of codes, which are not to be drawn with the numbers that samples are
