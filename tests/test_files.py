@@ -1,6 +1,10 @@
 """What is written is whole, and where nothing can be written is said before any work is done."""
 
+import contextlib
+import errno
+import fcntl
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from worldmodel.dream import dream
 from worldmodel.evaluate import evaluate
 from worldmodel.experiments import global_codes, likelihood, quantizers
 from worldmodel.experiments.speech import knowing, measuring, using
-from worldmodel.files import check_file, check_folder, write_atomically
+from worldmodel.files import check_file, check_folder, locked, sweep, write_atomically
 from worldmodel.sample import sample
 
 NOWHERE = "a run or store that is not there, so that only a door can come first"
@@ -60,6 +64,34 @@ def test_a_folder_that_cannot_be_written_in_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="cannot be written in"):
         check_file(tmp_path / "file")
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
+    nobody, hour = 2**22 + 1, 3600  # a number above that of any process
+    kept = ["model.safetensors", f".model.{os.getpid()}", f".model.{nobody}", ".hidden", f"model.{nobody}"]
+    for name in (*kept, f".index.jsonl.{nobody}", f".model.{10**20}"):
+        (tmp_path / name).touch()
+        if name != f".model.{nobody}":  # which was begun a moment ago, perhaps on another machine
+            os.utime(tmp_path / name, (time.time() - 2 * hour,) * 2)
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_no_error_but_another_fault_is(number, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError) if number == errno.EIO else contextlib.nullcontext(), locked(tmp_path / "lock"):
+        pass
+
+
+def test_a_lock_is_held_or_waited_for(tmp_path):
+    with locked(tmp_path / "lock"), pytest.raises(BlockingIOError), locked(tmp_path / "lock", wait=False):
+        pass
+    with locked(tmp_path / "lock", wait=False):
+        pass
 
 
 def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):

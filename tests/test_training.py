@@ -336,6 +336,17 @@ def test_half_of_the_pictures_are_flipped_the_same_ones_every_time(store):
     assert torch.equal(seen, flipping(7)) and torch.equal(torch.cat([flipping(7, rank, 2) for rank in (0, 1)]), seen)
 
 
+def test_two_who_encode_one_store_share_the_work(store, vqvae_run, tmp_path):
+    recorded = shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes"))
+    code = (
+        "import sys, pathlib, torch; from worldmodel.codes import encoded; "
+        "from worldmodel.data.store import EpisodeStore; print(len(encoded(EpisodeStore(sys.argv[1]), pathlib.Path(sys.argv[2]), torch.device('cpu'))))"
+    )
+    command = [sys.executable, "-c", code, str(recorded), str(vqvae_run)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["12", "12"]
+
+
 def test_stretches_follow_the_episode_and_mark_its_end(store):
     episodes = EpisodeStore(store)
     learnt, _ = split(episodes)

@@ -16,7 +16,6 @@ exception is an agent's checkpoint/, which is replaced in one step, but pickled:
 Using an agent does not read it.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from worldmodel import config
+from worldmodel import config, files
 from worldmodel.core.architecture import Autoencoder, AutoencoderConfig
 from worldmodel.core.autoencoders import DiscreteAutoencoder, autoencoder
 from worldmodel.core.dynamics import Dynamics, DynamicsConfig
@@ -169,6 +168,7 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **
             if new != old:
                 raise ValueError(f"{run} was begun with {name} {old}, got {new}; use another --run, or the old setting")
     run.mkdir(parents=True, exist_ok=True)
+    files.sweep(run)
     write_atomically(run / "config.yaml", text.encode())
 
 
@@ -184,12 +184,11 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         ValueError: if another process is training this run.
     """
-    with open(run / "train.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
-        yield
+    try:
+        with files.locked(run / "train.lock", wait=False):
+            yield
+    except BlockingIOError:
+        raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
 
 
 def adopt(run: Path, vqvae: Path) -> None:

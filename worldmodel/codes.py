@@ -14,6 +14,7 @@ from worldmodel import checkpoint
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.data.pictures import FramePictures, Pictures
 from worldmodel.data.store import EpisodeStore, Schema
+from worldmodel.files import locked
 
 BATCH = 64
 
@@ -43,10 +44,11 @@ def encoded(store: EpisodeStore, vqvae_run: Path, device: torch.device, mirrored
             provenance={**schema.provenance, "vqvae": name},
         ),
     )
-    missing = [entry for entry in store.entries if entry.number not in codes]
-    with tqdm(
-        total=sum(entry.observations for entry in missing), unit="frame", desc="encode", disable=not missing
-    ) as bar:
+    with locked(codes.path / "encode.lock"):
+        codes = EpisodeStore(codes.path)  # with what another process encoded while this one waited
+        missing = [entry for entry in store.entries if entry.number not in codes]
+        frames_missing = sum(entry.observations for entry in missing)
+        bar = tqdm(total=frames_missing, unit="frame", desc="encode", disable=not missing)
         for entry in missing:
             episode = store.read(entry.number)
             frames = episode.observations[:, :, ::-1] if mirrored else episode.observations
@@ -54,6 +56,7 @@ def encoded(store: EpisodeStore, vqvae_run: Path, device: torch.device, mirrored
             coded_episode = replace(episode, observations=encode(network, frames), actions=actions, objects=None)
             codes.record(codes.write(entry.number, coded_episode))
             bar.update(len(frames))
+        bar.close()
     return codes
 
 

@@ -1,7 +1,17 @@
 """Files that are written whole or not at all, and paths that are looked at before the work for them is done."""
 
+import contextlib
+import errno
+import fcntl
 import os
+import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+OLD = 3600  # seconds after which a file that its writer left unfinished is swept, if that process is gone
+LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # what file systems say that know no locks
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -12,6 +22,49 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers of :func:`write_atomically` left in a folder."""
+    for path in folder.glob(".*"):
+        writer = re.fullmatch(r"\..+\.([0-9]+)", path.name)
+        with contextlib.suppress(OSError):  # another process sweeps, too
+            if writer and time.time() - path.stat().st_mtime > OLD and not _alive(int(writer[1])):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file of its own until the block, or the process, ends, however it ends; see :func:`lock`."""
+    with open(path, "w") as file:
+        lock(file, wait)
+        yield
+
+
+def lock(file: IO, wait: bool = True) -> None:
+    """Lock an open file until it is closed; on a file system that knows no locks nothing happens.
+
+    Args:
+        wait: for whoever holds it.
+
+    Raises:
+        BlockingIOError: if another process holds it, and this one does not wait.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks only whether there is such a process
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_file(path: Path) -> None:

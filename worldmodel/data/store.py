@@ -13,7 +13,6 @@ synced, then renamed; its index line is appended after that. Zstd level 1 on chu
 measurement: see ``python -m worldmodel.benchmark --only store``.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from worldmodel.data.episode import Episode, Objects
-from worldmodel.files import write_atomically
+from worldmodel.files import lock, sweep, write_atomically
 
 CHUNK = 8  # observations compressed together: a 16-frame window opens two or three chunks
 LEVEL = 1
@@ -118,6 +117,8 @@ class EpisodeStore:
         """
         path = Path(path)
         (path / "episodes").mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / "episodes"):
+            sweep(folder)
         if not (path / "store.json").exists():
             (path / "index.jsonl").touch()  # first, so that wherever there is a store.json there is an index
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
@@ -198,7 +199,7 @@ class EpisodeStore:
             ValueError: if the number is taken, by this process or another: no episode counts twice.
         """
         with open(self.path / "index.jsonl", "rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+            lock(file)
             size = file.seek(0, os.SEEK_END)
             if size != self._indexed:  # others have added lines, or half a line before they were killed
                 file.seek(0)
