@@ -339,8 +339,10 @@ def test_half_of_the_pictures_are_flipped_the_same_ones_every_time(store):
 def test_two_who_encode_one_store_share_the_work(store, vqvae_run, tmp_path):
     recorded = shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes"))
     code = (
-        "import sys, pathlib, torch; from worldmodel.codes import encoded; "
-        "from worldmodel.data.store import EpisodeStore; print(len(encoded(EpisodeStore(sys.argv[1]), pathlib.Path(sys.argv[2]), torch.device('cpu'))))"
+        "import sys, pathlib, torch\n"
+        "from worldmodel.codes import encoded\n"
+        "from worldmodel.data.store import EpisodeStore\n"
+        "print(len(encoded(EpisodeStore(sys.argv[1]), pathlib.Path(sys.argv[2]), torch.device('cpu'))))"
     )
     command = [sys.executable, "-c", code, str(recorded), str(vqvae_run)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
