@@ -174,6 +174,23 @@ def test_weights_of_another_size_are_refused(world_run, tmp_path):
         checkpoint.load_dynamics(run)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"width": 10**12, "heads": 1}, "does not fit the model that config.yaml beside it describes"),
+        ({"codes": 10**15}, "does not fit the model"),
+        ({"layers": 10**9}, "model.layers must be 1000 or less, got 1000000000"),
+        ({"width": "24"}, "DynamicsConfig width must be int, got '24'"),
+    ],
+)
+def test_sizes_that_would_take_all_memory_are_compared_with_the_weights_first(setting, message, world_run, tmp_path):
+    run = shutil.copytree(world_run, tmp_path / "run")
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**values, "model": {**values["model"], **setting}}))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_dynamics(run)
+
+
 def test_the_wrong_kind_of_run_is_refused(world_run, vqvae_run, tmp_path):
     with pytest.raises(ValueError, match="must be the run of a vqvae, it is that of a prior"):
         checkpoint.load_vqvae(world_run)

@@ -298,9 +298,30 @@ def _load(run: Path, kind: str, settings: type[S], make: Callable[[S], M]) -> M:
     values = read_config(run)
     if values["kind"] != kind:
         raise ValueError(f"{run} must be the run of a {kind}, it is that of a {values['kind']}")
-    network = make(config.build(settings, values["model"], run / "config.yaml"))
+    sizes = config.build(settings, values["model"], run / "config.yaml")
+    _check_sizes(run / "model.safetensors", make, sizes)
+    network = make(sizes)
     load_weights(run / "model.safetensors", network)
     return network.eval()
+
+
+def _check_sizes(path: Path, make: Callable[[S], M], sizes: S) -> None:
+    """Compare what a model would hold with the header of its weights, before any memory is taken for it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; train a model there, or give another folder")
+    try:
+        with safe_open(path, framework="pt") as file:
+            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in make(sizes).state_dict().items()}
+    for name in sorted(there.keys() | expected.keys()):
+        if there.get(name) != expected.get(name):
+            raise ValueError(
+                f"{path} does not fit the model that config.yaml beside it describes: "
+                f"{name} is {there.get(name, 'not there')}, expected {expected.get(name, 'nothing')}"
+            )
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+DEPTHS, DEEPEST = ("layers", "blocks", "motion_layers", "residual_blocks", "halvings"), 1000  # each takes time to build
+
 
 def check(
     section: str,
@@ -23,6 +25,9 @@ def check(
     Raises:
         ValueError: naming the first that is not, and what it should be.
     """
+    deep = [name for name in DEPTHS if getattr(settings, name, 0) > DEEPEST]
+    if deep:
+        raise ValueError(f"{section}.{deep[0]} must be {DEEPEST} or less, got {getattr(settings, deep[0])}")
     rules = (
         (counts, lambda value: value >= 1, "1 or more"),
         (weights, lambda value: value >= 0, "0 or more"),
