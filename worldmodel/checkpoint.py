@@ -314,14 +314,16 @@ def _check_sizes(path: Path, make: Callable[[S], M], sizes: S) -> None:
             there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in make(sizes).state_dict().items()}
+    wrong = f"{path} does not fit the model that config.yaml beside it describes"
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in make(sizes).state_dict().items()}
+    except RuntimeError as error:  # too large even to count
+        raise ValueError(f"{wrong}: {error}") from error
     for name in sorted(there.keys() | expected.keys()):
         if there.get(name) != expected.get(name):
-            raise ValueError(
-                f"{path} does not fit the model that config.yaml beside it describes: "
-                f"{name} is {there.get(name, 'not there')}, expected {expected.get(name, 'nothing')}"
-            )
+            has, needs = there.get(name, "not there"), expected.get(name, "nothing of that name")
+            raise ValueError(f"{wrong}: {name} is {has}, expected {needs}")
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
