@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -275,6 +278,23 @@ def test_an_export_does_not_touch_what_is_there_and_leaves_no_half_dataset(minar
     for name in ("store-v0", "t/store-v0", "test/store"):
         with pytest.raises(ValueError, match=f"is called NAMESPACE/NAME-v0, .* got {name}"):
             episodes.export(str(tmp_path / "store"), name)
+
+
+def test_an_export_that_is_killed_leaves_no_dataset_and_can_be_run_again(minari, tmp_path):
+    make(tmp_path / "store", count=4)
+    code = (
+        "import os, sys, signal; from worldmodel.data import foreign; from worldmodel.data.store import EpisodeStore\n"
+        "def until_the_third(entries):\n"
+        "    for number, entry in enumerate(entries):\n"
+        "        if number == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield entry\n"
+        "foreign.to_minari(EpisodeStore(sys.argv[1]), 'test/store-v0', progress=until_the_third)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(minari.list_local_datasets()) == []
+    episodes.export(str(tmp_path / "store"), "test/store-v0")
+    assert minari.load_dataset("test/store-v0").total_episodes == 4
 
 
 def test_without_minari_the_error_says_how_to_install_it(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Episodes in other formats than the store's: folders of .npz files, and Minari datasets (which need the extra)."""
 
+import os
 import re
 import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,7 @@ import numpy as np
 from worldmodel.data.episode import Episode
 from worldmodel.data.store import Entry, EpisodeStore, Schema
 
+MINARI_FOLDER = "MINARI_DATASETS_PATH"  # the variable that Minari reads
 KEYS = ("observations", "actions", "rewards", "terminated", "truncated")  # of an .npz file; frames are observations
 
 
@@ -183,8 +186,12 @@ def to_minari(
 
     schema = store.schema
     dtype = np.dtype(_checked(schema.observation_dtype, schema.observation_shape, store.path))
+    aside = folder.parents[name.count("/")] / f".{os.getpid()}"  # half a dataset would look like a whole one
     try:
-        with warnings.catch_warnings():  # of an author, a link to the code, …: nothing that a store could know
+        with (
+            warnings.catch_warnings(),
+            _datasets_in(aside),
+        ):  # of an author, a link to the code, …: nothing that a store could know
             warnings.filterwarnings("ignore", category=UserWarning, module="minari")
             dataset = minari.create_dataset_from_buffers(
                 name,
@@ -198,10 +205,28 @@ def to_minari(
         if short:
             schema = replace(schema, provenance={**schema.provenance, "padded": True})
         dataset.storage.update_metadata({"worldmodel_schema": asdict(schema)})
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # half a dataset would look like a whole one
-        raise
+        for made in sorted(aside.rglob("namespace_metadata.json")):
+            there = folder.parents[name.count("/")] / made.relative_to(aside)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            if not there.exists():
+                os.replace(made, there)
+        os.replace(aside / name, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _datasets_in(folder: Path) -> Iterator[None]:
+    """Have Minari keep its datasets there for a while."""
+    before = os.environ.get(MINARI_FOLDER)
+    os.environ[MINARI_FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(MINARI_FOLDER)
+        if before is not None:
+            os.environ[MINARI_FOLDER] = before
 
 
 def ended(key: str, flags: np.ndarray) -> bool:
