@@ -79,6 +79,41 @@ def test_a_step_tells_reward_and_termination(model, store):
     assert 0 <= step.terminated.item() <= 1
 
 
+def test_a_dream_takes_arrays_lists_and_names(model, store):
+    frames, taken = opening(store)
+    noise = model.uniforms([torch.Generator().manual_seed(0)])
+    expected = model.step(model.start(frames, taken), torch.tensor([2]), noise).codes
+    names = [[NAMES[number] for number in taken[0].tolist()]]
+    for before, action in ((taken.numpy(), np.array([2])), (taken.tolist(), [2]), (names, ["right"])):
+        assert torch.equal(model.step(model.start(frames.numpy(), before), action, noise).codes, expected)
+    dreamt = [model.imagine(model.start(frames, taken), actions) for actions in ([["right", "left"]], [[2, 0]])]
+    assert torch.equal(*dreamt)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (["rigt"], "unknown action 'rigt': expected one of left, stay, right; did you mean 'right'"),
+        ([1.0], "actions must be integers or names, got float64"),
+        ([1, 1], r"actions must be \(1,\), one for each dream, got \(2,\)"),
+        (1, r"actions must be \(1,\), one for each dream, got \(\)"),
+    ],
+)
+def test_actions_that_do_not_fit_a_dream_are_explained(actions, message, model, store):
+    with pytest.raises(ValueError, match=message):
+        model.step(model.start(*opening(store)), actions, model.uniforms([torch.Generator()]))
+
+
+def test_a_world_hands_out_its_clips(model, store):
+    frames, actions = model.clip(3, length=4)
+    recorded = EpisodeStore(store).read(3)
+    assert np.array_equal(frames[0], recorded.observations[:4]) and np.array_equal(actions[0], recorded.actions[:3])
+    with pytest.raises(ValueError, match="has clips 0 to 11, got 12"):
+        model.clip(12)
+    with pytest.raises(ValueError, match=r"frames must be uint8 \(B, n, H, W, 3\), got torch.uint8 \(4, 24, 24, 3\)"):
+        model.start(frames[0], actions[0])
+
+
 def test_an_action_that_does_not_exist_is_refused(model, store):
     state = model.start(*opening(store))
     with pytest.raises(ValueError, match=r"actions must be in \[0, 3\), got \[3\]"):

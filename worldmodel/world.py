@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +20,8 @@ from worldmodel.core.memory import Memory
 from worldmodel.core.precision import Precision, pick, prepared
 from worldmodel.core.rollout import Rollout
 from worldmodel.core.vqvae import VQVAE
+from worldmodel.data.store import EpisodeStore
+from worldmodel.names import unknown
 
 DEFAULT = "doom-health-gathering"
 PARTS = {"cpu": 16, "cuda": 1024}  # dreams at once; on a CPU: what a core's cache holds, the compiled loop is made for
@@ -87,6 +91,42 @@ class WorldModel:
         own = self.run / "context"
         return own if own.exists() else Path(checkpoint.read_config(self.run)["data"]["store"])
 
+    def clip(self, number: int = 0, length: int = 6) -> tuple[Tensor, Tensor]:
+        """Recorded frames to begin a dream from and the actions between them.
+
+        Args:
+            number: which of the world's :attr:`clips`.
+
+        Returns:
+            (1, length, H, W, 3) uint8, and (1, length - 1) int64.
+
+        Raises:
+            ValueError: if there are fewer, or it is shorter.
+        """
+        store = EpisodeStore(self.clips)
+        if not 0 <= number < len(store):
+            raise ValueError(f"{self.run} has clips 0 to {len(store) - 1}, got {number}")
+        entry = store.entries[number]
+        frames, (actions, _) = store.observations(entry.number, 0, length), store.steps(entry.number)
+        return torch.from_numpy(frames.copy())[None], torch.from_numpy(actions[: length - 1].copy())[None]
+
+    def numbers(self, actions: ArrayLike) -> Tensor:
+        """Actions of any shape, by name or by number, as int64.
+
+        Raises:
+            ValueError: if one does not exist, or is neither.
+        """
+        given = actions.cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
+        if given.dtype.kind == "U":
+            if strange := [name for name in given.ravel().tolist() if name not in self.action_names]:
+                raise ValueError(unknown("action", strange[0], self.action_names))
+            given = np.vectorize(self.action_names.index, otypes=[np.int64])(given)
+        if not np.issubdtype(given.dtype, np.integer):
+            raise ValueError(f"actions must be integers or names, got {given.dtype}")
+        if given.size and not 0 <= given.min() <= given.max() < len(self.action_names):
+            raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {given.tolist()}")
+        return torch.as_tensor(given.astype(np.int64))
+
     def check_actions(self, names: Sequence[str]) -> None:
         """Refuse episodes whose actions have other names.
 
@@ -108,19 +148,24 @@ class WorldModel:
         return Replayed(lambda *given: self.rollout.step(*given), lambda: self.rollout.dynamics.parameters())
 
     @torch.no_grad()
-    def start(self, frames: Tensor, actions: Tensor) -> Memory:
-        """Begin B dreams from n real frames each (B, n, H, W, 3) uint8, and the n-1 actions (B, n-1) between them."""
+    def start(self, frames: ArrayLike, actions: ArrayLike) -> Memory:
+        """Begin B dreams from n real frames each (B, n, H, W, 3) uint8, and the n-1 actions (B, n-1) between them.
+
+        Frames are a tensor or an array, actions also names or numbers in lists.
+        """
+        frames = _pictures(frames, 5)
         codes = self.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return self.start_from_codes(codes, actions)
 
     @torch.no_grad()
-    def start_from_codes(self, codes: Tensor, actions: Tensor) -> Memory:
+    def start_from_codes(self, codes: Tensor, actions: ArrayLike) -> Memory:
         """The same from codes (B, n, h, w) int64."""
-        return self.rollout.start(codes.to(self.device), actions.to(self.device))
+        taken = self.numbers(actions).view(len(codes), -1)  # a list of none for each dream is flat
+        return self.rollout.start(codes.to(self.device), taken.to(self.device))
 
     @torch.no_grad()
-    def step(self, state: Memory, actions: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Step:
-        """Take actions (B,) int64 and imagine the next frame.
+    def step(self, state: Memory, actions: ArrayLike, uniforms: Tensor, temperature: float = 1.0) -> Step:
+        """Take actions (B,), by number or by name, and imagine the next frame.
 
         Args:
             uniforms: (B, h, w) in [0, 1), the only chance there is: the same numbers give the same codes. See
@@ -128,10 +173,11 @@ class WorldModel:
             temperature: of the codes; below 1 is calmer, 0 takes the likeliest.
 
         Raises:
-            ValueError: if an action does not exist or the temperature is negative.
+            ValueError: if an action does not exist, there are not as many as dreams, or the temperature is negative.
         """
-        if actions.min() < 0 or actions.max() >= len(self.action_names):
-            raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {actions.tolist()}")
+        actions = self.numbers(actions)
+        if actions.shape != (dreams := (len(state.codes),)):
+            raise ValueError(f"actions must be {dreams}, one for each dream, got {tuple(actions.shape)}")
         if temperature < 0:
             raise ValueError(f"temperature must be 0 or more, got {temperature}")
         take = self._replayed if self.device.type == "cuda" else self._step_in_parts
@@ -139,9 +185,9 @@ class WorldModel:
         return Step(state, state.codes[:, 1], outlook.rewards, outlook.termination.sigmoid())
 
     def imagine(
-        self, state: Memory, actions: Tensor, seed: int = 0, temperature: float = 1.0, progress: bool = False
+        self, state: Memory, actions: ArrayLike, seed: int = 0, temperature: float = 1.0, progress: bool = False
     ) -> Tensor:
-        """Dream on under actions (B, T) int64, in code space alone.
+        """Dream on under actions (B, T), by number or by name, in code space alone.
 
         Args:
             seed: dream b draws from a generator of its own, seeded with ``seed + b``.
@@ -150,6 +196,7 @@ class WorldModel:
         Returns:
             The codes of the imagined frames, (B, T, h, w) int64.
         """
+        actions = self.numbers(actions)
         generators, codes = [torch.Generator().manual_seed(seed + number) for number in range(len(actions))], []
         for action in tqdm(actions.T, unit="frame", desc="dream", leave=False, disable=not progress):
             step = self.step(state, action, self.uniforms(generators), temperature)
@@ -162,9 +209,9 @@ class WorldModel:
         grid = self.dynamics.config.grid
         return torch.stack([torch.rand(grid, generator=generator) for generator in generators])
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: ArrayLike) -> Tensor:
         """Frames (N, H, W, 3) uint8 -> codes (N, h, w) int64, on the CPU."""
-        return self._share_pictures(self.vqvae.encode, frames)
+        return self._share_pictures(self.vqvae.encode, _pictures(frames, 4))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (N, h, w) int64 -> frames (N, H, W, 3) uint8, on the CPU."""
@@ -201,6 +248,19 @@ class WorldModel:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads)
+
+
+def _pictures(frames: ArrayLike, rank: int) -> Tensor:
+    """Frames as a tensor.
+
+    Raises:
+        ValueError: if they are no uint8 of that rank.
+    """
+    given = frames if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))
+    if given.ndim != rank or given.dtype != torch.uint8:
+        expected = "(B, n, H, W, 3)" if rank == 5 else "(N, H, W, 3)"
+        raise ValueError(f"frames must be uint8 {expected}, got {given.dtype} {tuple(given.shape)}")
+    return given
 
 
 def names() -> list[str]:
