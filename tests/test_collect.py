@@ -186,6 +186,7 @@ def test_control_c_leaves_a_store_to_continue_and_says_so(world, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background shells have it ignored
     )
     wait_for(store, 2, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the world's engine, too
