@@ -24,16 +24,8 @@ from worldmodel.core.ranges import check
 from worldmodel.core.sampling import draw
 from worldmodel.core.wavefront import WavefrontNet
 
-FREE = (
-    "blocks",
-    "targets",
-    "noise",
-    "imagined",
-    "outcome_weight",
-    "ending_weight",
-    "untold",
-    "reward_scale",
-)  # as a prior grows
+# What may be another in a prior that has grown.
+FREE = ("blocks", "targets", "noise", "imagined", "untold", "outcome_weight", "ending_weight", "reward_scale")
 
 
 @dataclass(frozen=True)
