@@ -1,5 +1,7 @@
 """Command lines: files before flags, short forms, and mistakes that end in one line."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,22 @@ def test_a_flag_that_does_not_parse_is_exit_code_2(program, arguments, capsys):
         config.run(program, arguments)
     assert exit.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_progress_bar_writes_little_into_a_file():
+    code = (
+        "import sys, time; from tqdm import tqdm; from worldmodel import config\n"
+        "config.SELDOM = float(sys.argv.pop())\n"
+        "def program():\n"
+        "    for _ in tqdm(range(60)):\n"
+        "        time.sleep(0.02)\n"
+        "config.run(program)"
+    )
+    lines = []
+    for seconds in (10, 0.3):
+        done = subprocess.run([sys.executable, "-c", code, str(seconds)], capture_output=True, text=True, check=True)
+        lines.append(done.stderr.count("%|"))
+    assert lines[0] == 0 and 2 <= lines[1] <= 6
 
 
 def test_what_is_dumped_is_built_again():

@@ -3,15 +3,19 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import auto_cli, set_parsing_settings
+from tqdm import tqdm
 
 from worldmodel.names import unknown
 
 T = TypeVar("T")
+BAR = tqdm.__init__
+SELDOM = 10.0  # seconds between two lines of a progress bar in a file
 SWITCHES = ("--help", "--print_config")  # jsonargparse's own, which take no value
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, validate_defaults=True)
@@ -24,8 +28,10 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
     win. ``--env.scenario x`` is short for ``--env_kwargs.scenario x``, ``--compare`` for ``--compare=true``.
 
     A mistake of the caller's, an exception that names it, is printed as one line and ends the process with 1; a flag
-    that does not parse ends it with 2.
+    that does not parse ends it with 2. Where the terminal is none, progress bars write a line every ten seconds.
     """
+    if not sys.stderr.isatty():
+        tqdm.__init__ = partialmethod(BAR, mininterval=SELDOM, delay=SELDOM)  # tqdm's own way to set defaults
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         arguments = _files_first([_expand(argument) for argument in arguments])
