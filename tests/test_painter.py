@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tqdm import tqdm
 
 from tests.conftest import VQVAE_SIZES, train_config
 from tests.test_training import interrupt_after, lines
-from worldmodel import checkpoint, painter
+from worldmodel import checkpoint, config, painter
 from worldmodel.codes import CodedPictures, coded
 from worldmodel.core.prior import SpatialPriorConfig
 from worldmodel.data.images import open_images
@@ -142,6 +143,14 @@ def test_coded_pictures_are_the_codes_of_the_pictures_here_and_in_another_proces
 def run_program(*flags: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "worldmodel.sample", *flags]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_drawing_shows_a_bar_of_its_pictures_if_asked(painter_run, capsys, monkeypatch):
+    monkeypatch.setattr(tqdm, "__init__", config.BAR)  # as in a terminal
+    made = Painter.load(painter_run)
+    made.paint(made.labels(3, 5), progress=True)
+    shown = capsys.readouterr().err
+    assert "sample:" in shown and "/15" in shown
 
 
 def test_a_sheet_of_samples_is_written_and_its_classes_are_named(painter_run, tmp_path):
