@@ -1,11 +1,7 @@
 """First-person Doom worlds on ViZDoom, 84×84 pixels or another size, with the action names of :mod:`envs.actions`."""
 
-import contextlib
 import os
-import re
 import shutil
-import signal
-import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +12,7 @@ import numpy as np
 import vizdoom
 from PIL import Image
 
+from envs import scratch
 from envs.actions import ATTACK, NAVIGATION, Motion
 from worldmodel.names import unknown
 
@@ -30,8 +27,6 @@ SCENARIOS = (
 MAPS = tuple(f"E{episode}M{number}" for episode in (1, 2, 3, 4) for number in range(1, 10))
 ACTION_REPEAT = 4  # game tics per step; Doom runs at 35 tics a second
 LOOK_DEGREES_PER_TIC = 1.875  # 7.5° a step, near the 8.4° of DeepMind Lab at 60 frames a second
-
-PREFIX, MARKER = "worldmodel-vizdoom-", "of-worldmodel"  # of a game's scratch folder, and a file in it
 
 _BUTTONS = [
     vizdoom.Button.MOVE_FORWARD,
@@ -89,13 +84,10 @@ class DoomEnv(gym.Env):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode, self.frame_size, self._objects = render_mode, size, objects
-        _sweep()
-        # The engine writes settings and logs; they leave with the game.
-        scratch = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
-        Path(scratch, MARKER).touch()
+        folder = scratch.make("vizdoom")  # the engine writes settings and logs; they leave with the game
         self.game = vizdoom.DoomGame()
-        self._shut = weakref.finalize(self, _shut, self.game, scratch, os.getpid())
-        motions = _select(_launch(self.game, scenario, map, scratch, objects), actions)
+        self._shut = weakref.finalize(self, _shut, self.game, folder, os.getpid())
+        motions = _select(_launch(self.game, scenario, map, folder, objects), actions)
         self.action_names = tuple(motions)
         self._commands = [_command(motion) for motion in motions.values()]
         self.action_space = gym.spaces.Discrete(len(motions))
@@ -158,8 +150,8 @@ class DoomEnv(gym.Env):
         }
 
 
-def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, scratch: str, objects: bool) -> dict[str, Motion]:
-    """Start a game in the folder ``scratch`` and say its actions: there is an attack if the scenario's own has one."""
+def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, folder: str, objects: bool) -> dict[str, Motion]:
+    """Start a game in ``folder`` and say its actions: there is an attack if the scenario's own has one."""
     game.load_config(str(Path(vizdoom.scenarios_path) / f"{'freedoom1' if map else scenario}.cfg"))
     if map:
         game.set_doom_map(map)
@@ -170,9 +162,9 @@ def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, scratch: str
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_320X240)
     game.set_labels_buffer_enabled(objects)
-    game.set_doom_config_path(os.path.join(scratch, "vizdoom.ini"))
+    game.set_doom_config_path(os.path.join(folder, "vizdoom.ini"))
     here = os.getcwd()
-    os.chdir(scratch)  # the engine's process also leaves a folder where it is started
+    os.chdir(folder)  # the engine's process also leaves a folder where it is started
     try:
         game.init()
     finally:
@@ -187,29 +179,11 @@ def _select(motions: dict[str, Motion], names: Sequence[str]) -> dict[str, Motio
     return {name: motions[name] for name in names} if names else motions
 
 
-def _shut(game: vizdoom.DoomGame, scratch: str, owner: int) -> None:
+def _shut(game: vizdoom.DoomGame, folder: str, owner: int) -> None:
     if os.getpid() != owner:  # a fork of the process whose game it is
         return
     game.close()
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _sweep() -> None:
-    """End the engines and remove the folders of processes that were killed: an engine does not notice by itself."""
-    for scratch in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        owner = re.fullmatch(rf"{PREFIX}([0-9]+)-\w+", scratch.name)
-        if not owner or not (scratch / MARKER).is_file():
-            continue  # it is none of ours
-        try:
-            os.kill(int(owner[1]), 0)  # asks only whether there is such a process
-        except ProcessLookupError:
-            for process in Path("/proc").glob("[0-9]*"):  # empty where there is no /proc
-                with contextlib.suppress(OSError):
-                    if os.fsencode(scratch) in (process / "cmdline").read_bytes():
-                        os.kill(int(process.name), signal.SIGKILL)
-            shutil.rmtree(scratch, ignore_errors=True)
-        except (PermissionError, OverflowError):
-            continue  # another user's, or no number of a process
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _command(motion: Motion) -> list[float]:

@@ -219,9 +219,11 @@ def play(env: gym.Env, choose: Callable[[np.ndarray], int], seed: int, longest: 
 
     A world that draws nothing after its last action says so with ``{"final_observation_missing": True}`` for that
     step's info: what it returns in its place is left out. One that knows what is in view gives each info ``objects``,
-    (name, identity, box) as in :class:`worldmodel.data.episode.Objects`.
+    (name, identity, box) as in :class:`worldmodel.data.episode.Objects`; one whose seed does not fix the episode says
+    ``{"reproducible": False}`` in the info of its reset.
     """
     observation, info = env.reset(seed=seed)
+    reproducible = bool(info.get("reproducible", True))
     observations, taken, rewards, seen = (
         [np.array(observation)],
         [],
@@ -239,7 +241,7 @@ def play(env: gym.Env, choose: Callable[[np.ndarray], int], seed: int, longest: 
         truncated = truncated or (len(taken) >= longest and not terminated)
     objects = None if seen[0] is None else Objects.gather(seen)
     rewards = np.array(rewards, np.float64)
-    return Episode(np.stack(observations), np.array(taken), rewards, terminated, truncated, seed, objects)
+    return Episode(np.stack(observations), np.array(taken), rewards, terminated, truncated, seed, objects, reproducible)
 
 
 def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, address: str) -> Iterator[Entry]:

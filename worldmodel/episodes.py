@@ -33,6 +33,7 @@ def info(store: str) -> None:
         "mean steps": f"{steps / count:.1f}",
         "terminated": sum(entry.terminated for entry in entries),
         "truncated": sum(entry.truncated for entry in entries),
+        "reproducible": f"{sum(entry.reproducible for entry in entries)} by their seeds and actions",
         "bytes": f"{size:,}, {size / max(1, one * episodes.frames):.3f} of the raw {one * episodes.frames:,}",
     }
     print(f"{store}: {len(episodes)} episodes, {episodes.frames} frames, {steps} steps")

@@ -68,6 +68,7 @@ class Episode:
         truncated: whether a time limit did.
         seed: what the world was reset with, or -1 where it is not known.
         objects: what is in view, where the world says so.
+        reproducible: whether the seed and the actions give the same episode again; a world may say that they do not.
 
     Raises:
         ValueError: if the lengths or dtypes do not fit, or a reward is no number.
@@ -80,6 +81,7 @@ class Episode:
     truncated: bool
     seed: int = -1
     objects: Objects | None = None
+    reproducible: bool = True
 
     def __post_init__(self) -> None:
         steps = len(self.actions)

@@ -19,6 +19,7 @@ from worldmodel.data.episode import Episode
 from worldmodel.data.store import Entry, EpisodeStore, Schema
 
 MINARI_FOLDER = "MINARI_DATASETS_PATH"  # the variable that Minari reads
+MOST_ACTIONS = 4096  # of a world whose files do not name them
 KEYS = ("observations", "actions", "rewards", "terminated", "truncated")  # of an .npz file; frames are observations
 
 
@@ -50,7 +51,12 @@ def npz(folder: str, env: str = "") -> Source:
     first = _load(paths[0], KEYS)
     names = first.get("action_names")
     if names is None:
-        names = range(1 + max(int(_load(path, ("actions",))["actions"].max(initial=0)) for path in paths))
+        largest = max((int(_load(path, ("actions",))["actions"].max(initial=0)), path) for path in paths)
+        if largest[0] >= MOST_ACTIONS:
+            raise ValueError(
+                f"{largest[1]} has action {largest[0]}; without action_names they must be below {MOST_ACTIONS}"
+            )
+        names = range(1 + largest[0])
     lab = {"level": str(first["level"])} if "level" in first else {}
     if lab and "fps" in first:
         lab["fps"] = int(first["fps"])

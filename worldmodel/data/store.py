@@ -16,12 +16,13 @@ measurement: see ``python -m worldmodel.benchmark --only store``.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import zstandard
@@ -33,6 +34,8 @@ from worldmodel.files import lock, sweep, write_atomically
 
 CHUNK = 8  # observations compressed together: a 16-frame window opens two or three chunks
 LEVEL = 1
+MOST = 2**28  # numbers in an observation
+DTYPES = ("uint8", "uint16")
 OBJECTS = ("frames", "kinds", "identities", "boxes")
 
 
@@ -61,8 +64,21 @@ class Schema:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "observation_shape", tuple(self.observation_shape))  # JSON gives lists
-        object.__setattr__(self, "action_names", tuple(self.action_names))
+        for name, kind in (("observation_shape", int), ("action_names", str)):
+            given = getattr(self, name)
+            values = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)  # JSON has lists
+            if {type(value) for value in values} != {kind}:
+                raise ValueError(f"{name} must be a list of {kind.__name__}, got {given!r:.80}")
+            object.__setattr__(self, name, values)
+        for name, kind in (("environment", str), ("kwargs", dict), ("provenance", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r:.80}")
+        if min(self.observation_shape) < 1 or prod(self.observation_shape) > MOST:
+            raise ValueError(f"no observation has the shape {self.observation_shape}")
+        if self.observation_dtype not in DTYPES:
+            raise ValueError(
+                f"observation_dtype must be one of {', '.join(DTYPES)}, got {self.observation_dtype!r:.80}"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,10 @@ class Entry:
 
     Attributes:
         source: the name and the fingerprint of what an imported episode was elsewhere; empty for others.
+        reproducible: as :class:`worldmodel.data.episode.Episode` has it.
+
+    Raises:
+        ValueError: if a value is of another type, or cannot be.
     """
 
     number: int
@@ -83,6 +103,15 @@ class Entry:
     bytes: int
     sha256: str
     source: str = ""
+    reproducible: bool = True
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Entry).items():
+            value = getattr(self, name)
+            if type(value) is not kind and (kind, type(value)) != (float, int):
+                raise ValueError(f"{name} must be {kind.__name__}, got {value!r:.80}")
+        if self.number < 0 or self.bytes < 0 or self.steps < 1 or self.observations - self.steps not in (0, 1):
+            raise ValueError(f"no episode has number {self.number}, {self.steps} steps, {self.observations} frames")
 
     @property
     def file(self) -> str:
@@ -188,6 +217,7 @@ class EpisodeStore:
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             source=source,
+            reproducible=bool(episode.reproducible),
         )
         write_atomically(self.path / entry.file, data)
         return entry
@@ -231,15 +261,26 @@ class EpisodeStore:
         entry = self._entry(number)
         self._verify(entry)
         actions, rewards = self.steps(number)
-        return Episode(
-            observations=self.observations(number, 0, entry.observations),
-            actions=actions,
-            rewards=rewards,
-            terminated=entry.terminated,
-            truncated=entry.truncated,
-            seed=entry.seed,
-            objects=self.objects(number),
-        )
+        if len(actions) != entry.steps or not np.isclose(rewards.sum(), entry.episode_return):
+            raise CorruptEpisodeError(
+                f"{self.path / 'index.jsonl'} says that episode {number} has {entry.steps} steps and return "
+                f"{entry.episode_return}, its file has {len(actions)} and {float(rewards.sum())}"
+            )
+        try:
+            return Episode(
+                observations=self.observations(number, 0, entry.observations),
+                actions=actions,
+                rewards=rewards,
+                terminated=entry.terminated,
+                truncated=entry.truncated,
+                seed=entry.seed,
+                objects=self.objects(number),
+                reproducible=entry.reproducible,
+            )
+        except CorruptEpisodeError:
+            raise
+        except ValueError as error:
+            raise CorruptEpisodeError(f"{self.path / entry.file} is damaged: {error}") from error
 
     def observations(self, number: int, start: int, length: int) -> np.ndarray:
         """Read ``length`` observations from ``start`` on, (length, *shape); opens only the chunks they lie in.
@@ -281,12 +322,12 @@ class EpisodeStore:
             return Objects(tuple(names), *(file.get_tensor(f"objects.{name}") for name in OBJECTS))
 
     def verify(self) -> Iterator[tuple[Entry, str]]:
-        """Check every file against its checksum; yields each entry with what is wrong with it, or ``""``."""
+        """Read every file, and check it against the index; yields each entry with what is wrong with it, or ``""``."""
         for entry in self.entries:
             try:
-                self._verify(entry)
+                self._check(self.read(entry.number))
                 yield entry, ""
-            except CorruptEpisodeError as error:
+            except ValueError as error:
                 yield entry, str(error)
 
     def _entry(self, number: int) -> Entry:
