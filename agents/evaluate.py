@@ -79,7 +79,8 @@ def evaluate(
 
     Args:
         agent: run folder of the agent.
-        env: Gymnasium id of the world; by default the real one that its dreams are of. envs:Dream-v0 is its own dream.
+        env: Gymnasium id of the world; by default the real one that its dreams are of, if that is of this package.
+            envs:Dream-v0 is its own dream.
         env_kwargs: what to make it with, beside what the agent's training says of that world.
         episodes: to play, by each of the two.
         seed: of the worlds and the policies.
@@ -133,17 +134,21 @@ def find(data: dict[str, Any], env: str = "", env_kwargs: dict[str, Any] = {}, h
         return Place(gym.make(env, render_mode="rgb_array", **made), True, horizon, made)
     if env in ("", data["environment"]):
         env_kwargs = {**data["kwargs"], **env_kwargs}
-    return Place(environment.make(env or data["environment"], **env_kwargs), False, horizon, env_kwargs)
+    world = env or environment.trusted(data["environment"], "the agent's config.yaml")
+    return Place(environment.make(world, **env_kwargs), False, horizon, env_kwargs)
 
 
-def real_world(data: dict[str, Any]) -> Place:
+def real_world(data: dict[str, Any], env: str = "") -> Place:
     """The real world behind an agent's dreams.
+
+    Args:
+        env: its id; by default what ``data`` says, which must be of this package.
 
     Raises:
         ValueError: if it cannot be made here, or has other actions.
     """
     try:
-        place = find(data)
+        place = find(data, env or environment.trusted(data["environment"], "the world's config.yaml", "--real "))
     except ValueError as error:
         raise ValueError(f"{error}; or train without evaluations: --train.evaluate_every 0") from error
     names = tuple(place.env.get_wrapper_attr("action_names"))

@@ -177,8 +177,9 @@ def one_round(
         model=agent.model,
         train=replace(agent.train, seed=agent.train.seed + number),
         init=str(before / "agent") if same else "",
+        real=collect.env,
     )
-    place = evaluate.real_world(read(here / "agent")["data"])
+    place = evaluate.real_world(read(here / "agent")["data"], collect.env)
     policy = Policy.load(here / "agent", agent.train.evaluation_greedy)
     players = {"agent": policy, "random": evaluate.RandomPolicy(policy.action_names)}
     agents, others = (

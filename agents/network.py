@@ -20,7 +20,7 @@ class NetworkConfig:
         hidden: units of the layer that the two heads share.
         embedding: numbers that stand for a code; at first a random projection of its vector in the VQ-VAE's codebook.
         codes: in the codebook, or 0 for frames; that of the world.
-        shape: of an observation, (h, w) codes or (H, W, 3) frames, a history before them; that of the world.
+        shape: of an observation, that of the world: (h, w) codes, or (history, h, w), or (H, W, 3·history) frames.
         actions: number of actions; that of the world.
         value_scale: how large returns are, about; 0 measures it on the world's rewards.
     """
@@ -35,6 +35,9 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))  # YAML gives lists
+        if len(self.shape) == 4:  # an older agent's (history, H, W, 3): the same channels in the same order
+            history, height, width, channels = self.shape
+            object.__setattr__(self, "shape", (height, width, channels * history))
         check("model", self, ("width", "hidden", "embedding"), ("codes", "actions", "value_scale"))
 
 
@@ -49,15 +52,13 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, codebook: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
-        places = config.shape[-2:] if config.codes else config.shape[-3:-1]
-        history = config.shape[0] if len(config.shape) > (2 if config.codes else 3) else 1
-        self.places = places
+        places = self.places = config.shape[-2:] if config.codes else config.shape[:2]
         if config.codes:
             self.embedding = nn.Embedding(config.codes, config.embedding)
             if codebook is not None:
                 projected = codebook @ torch.randn(codebook.shape[1], config.embedding)
                 self.embedding.weight.data.copy_(projected / projected.square().mean().sqrt())
-        channels = history * (config.embedding if config.codes else 3)
+        channels = config.embedding * math.prod(config.shape[:-2]) if config.codes else config.shape[2]
         layers: list[nn.Module] = []
         while not layers or max(places) > SMALLEST:
             layers += [nn.Conv2d(channels, config.width, 3, 2, 1), nn.ReLU()]
@@ -72,12 +73,10 @@ class Network(nn.Module):
 
     def features(self, observations: Tensor) -> Tensor:
         """Observations (B, *shape) -> what both heads look at (B, hidden)."""
-        height, width = self.places
         if self.config.codes:
-            pictures = self.embedding(observations.long().reshape(len(observations), -1, height, width))
-        else:
-            pictures = observations.reshape(len(observations), -1, height, width, 3).float() / 127.5 - 1
-        return self.body(pictures.permute(0, 1, 4, 2, 3).flatten(1, 2))  # (B, history·C, H, W)
+            pictures = self.embedding(observations.long().reshape(len(observations), -1, *self.places))
+            return self.body(pictures.permute(0, 1, 4, 2, 3).flatten(1, 2))  # (B, history·C, h, w)
+        return self.body(observations.permute(0, 3, 1, 2).float() / 127.5 - 1)  # (B, 3·history, H, W)
 
     def logits(self, features: Tensor) -> Tensor:
         """Features (B, hidden) -> logits of the actions (B, A)."""

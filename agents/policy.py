@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from agents.network import Network, NetworkConfig
+from envs.dream import stack
 from worldmodel import checkpoint, config
 from worldmodel.core.vqvae import VQVAE
 
@@ -65,8 +66,9 @@ class Policy:
         codes = self.vqvae.encode(torch.from_numpy(frame.copy())[None])  # (1, h, w)
         past = self._recent[1:] if len(self._recent) else codes.expand(self.history - 1, -1, -1)
         self._recent = torch.cat([past, codes])
-        shown = self._recent if self.network.config.codes else self.vqvae.decode(self._recent)
-        return (shown if self.history > 1 else shown[0]).numpy()
+        if not self.network.config.codes:
+            return stack(self.vqvae.decode(self._recent).numpy())
+        return (self._recent if self.history > 1 else self._recent[0]).numpy()
 
     @torch.no_grad()
     def choose(self, observation: np.ndarray) -> int:

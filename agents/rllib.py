@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 from torch import Tensor
 
-from worldmodel import checkpoint
+from worldmodel import checkpoint, config
 
 if TYPE_CHECKING:
     from agents.train import AgentConfig
@@ -94,6 +94,7 @@ def started(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfig
         if mine:
             quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
             ray.init(address="local", num_cpus=max(1, train.runners), num_gpus=train.gpus or None, **quiet)
+            config.heed_sigterm()
         algorithm = None
         try:
             algorithm = settings(run, env, env_kwargs, train).build_algo()

@@ -47,6 +47,7 @@ class AgentConfig:
         evaluation_episodes: in each.
         evaluation_greedy: evaluate with the likeliest action, and not one drawn by its probability.
         seed: of the first weights, the worlds and all sampling.
+        allow_changes: let an existing run go on in another world or with another seed than it was begun with.
     """
 
     steps: int = 1_000_000
@@ -66,6 +67,7 @@ class AgentConfig:
     evaluation_episodes: int = 16
     evaluation_greedy: bool = False
     seed: int = 0
+    allow_changes: bool = False
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "minibatch", "epochs", "num_envs", "evaluation_episodes")
@@ -89,6 +91,7 @@ def train(
     model: NetworkConfig = NetworkConfig(),
     train: AgentConfig = AgentConfig(),
     init: str = "",
+    real: str = "",
 ) -> None:
     """Train an agent with RLlib; an existing run is continued.
 
@@ -103,16 +106,19 @@ def train(
         model: sizes of the net.
         train: length and speed.
         init: run folder of an agent that sees the same codes, to begin with its weights.
+        real: Gymnasium id of the real world to evaluate in; by default the one that the world model was recorded in, if
+            that is of this package.
     """
     torch.set_num_threads(1)
     folder = Path(run).absolute()
     world, space = look(env, env_kwargs)
     data = describe(world, env, env_kwargs)
-    real = evaluate.real_world(data) if train.evaluate_every else None
+    named = real or env_kwargs.get("env", "")
+    place = evaluate.real_world(data, named) if train.evaluate_every else None
     folder.mkdir(parents=True, exist_ok=True)
     with checkpoint.locked(folder):
         begin(folder, world, space, data, algo, model, train, init)
-        learn(folder, env, env_kwargs, train, real)
+        learn(folder, env, env_kwargs, train, place)
 
 
 def look(env: str, env_kwargs: dict[str, Any]) -> tuple[WorldModel, gym.Space]:
@@ -134,6 +140,7 @@ def look(env: str, env_kwargs: dict[str, Any]) -> tuple[WorldModel, gym.Space]:
 def describe(world: WorldModel, env: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     """What an agent's config.yaml says of where it learns, and of the real world behind that."""
     recorded = checkpoint.read_config(world.run)["data"]
+    real = env_kwargs.get("env") or recorded["environment"]
     if env == evaluate.DREAM:
         env_kwargs = {"horizon": HORIZON, **env_kwargs}
     return {
@@ -141,8 +148,11 @@ def describe(world: WorldModel, env: str, env_kwargs: dict[str, Any]) -> dict[st
         "env_kwargs": env_kwargs,
         "history": env_kwargs.get("history", 1),
         "action_names": list(world.action_names),
-        "environment": env_kwargs.get("env") or recorded["environment"],
-        "kwargs": {**({} if env_kwargs.get("env") else recorded["kwargs"]), **(env_kwargs.get("env_kwargs") or {})},
+        "environment": real,
+        "kwargs": {
+            **(recorded["kwargs"] if real == recorded["environment"] else {}),
+            **(env_kwargs.get("env_kwargs") or {}),
+        },
     }
 
 

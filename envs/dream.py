@@ -21,9 +21,10 @@ HORIZON = 200  # steps of a dream, if nothing else is said
 
 
 def observation_space(world: WorldModel, observation: str, history: int) -> gym.spaces.Box:
-    """What a world shows: the last ``history`` pictures as codes (h, w) int32 or as frames (H, W, 3) uint8.
+    """What a world shows: the last ``history`` pictures, the oldest first.
 
-    One picture has no leading dimension for the history.
+    Codes are (h, w) int32, or (history, h, w) of several. Frames are (H, W, 3·history) uint8, with the history in the
+    channels, as Stable-Baselines3's ``CnnPolicy`` and RLlib's convolutional nets take a picture.
 
     Raises:
         ValueError: for another observation or no history.
@@ -33,20 +34,24 @@ def observation_space(world: WorldModel, observation: str, history: int) -> gym.
     if history < 1:
         raise ValueError(f"history must be 1 or more, got {history}")
     config = world.dynamics.config
-    past = (history,) * (history > 1)
     if observation == "frame":
-        shape = world.decode(torch.zeros(1, *config.grid, dtype=torch.int64)).shape[1:]
-        return gym.spaces.Box(0, 255, (*past, *shape), np.uint8)
-    return gym.spaces.Box(0, config.codes - 1, (*past, *config.grid), np.int32)
+        height, width, channels = world.decode(torch.zeros(1, *config.grid, dtype=torch.int64)).shape[1:]
+        return gym.spaces.Box(0, 255, (height, width, channels * history), np.uint8)
+    return gym.spaces.Box(0, config.codes - 1, (*(history,) * (history > 1), *config.grid), np.int32)
 
 
 def show(world: WorldModel, codes: Tensor, observation: str, history: int) -> np.ndarray:
     """The last pictures (B, history, h, w) as observations of :func:`observation_space`, with a leading B."""
     if observation == "codes":
         shown = codes.numpy().astype(np.int32)
-    else:
-        shown = world.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2]).numpy()
-    return shown if history > 1 else shown[:, 0]
+        return shown if history > 1 else shown[:, 0]
+    return stack(world.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2]).numpy())
+
+
+def stack(frames: np.ndarray) -> np.ndarray:
+    """Frames (…, history, H, W, 3) with the history in the channels, (…, H, W, 3·history)."""
+    moved = np.moveaxis(frames, -4, -2)  # (…, H, W, history, 3)
+    return np.ascontiguousarray(moved.reshape(*moved.shape[:-2], -1))
 
 
 class DreamVectorEnv(VectorEnv):
@@ -62,7 +67,7 @@ class DreamVectorEnv(VectorEnv):
         world: a shipped world's name, or the run folder of a prior.
         horizon: steps after which a dream is truncated.
         observation: codes, or frames decoded from them.
-        history: pictures shown at once, the oldest first.
+        history: pictures shown at once, the oldest first; of frames in the channels, (H, W, 3·history).
         start: begin from the clips that come with a shipped world, or from training episodes of ``store``; by default
             from the clips if the world has any.
         store: folder of recorded episodes; by default the one that the world was trained on.

@@ -17,7 +17,8 @@ class EncodedEnv(gym.Wrapper):
 
     Args:
         world: a shipped world's name, or the run folder of a prior.
-        env: Gymnasium id of the real world; by default the one that ``world`` was recorded in.
+        env: Gymnasium id of the real world; by default the one that ``world`` was recorded in, if that is of this
+            package.
         env_kwargs: what to make it with; by default what it was recorded with.
         horizon: steps after which an episode is truncated; 0 leaves that to the world.
         observation: codes, or frames as the VQ-VAE shows them.
@@ -26,7 +27,8 @@ class EncodedEnv(gym.Wrapper):
         render_mode: ``"rgb_array"`` lets :meth:`render` give the real frame.
 
     Raises:
-        ValueError: if the actions of the two worlds differ, or the real one cannot be made.
+        ValueError: if the actions of the two worlds differ, or the real one cannot be made, or is of a module that
+            only the files of ``world`` name.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8.75}  # gymnasium.make asks the class for it
@@ -44,10 +46,10 @@ class EncodedEnv(gym.Wrapper):
     ) -> None:
         self.world = WorldModel.load(world, device)
         data = checkpoint.read_config(self.world.run)["data"]
-        settings = {**(data["kwargs"] if not env else {}), **(env_kwargs or {})}
+        settings = {**(data["kwargs"] if env in ("", data["environment"]) else {}), **(env_kwargs or {})}
         if render_mode:
             settings["render_mode"] = render_mode
-        real = environment.make(env or data["environment"], **settings)
+        real = environment.make(env or environment.trusted(data["environment"], self.world.run, "env="), **settings)
         self.world.check_actions(real.get_wrapper_attr("action_names"))
         super().__init__(TimeLimit(real, horizon) if horizon else real)
         self.observation, self.history = observation, history

@@ -1,8 +1,11 @@
 """Agents learn in dreams, act without Ray as they did with it, and are measured in the real world."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +59,7 @@ def agent(tiny_world, tmp_path_factory) -> Path:
     """An agent for that world, evaluated in it while it learnt."""
     run = tmp_path_factory.mktemp("agents") / "tiny"
     env = {"world": str(tiny_world), "horizon": 12, "history": 2}
-    train(str(run), env_kwargs=env, model=SIZES, train=replace(SETTINGS, evaluate_every=1))
+    train(str(run), env_kwargs=env, model=SIZES, train=replace(SETTINGS, evaluate_every=1), real=TINY)
     return run
 
 
@@ -74,7 +77,7 @@ def test_a_net_sees_codes_or_frames_one_or_several_alone_or_in_rllib(codes, hist
     from agents.module import AgentModule
     from worldmodel.checkpoint import save_weights
 
-    shape = (history,) * (history > 1) + ((21, 21) if codes else (84, 84, 3))
+    shape = (history,) * (history > 1) + (21, 21) if codes else (84, 84, 3 * history)
     space = Box(0, 15 if codes else 255, shape, np.int32 if codes else np.uint8)
     sizes = replace(SIZES, codes=codes, shape=shape, actions=5, value_scale=7.0)
     network = Network(sizes)
@@ -129,7 +132,7 @@ def test_an_agent_sees_of_a_real_frame_what_encoded_worlds_show(tiny_world, tmp_
         model=SIZES,
         train=replace(SETTINGS, steps=16, batch=16, num_envs=2),
     )
-    policy, encoded, real = Policy.load(tmp_path / "run"), EncodedEnv(**settings), TinyWorld()
+    policy, encoded, real = Policy.load(tmp_path / "run"), EncodedEnv(env=TINY, **settings), TinyWorld()
     for seed in (1, 2):
         policy.start(seed)
         shown, frame = encoded.reset(seed=seed)[0], real.reset(seed=seed)[0]
@@ -160,7 +163,7 @@ def test_a_run_goes_on_where_it_was(tiny_world, tmp_path):
 
 
 def test_the_real_world_trains_through_the_same_program(tiny_world, tmp_path):
-    env = {"world": str(tiny_world), "horizon": 8}
+    env = {"world": str(tiny_world), "env": TINY, "horizon": 8}
     train(str(tmp_path / "run"), "envs:Encoded-v0", env, model=SIZES, train=replace(SETTINGS, evaluate_every=9))
     assert lines(tmp_path / "run", "train") and lines(tmp_path / "run", "real")
 
@@ -183,7 +186,7 @@ def test_a_world_that_breaks_or_a_runner_that_is_killed_is_an_error(tiny_world, 
 
 def test_evaluation_plays_the_agent_beside_random_actions_and_keeps_the_returns(agent, tmp_path, capsys):
     for name in ("one", "two"):
-        evaluate(str(agent), episodes=3, out=str(tmp_path / name), video=str(tmp_path / "film.gif"))
+        evaluate(str(agent), TINY, episodes=3, out=str(tmp_path / name), video=str(tmp_path / "film.gif"))
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{TINY}, 3 episodes of 12 steps at most"
     assert printed[1].startswith("agent   return") and printed[2].startswith("random  return") and "±" in printed[1]
@@ -228,6 +231,51 @@ def test_an_agent_is_overruled_in_the_share_of_steps_that_was_asked_for(share):
     assert np.mean([action != 3 for action in taken]) == pytest.approx(share, abs=0.03)
 
 
+def test_no_module_is_imported_because_a_file_names_it(agent, stripes_agent, tiny_world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as python -m has it
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('was_here').touch()\nclass World: pass\n")
+    theirs = tmp_path / "theirs"
+    shutil.copytree(agent, theirs)
+    text = (theirs / "config.yaml").read_text()
+    (theirs / "config.yaml").write_text(
+        text.replace("policy: agents.policy:Policy", "policy: evil:World").replace(TINY, "evil:World-v0")
+    )
+    with pytest.raises(ValueError, match=r"names the world evil:World-v0.* --env evil:World-v0"):
+        evaluate(str(theirs), episodes=1)
+    with pytest.raises(ValueError, match=r"of the class evil:World, expected agents.*--policy_class evil:World"):
+        collect("store", TINY, episodes=1, policy=str(theirs))
+    with pytest.raises(ValueError, match=r"names the world tests.tiny_world:Tiny-v0.* --real tests.tiny_world:Tiny-v0"):
+        train("run", env_kwargs={"world": str(tiny_world)}, train=replace(SETTINGS, evaluate_every=1))
+    with pytest.raises(ValueError, match=r"names the world tests.tiny_world:Tiny-v0.* env=tests.tiny_world:Tiny-v0"):
+        EncodedEnv(str(tiny_world))
+    assert not (tmp_path / "was_here").exists()
+    with pytest.raises(ValueError, match="--policy_class evil:World cannot be imported"):
+        collect("store", TINY, episodes=1, policy=str(theirs), policy_class="evil:World")  # which has no load
+    assert (tmp_path / "was_here").exists(), "the user named it"
+
+
+def test_an_agent_of_several_frames_from_before_they_lay_in_the_channels_acts_as_it_did(tmp_path):
+    new = NetworkConfig(width=8, hidden=16, shape=(84, 84, 6), actions=3)
+    assert NetworkConfig(width=8, hidden=16, shape=(2, 84, 84, 3), actions=3) == new
+
+
+def test_sigterm_ends_training_without_a_crash_and_the_run_goes_on(tiny_world, tmp_path):
+    flags = ["--env.world", str(tiny_world), "--env.horizon", "8", "--run", str(tmp_path / "run"), "--train.steps"]
+    sizes = ["--train.batch=32", "--train.minibatch=16", "--train.evaluate_every=0", "--train.num_envs=4"]
+    command = [sys.executable, "-m", "agents.train", *flags, "100_000", *sizes, "--model.width=8", "--model.hidden=32"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("checkpoint/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors and "abort" not in errors.lower()
+    (last,) = (tmp_path / "run" / "checkpoint").glob("[0-9]*")
+    assert int(last.name) >= 32
+
+
 def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, world_run, tiny_world, tmp_path):
     run, world = str(tmp_path / "run"), {"world": str(world_run), "horizon": 5}
     with pytest.raises(ValueError, match="must be the run of an agent, it is that of a prior"):
@@ -259,4 +307,4 @@ def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, worl
     with pytest.raises(ValueError, match="multiple of the 4 worlds"):
         replace(SETTINGS, batch=33)
     with checkpoint.locked(agent), pytest.raises(ValueError, match="another process is training"):
-        train(str(agent), env_kwargs={"world": str(tiny_world), "horizon": 12, "history": 2}, model=SIZES)
+        train(str(agent), env_kwargs={"world": str(tiny_world), "horizon": 12, "history": 2}, model=SIZES, real=TINY)

@@ -175,8 +175,9 @@ def test_a_collector_that_is_killed_goes_on_when_it_is_run_again(serial, tmp_pat
     assert content(store) == serial
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("world", [WORLD, "envs:Doom-v0"])
-def test_control_c_leaves_a_store_to_continue_and_says_so(world, tmp_path):
+def test_control_c_and_sigterm_leave_a_store_to_continue_and_no_engine(world, number, code, tmp_path):
     if world != WORLD:
         pytest.importorskip("vizdoom")
     store = tmp_path / "store"
@@ -186,12 +187,19 @@ def test_control_c_leaves_a_store_to_continue_and_says_so(world, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background shells have it ignored
     )
     wait_for(store, 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the world's engine, too
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to the world's engine, too
+    else:
+        process.send_signal(number)
     out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
+    assert not list(tmp_path.glob("worldmodel-*")), "the engine's scratch folder"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left of the session
     assert "run again to continue" in out and "Traceback" not in errors
     assert len(content(store)) >= 2
 

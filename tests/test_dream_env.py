@@ -25,10 +25,19 @@ def play(env, actions, seed):
 def test_a_dream_is_a_world_by_gymnasiums_own_checks(settings, observation, history):
     env = gym.make("envs:Dream-v0", observation=observation, history=history, render_mode="rgb_array", **settings)
     check_env(env.unwrapped)
-    assert env.reset(seed=0)[0].shape == (history,) * (history > 1) + (
-        (6, 6) if observation == "codes" else (24, 24, 3)
-    )
+    codes = (history,) * (history > 1) + (6, 6)
+    assert env.reset(seed=0)[0].shape == (codes if observation == "codes" else (24, 24, 3 * history))
     assert env.render().shape == (24, 24, 3)
+
+
+def test_several_frames_lie_in_the_channels_the_oldest_first(settings):
+    one, two = (DreamEnv(observation="frame", history=history, **settings) for history in (1, 2))
+    before, shown = one.reset(seed=3)[0], two.reset(seed=3)[0]
+    for action in (0, 2, 1):
+        np.testing.assert_array_equal(shown[..., 3:], before)
+        now, shown = one.step(action)[0], two.step(action)[0]
+        np.testing.assert_array_equal(shown[..., :3], before)
+        before = now
 
 
 def test_make_vec_makes_dreams_that_step_together(settings):
@@ -168,12 +177,15 @@ def test_the_real_world_shows_what_the_dream_shows(observation):
     dream = DreamEnv(world="doom-health-gathering", **settings)
     assert real.observation_space == dream.observation_space and real.action_space == dream.action_space
     first, _ = real.reset(seed=1)
-    assert real.observation_space.contains(first) and (first[0] == first[1]).all()
+    channels = {"codes": lambda seen: seen, "frame": lambda seen: np.stack([seen[..., :3], seen[..., 3:]])}[observation]
+    assert real.observation_space.contains(first)
+    past, present = channels(first)
+    assert (past == present).all()
     codes = real.world.encode(torch.from_numpy(real.render())[None])
     expected = codes if observation == "codes" else real.world.decode(codes)
-    np.testing.assert_array_equal(first[1], expected[0])
+    np.testing.assert_array_equal(present, expected[0])
     seen = [real.step(1) for _ in range(4)]
-    np.testing.assert_array_equal(seen[0][0][0], first[1])
+    np.testing.assert_array_equal(channels(seen[0][0])[0], present)
     assert [step[3] for step in seen] == [False, False, False, True]
     real.close()
 

@@ -42,6 +42,8 @@ from worldmodel.names import unknown
 
 PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # what a configuration says of this machine
 PRETRAINED = Path(__file__).parent / "pretrained"
+CHOICES = ("store", "images", "size", "speech", "batch", "length", "mirror", "flip", "samples", "env", "env_kwargs")
+ANYHOW = ("device", "threads", "precision")  # of an environment: how it is computed, not what it is
 S, M = TypeVar("S"), TypeVar("M", bound=nn.Module)  # settings of a model, and the model
 
 
@@ -154,8 +156,10 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **
         more: anything else that config.yaml should say.
 
     Raises:
-        ValueError: if the run is there with a model of another kind or size; nothing is changed then.
+        ValueError: if the run is there with a model of another kind or size, or as :func:`check_choices` does; nothing
+            is changed then.
     """
+    check_choices(run, train, data)
     data = {name: _absolute(value) if name in PATHS else value for name, value in data.items()}
     text = config.dump(kind=kind, **more, model=model, train=train, data=data)
     if (run / "config.yaml").exists():
@@ -170,6 +174,36 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **
     run.mkdir(parents=True, exist_ok=True)
     files.sweep(run)
     write_atomically(run / "config.yaml", text.encode())
+
+
+def check_choices(run: Path, train: Any, data: dict[str, Any]) -> None:
+    """See that a run that is there was begun with the same data, batch and seed, before any long work is done.
+
+    Args:
+        train: has ``seed``, and ``allow_changes``, which lets anything pass.
+        data: of which :data:`CHOICES` are compared, those that the run knows.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    if train.allow_changes or not (run / "config.yaml").exists():
+        return
+    there = read_config(run)
+    begun = {**there["data"], "train.seed": (there.get("train") or {}).get("seed", train.seed)}
+    for name, asked in {**data, "train.seed": train.seed}.items():
+        old = begun.get(name, asked)
+        if name in (*CHOICES, "train.seed") and _plain(old) != _plain(asked):
+            raise ValueError(
+                f"{run} was begun with {name} {old}, got {asked}; give that again, use another --run, or go on with "
+                "what changed: --train.allow_changes true"
+            )
+
+
+def _plain(choice: Any) -> Any:
+    """A choice as it is compared: paths from the root, environments without how they are computed."""
+    if isinstance(choice, dict):
+        return {name: _plain(value) for name, value in choice.items() if name not in ANYHOW}
+    return _absolute(choice) if isinstance(choice, str) else choice
 
 
 def _absolute(path: str) -> str:

@@ -30,13 +30,15 @@ STICKY_WEIGHTS = {
     "look_right": 1.5,
 }
 RESTARTS = 100  # of one worker, before the run gives up
+OURS = "agents.policy:Policy"
 BLIND = ("sticky", "random", "mixed")
 
 
 class Policy(Protocol):
-    """An agent that acts by what it sees; its run's config.yaml names the class as ``policy: module:Name``.
+    """An agent that acts by what it sees; ``Policy.load(run)`` makes one.
 
-    ``Policy.load(run)`` makes one.
+    Its run's config.yaml names the class as ``policy: module:Name``, which is imported if it is :data:`OURS` or if the
+    user names it, too.
 
     Attributes:
         action_names: what actions 0, 1, … are called.
@@ -61,6 +63,7 @@ def collect(
     episodes: int = 0,
     workers: int = 0,
     policy: str = "sticky",
+    policy_class: str = OURS,
     explore: float = 0.0,
     seed: int = 0,
     longest: int = 4000,
@@ -80,6 +83,7 @@ def collect(
         workers: record in this process (0) or in this many Ray actors.
         policy: sticky holds each action for 1 to 12 steps and prefers to move; random draws one every step; mixed is
             either, an episode each; the run folder of an agent lets that act.
+        policy_class: module:Name of the class of an agent of your own.
         explore: share of the steps in which an agent is overruled by the sticky policy, an action at a time.
         seed: of the worlds and the policies.
         longest: steps after which an episode that has not ended is cut off, and marked truncated.
@@ -88,7 +92,7 @@ def collect(
     if (frames > 0) == (episodes > 0):
         raise ValueError(f"give either --frames or --episodes a positive number, got {frames} and {episodes}")
     policy = policy if policy in BLIND else os.path.abspath(policy)
-    recorder = Recorder(store, env, env_kwargs, policy, seed, longest, explore)
+    recorder = Recorder(store, env, env_kwargs, policy, seed, longest, explore, policy_class)
     there = recorder.store
     unit, goal = ("frame", frames) if frames else ("episode", episodes)
     before, start = there.frames, time.perf_counter()
@@ -115,7 +119,7 @@ def collect(
                 there.record(entry)
                 bar.update(min(progress(), goal) - bar.n)
                 bar.set_postfix_str(f"{(there.frames - before) / (time.perf_counter() - start):.0f} frames/s")
-    except KeyboardInterrupt:  # a world's engine may have got it first, and have failed
+    except (KeyboardInterrupt, SystemExit):
         print(f"stopped: {there.path} holds {len(there)} episodes, {there.frames} frames; run again to continue")
         raise
     new, seconds = there.frames - before, time.perf_counter() - start
@@ -126,13 +130,21 @@ class Recorder:
     """Plays episodes of one world and writes them to a store; made anew in every process that records."""
 
     def __init__(
-        self, store: str, env: str, env_kwargs: dict, policy: str, seed: int, longest: int, explore: float = 0.0
+        self,
+        store: str,
+        env: str,
+        env_kwargs: dict,
+        policy: str,
+        seed: int,
+        longest: int,
+        explore: float = 0.0,
+        policy_class: str = OURS,
     ) -> None:
-        self.settings = (store, env, env_kwargs, policy, seed, longest, explore)
+        self.settings = (store, env, env_kwargs, policy, seed, longest, explore, policy_class)
         self.policy, self.seed, self.longest, self.explore = policy, seed, longest, explore
         if not 0 <= explore < 1 or (explore and policy in BLIND):
             raise ValueError(f"--explore must be in [0, 1), and 0 without an agent, got {explore}")
-        self.agent, facts = (None, {"policy": policy}) if policy in BLIND else load(policy, explore)
+        self.agent, facts = (None, {"policy": policy}) if policy in BLIND else load(policy, explore, policy_class)
         self.env = environment.make(env, **env_kwargs)
         names = self.env.get_wrapper_attr("action_names")
         if self.agent and tuple(self.agent.action_names) != tuple(names):
@@ -161,11 +173,11 @@ class Recorder:
         return self.store.write(number, play(self.env, choose, int(world_seed), self.longest))
 
 
-def load(run: str, explore: float) -> tuple[Policy, dict[str, Any]]:
+def load(run: str, explore: float, policy_class: str = OURS) -> tuple[Policy, dict[str, Any]]:
     """The agent of a run, and what a store says of it: the weights are named, so that other ones do not mix in.
 
     Raises:
-        ValueError: if it is no agent's.
+        ValueError: if it is no agent's, or one of another class.
     """
     path = Path(run) / "config.yaml"
     values = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
@@ -175,8 +187,16 @@ def load(run: str, explore: float) -> tuple[Policy, dict[str, Any]]:
             f"--policy must be {', '.join(BLIND)} or the run folder of an agent, got {run}; "
             "train one with python -m agents.train"
         )
+    if name != policy_class:  # nothing is imported because a file says so
+        raise ValueError(
+            f"{run} is an agent of the class {name}, expected {policy_class}; if you trust it, name it yourself: "
+            f"--policy_class {name}"
+        )
     module, _, attribute = name.partition(":")
-    policy = getattr(importlib.import_module(module), attribute).load(run)
+    try:
+        policy = getattr(importlib.import_module(module), attribute).load(run)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--policy_class {name} cannot be imported: {error}") from error
     return policy, {"policy": name, "weights": policy.digest, "explore": explore}
 
 
@@ -251,6 +271,7 @@ def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, 
 
     recorder.env.close()  # it has told the schema, and a running game must not be forked
     ray.init(address=address or "local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    config.heed_sigterm()
     settings = (os.path.abspath(recorder.settings[0]), *recorder.settings[1:])
     actor_class = ray.remote(num_cpus=1, max_restarts=RESTARTS)(Recorder)
     idle = [actor_class.remote(*settings) for _ in range(workers)]

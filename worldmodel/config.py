@@ -1,6 +1,8 @@
 """The command line of every program: dataclass defaults < YAML files < flags."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partialmethod
@@ -15,6 +17,7 @@ from worldmodel.names import unknown
 
 T = TypeVar("T")
 BAR = tqdm.__init__
+TERMINATED = 128 + signal.SIGTERM  # what a shell calls it
 SELDOM = 10.0  # seconds between two lines of a progress bar in a file
 SWITCHES = ("--help", "--print_config")  # jsonargparse's own, which take no value
 
@@ -30,6 +33,7 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
     A mistake of the caller's, an exception that names it, is printed as one line and ends the process with 1; a flag
     that does not parse ends it with 2. Where the terminal is none, progress bars write a line every ten seconds.
     """
+    heed_sigterm()
     if not sys.stderr.isatty():
         tqdm.__init__ = partialmethod(BAR, mininterval=SELDOM, delay=SELDOM)  # tqdm's own way to set defaults
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -41,6 +45,12 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def heed_sigterm() -> None:
+    """Let SIGTERM end the process as an exception does, which closes what is open; to be said again after ray.init."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 def dump(**parts: Any) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from worldmodel import checkpoint
+from worldmodel.config import heed_sigterm
 from worldmodel.training import Batches, Evaluation, TrainConfig, fit
 
 RESTARTS = 3  # without a save between them, before the run gives up
@@ -69,6 +70,7 @@ def fit_on_workers(
             start = {"address": address} if address else {"address": "local", "num_cpus": workers}
             while True:  # not Ray's own max_failures, which would also repeat what raised one of MISTAKES
                 ray.init(**start, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+                heed_sigterm()
                 there = ray.cluster_resources()
                 for kind, number in each.items():
                     if there.get(kind, 0) < workers * number:

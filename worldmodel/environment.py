@@ -8,6 +8,7 @@ from gymnasium.wrappers import AddRenderObservation
 from PIL import Image
 
 SIZE = 84  # of a side
+OURS = ("", "envs")  # modules whose worlds a file may name
 SMALLEST = 32  # a smaller "image" is a symbolic grid (MiniGrid's is 7×7), not a picture
 
 
@@ -40,6 +41,25 @@ def make(env: str, **kwargs: Any) -> gym.Env:
             f"it observes {world.observation_space}"
         )
     return Frames(world)
+
+
+def trusted(env: str, source: object, flag: str = "--env ") -> str:
+    """The id of a world that a file names, if making it imports no module but this package's.
+
+    Args:
+        source: of the id, for the message.
+        flag: by which the user can name it.
+
+    Raises:
+        ValueError: if it would import another; whoever made the file would then run code here.
+    """
+    module = env.rpartition(":")[0]
+    if module not in OURS:
+        raise ValueError(
+            f"{source} names the world {env}, which is in the module {module}; if you trust that, name it yourself: "
+            f"{flag}{env}"
+        )
+    return env
 
 
 class Frames(gym.ObservationWrapper):

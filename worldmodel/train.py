@@ -122,6 +122,8 @@ def prior(
         address: of a running Ray cluster that shares these folders; empty starts one here.
     """
     folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
+    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, "init": init, "mirror": mirror}
+    checkpoint.check_choices(folder, train, data)  # before anything is encoded
     recorded = EpisodeStore(Path(store).absolute())
     codes = encoded(recorded, origin, device)
     mirrored = encoded(recorded, origin, device, mirrored=True) if mirror else None
@@ -135,7 +137,6 @@ def prior(
         actions=len(codes.schema.action_names) if actions == "named" else 0,
         reward_scale=model.reward_scale or checkpoint.remembered(folder, "reward_scale") or reward_scale(codes),
     )
-    data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, "init": init, "mirror": mirror}
     data |= asdict(codes.schema)
     torch.manual_seed(train.seed)
     network = Dynamics(model, tokenizer.quantizer.codebook)
@@ -198,6 +199,8 @@ def pixelcnn(
     if samples < 0:
         raise ValueError(f"--samples must be 0 or more, got {samples}")
     folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
+    data = {"store": store, "images": images, "size": size, "vqvae": vqvae, "batch": batch, "samples": samples}
+    checkpoint.check_choices(folder, train, data)  # before anything is encoded
     pictures, tokenizer = given(store, images, size), checkpoint.load_vqvae(origin).to(device)
     grid = tokenizer.encode(torch.zeros(1, *pictures.shape, dtype=torch.uint8, device=device)).shape[1:]
     count = max(1, EVALUATED_CODES // grid.numel())
@@ -207,7 +210,6 @@ def pixelcnn(
     known = pictures.classes if classes else ()
     settings = tokenizer.quantizer.config
     model = replace(model, codes=settings.codes, dim=settings.dim, grid=tuple(grid), classes=len(known))
-    data = {"store": store, "images": images, "size": size, "vqvae": vqvae, "batch": batch, "samples": samples}
     torch.manual_seed(train.seed)
     vectors = tokenizer.quantizer.decode(torch.arange(settings.codes, device=device)[None])[0].T
     network = SpatialPrior(model, vectors.cpu())

@@ -42,6 +42,7 @@ class TrainConfig:
         log_every: steps between two lines of metrics.
         evaluate_every: steps between two evaluations; each also saves.
         seed: of the first weights, the batches and all sampling.
+        allow_changes: let an existing run go on with another store, batch or seed than it was begun with.
         device: cuda, cpu, or auto for the first that is there.
         threads: of torch on the CPU; 0 leaves torch's own choice.
         precision: of activations; auto is bfloat16 wherever the hardware multiplies it: CUDA, AVX512-BF16, AMX.
@@ -58,6 +59,7 @@ class TrainConfig:
     log_every: int = 50
     evaluate_every: int = 1000
     seed: int = 0
+    allow_changes: bool = False
     device: str = "auto"
     threads: int = 0
     precision: Precision = "auto"

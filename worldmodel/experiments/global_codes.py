@@ -57,6 +57,8 @@ def train(
         batch: pictures in a batch.
     """
     folder, origin = Path(run).absolute(), Path(vqvae)
+    data = {"store": store, "vqvae": vqvae, "batch": batch}
+    checkpoint.check_choices(folder, train, data)  # before anything is encoded
     codes = encoded(EpisodeStore(Path(store).absolute()), origin, pick_device(train))
     learnt, held_out = split(codes)
     first = checkpoint.load_vqvae(origin)
@@ -69,8 +71,7 @@ def train(
     torch.manual_seed(train.seed)
     network = GlobalCodes(model, first.quantizer.codebook)
     checkpoint.adopt(folder, origin)
-    data = {"store": store, "vqvae": vqvae, "batch": batch, **asdict(codes.schema)}
-    checkpoint.begin(folder, "global_codes", model, train, data)
+    checkpoint.begin(folder, "global_codes", model, train, {**data, **asdict(codes.schema)})
     batches = PictureBatches(FramePictures([(codes, learnt)]), batch, train.seed)
     unseen = FramePictures([(codes, held_out)])
     watched = gather(unseen, spread(len(unseen), WATCHED))

@@ -6,7 +6,7 @@ not move, so what a codebook starts from decides much: it is varied beside the q
 
 import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -207,9 +207,12 @@ def _begin(folder: Path, **settings: Any) -> None:
     text, path = config.dump(**settings), folder / "config.yaml"
     if path.exists():
         there, asked = yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text)
+        defaults = {part: asdict(type(value)()) for part, value in settings.items() if is_dataclass(value)}
         for part, values in asked.items():
             for name, new in values.items():
-                old = there.get(part, {}).get(name)
+                old = there.get(part, {}).get(
+                    name, defaults.get(part, {}).get(name)
+                )  # settings younger than the folder
                 if new != old and (part, name) not in [("train", own) for own in OWN]:
                     raise ValueError(
                         f"{folder} was begun with {part}.{name} {old}, got {new}; use another --out, or the old setting"
