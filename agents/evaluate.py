@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from agents.policy import Policy, read
 from worldmodel import config, environment, media
+from worldmodel.core.ranges import check_seed
 from worldmodel.files import check_file, write_atomically
 from worldmodel.scores import interval
 
@@ -91,6 +92,7 @@ def evaluate(
     """
     if episodes < 1 or horizon < 0:
         raise ValueError(f"--episodes must be 1 or more and --horizon 0 or more, got {episodes} and {horizon}")
+    check_seed(seed)
     if video:
         media.check(Path(video))
     if out:

@@ -34,6 +34,14 @@ def sliding_stripes(seed: int, steps: int = 20) -> Episode:
     return Episode(np.stack(frames), actions, (actions == 2).astype(float), bool(seed % 2), not seed % 2, seed)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts Ray by its fixture."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from agents.train import AgentConfig
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
 from worldmodel.data.store import EpisodeStore
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 STAGES = {
     "collect": CollectStage(env="tests.tiny_world:Tiny-v0", episodes=2, first=4, explore=0.2, longest=12),
     "vqvae": VQVAEStage(VQVAE_SIZES, train_config(2), batch=4),

@@ -25,7 +25,7 @@ from worldmodel.collect import collect, exploring
 from worldmodel.data.store import EpisodeStore
 from worldmodel.train import prior, vqvae
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 TINY = "tests.tiny_world:Tiny-v0"
 SIZES = NetworkConfig(width=8, hidden=32)
 SETTINGS = AgentConfig(steps=64, batch=32, minibatch=16, epochs=1, num_envs=4, evaluate_every=0, evaluation_episodes=2)

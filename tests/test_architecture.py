@@ -73,6 +73,7 @@ def test_every_public_name_has_a_docstring(path):
             assert ast.get_docstring(node), f"{path}: {node.name} has none"
 
 
+@pytest.mark.slow
 def test_importing_the_package_and_the_worlds_loads_nothing_heavy():
     heavy = ["torch", "vizdoom", "ray", "deepmind_lab"]
     code = f"import sys, worldmodel, envs, worldmodel.collect; print([m for m in {heavy} if m in sys.modules])"
@@ -93,6 +94,7 @@ def run(module: str, *arguments: str) -> None:
     assert not stopped.value.code, stopped.value.code
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs():
     (snippet,) = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
     found: dict = {}
@@ -120,6 +122,7 @@ def test_the_readme_names_only_programs_and_flags_that_exist(program, capsys):
     "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.slow
 def test_every_configuration_is_understood_by_the_command_in_its_header(path, monkeypatch):
     program = re.match(r"# python -m (.*)\n", path.read_text())[1].split()
     assert str(path.relative_to(ROOT)) in program

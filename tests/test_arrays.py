@@ -117,6 +117,8 @@ def calling(text: str) -> bytes:
         (calling("c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R."), "bytes written as hex"),
         (calling("ccopyreg\n_reconstructor\n."), "copyreg._reconstructor"),
         (calling("}r\xff\xff\xff\x7f."), "it asks for a list of 2147483647 values"),
+        (calling("}X\x04\x00\x00\x00aaaa" + "2\x86" * 40 + "Ns."), "it has the same tuple in two places"),
+        (calling("}]q\x01" + "h\x01h\x01\x86q\x01" * 40 + "Ns."), "it has the same list in two places"),
     ],
 )
 def test_a_pickle_that_asks_for_anything_but_an_array_is_refused(tmp_path, data, forbidden):

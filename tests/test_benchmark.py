@@ -83,6 +83,7 @@ def test_full_passes_draw_the_codes_that_the_wavefronts_draw(temperature):
         assert torch.equal(sample(condition, uniforms, temperature), codes)
 
 
+@pytest.mark.slow
 def test_flops_are_counted_and_set_beside_the_limit_of_the_machine(world_run, small):
     world = WorldModel.load(world_run, precision="float32")
     layer, x = nn.Linear(6, 10), torch.randn(7, 6)
@@ -100,6 +101,7 @@ def test_flops_are_counted_and_set_beside_the_limit_of_the_machine(world_run, sm
     assert "of the limit" in table(dreamt.rows) and f"{whole.share:.0%}" in table(dreamt.rows)
 
 
+@pytest.mark.slow
 def test_a_quick_one_measures_what_most_people_ask_for(world_run, small, tmp_path):
     benchmark(str(world_run), quick=True, threads=1, out=str(tmp_path / "quick.json"))
     result = json.loads((tmp_path / "quick.json").read_text())
@@ -110,12 +112,14 @@ def test_a_quick_one_measures_what_most_people_ask_for(world_run, small, tmp_pat
 
 @pytest.mark.parametrize("size", [1_000_000, 3_200_000, 8_000_000])
 @pytest.mark.parametrize(("layers", "context"), peers.GPTS)
+@pytest.mark.slow
 def test_a_gpt_has_as_many_parameters_as_it_should(size, layers, context):
     pytest.importorskip("transformers")
     gpt = peers.GPTSampler(size, 512, 49, 9, layers, context, CPU)
     assert gpt.parameters == pytest.approx(size, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_gpt_with_its_cache_draws_what_it_draws_without_one():
     pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -128,6 +132,7 @@ def test_a_gpt_with_its_cache_draws_what_it_draws_without_one():
     assert torch.equal(draw(logits, uniforms, 1.0), codes)
 
 
+@pytest.mark.slow
 def test_the_peers_are_measured_where_they_are_installed(world_run, small):
     pytest.importorskip("transformers")
     pytest.importorskip("vector_quantize_pytorch")
@@ -143,6 +148,7 @@ def test_the_peers_are_measured_where_they_are_installed(world_run, small):
     assert not any("is not installed" in remark for remark in drawn.remarks + quantized.remarks)
 
 
+@pytest.mark.slow
 def test_every_section_goes_into_a_table_and_the_json_and_a_missing_peer_is_named(
     world_run, small, tmp_path, monkeypatch, capsys
 ):

@@ -131,6 +131,7 @@ def test_what_one_latent_leaves_out_is_what_enumeration_says():
         assert torch.allclose(others[:, number], model.log_likelihood_of(shown, changed[:, None])[:, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trained_decoder_leaves_other_codes_little_mass():
     shown = pictures(16, kinds=4)
     shares = {}
@@ -266,6 +267,7 @@ def test_the_rates_are_the_divergences_of_the_definition():
     assert torch.allclose(categorical_rate(log_q), closed, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bounds_of_a_vae_of_one_latent_lie_below_its_integral():
     shown = pictures(4, kinds=4)
     model = trained(replace(TINY, kind="vae", latents=1), shown, 60)

@@ -121,6 +121,8 @@ def test_an_episode_that_goes_on_too_long_is_cut_off_and_marked_truncated(tmp_pa
         assert len(episode) == 5 and episode.truncated and not episode.terminated
 
 
+@pytest.mark.slow
+@pytest.mark.engine
 def test_doom_records_the_same_episode_twice(tmp_path):
     pytest.importorskip("vizdoom")
     for name in ("one", "two"):
@@ -131,12 +133,15 @@ def test_doom_records_the_same_episode_twice(tmp_path):
     assert len(np.unique(episode.observations)) > 50
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_two_workers_record_what_one_process_records(serial, tmp_path):
     done = run(tmp_path / "store", "--episodes", "20", "--workers", "2")  # starts a cluster of its own
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "store") == serial
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_no_episode_and_doubles_none(serial, cluster, tmp_path):
     dies = tmp_path / "killed"
     flags = ["--episodes", "20", "--workers", "2", "--address", cluster, "--env.dies", str(dies)]
@@ -146,6 +151,7 @@ def test_a_worker_that_is_killed_costs_no_episode_and_doubles_none(serial, clust
     assert content(tmp_path / "store") == serial
 
 
+@pytest.mark.slow
 def test_two_workers_with_a_goal_in_frames_record_at_most_one_episode_more(serial, cluster, tmp_path):
     done = run(tmp_path / "store", "--frames", "200", "--workers", "2", "--address", cluster)
     assert done.returncode == 0, done.stderr
@@ -155,6 +161,7 @@ def test_two_workers_with_a_goal_in_frames_record_at_most_one_episode_more(seria
     assert {number: two[number] for number in two} == {number: serial[number] for number in range(len(two))}
 
 
+@pytest.mark.slow
 def test_a_world_that_breaks_in_a_worker_is_an_error_that_says_how(cluster, tmp_path):
     flags = ["--episodes", "20", "--workers", "2", "--address", cluster, "--env.breaks", "50"]
     done = run(tmp_path / "store", *flags)
@@ -163,6 +170,7 @@ def test_a_world_that_breaks_in_a_worker_is_an_error_that_says_how(cluster, tmp_
     content(tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_killed_goes_on_when_it_is_run_again(serial, tmp_path):
     store, flags = tmp_path / "store", ["--episodes", "20", "--env.pause", "0.002"]
     for episodes in (1, 7, 13):
@@ -176,7 +184,8 @@ def test_a_collector_that_is_killed_goes_on_when_it_is_run_again(serial, tmp_pat
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("world", [WORLD, "envs:Doom-v0"])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [WORLD, pytest.param("envs:Doom-v0", marks=pytest.mark.engine)])
 def test_control_c_and_sigterm_leave_a_store_to_continue_and_no_engine(world, number, code, tmp_path):
     if world != WORLD:
         pytest.importorskip("vizdoom")
@@ -205,6 +214,7 @@ def test_control_c_and_sigterm_leave_a_store_to_continue_and_no_engine(world, nu
 
 
 @pytest.mark.parametrize("flags", [[], ["--frames", "10", "--episodes", "10"]])
+@pytest.mark.slow
 def test_both_goals_or_none_are_one_line_of_error(flags, tmp_path):
     done = run(tmp_path / "store", *flags)
     assert done.returncode == 1

@@ -35,6 +35,7 @@ def product(x, begin, cells, offsets, weight, out, rows):
 
 
 @pytest.mark.parametrize("rows", range(1, 15))
+@pytest.mark.slow
 def test_a_product_is_that_of_numpy_for_every_number_of_rows(rows):
     random = np.random.default_rng(rows)
     for taps, channels, outputs, begin in ((1, 1, 1, 0), (5, 12, 37, 3), (9, 8, 64, 0), (1, 49, 32, 7)):
@@ -47,6 +48,7 @@ def test_a_product_is_that_of_numpy_for_every_number_of_rows(rows):
         assert np.allclose(out[:rows, :outputs], 1 + seen @ weight, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_row_of_a_product_does_not_depend_on_the_rows_beside_it():
     random = np.random.default_rng(0)
     x, weight = random.standard_normal((40, 100)).astype(np.float32), compiled.packed(random.standard_normal((100, 50)))
@@ -81,6 +83,7 @@ def test_where_nothing_can_be_cached_it_is_compiled_all_the_same(monkeypatch):
     assert compiled.cached(lambda x: x + 1)(2) == 3
 
 
+@pytest.mark.slow
 def test_a_kept_loop_is_never_older_than_what_is_compiled_into_it(tmp_path):
     shared, source = tmp_path / "compiled.py", Path(compiled.__file__).read_text()
     (tmp_path / "loop.py").write_text(LOOP)

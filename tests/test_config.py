@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from agents.network import NetworkConfig
 from agents.train import AgentConfig
 from worldmodel import config
+from worldmodel.checkpoint import read_config
 from worldmodel.core.architecture import AutoencoderConfig
 from worldmodel.core.bottleneck import QuantizerConfig
 from worldmodel.core.dynamics import DynamicsConfig
@@ -89,6 +91,7 @@ def test_a_flag_that_does_not_parse_is_exit_code_2(program, arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_progress_bar_writes_little_into_a_file():
     code = (
         "import sys, time; from tqdm import tqdm; from worldmodel import config\n"
@@ -175,3 +178,29 @@ def test_no_setting_takes_a_negative_number_or_what_is_none(kind, field):
 def test_settings_out_of_range_are_refused_with_the_range(kind, setting, message):
     with pytest.raises(ValueError, match=message):
         kind(**setting)
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, r"holds more than 100000 values"),
+        ("a: &a [*a]\n", r"holds more than 100000 values"),
+        ("[" * 400, r"recursion"),
+        ("a: [1", r"while parsing"),
+    ],
+)
+def test_a_yaml_file_that_is_damaged_or_endless_is_named(text, message, tmp_path, program, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"config.yaml is no YAML that can be used: .*{message}"):
+        config.read_yaml(path)
+    with pytest.raises(ValueError, match=r"config\.yaml is no YAML that can be used"):
+        read_config(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        config.run(program, ["--store", "s", "--config", str(path)])
+    assert capsys.readouterr().err.startswith(f"error: {path} is no YAML")

@@ -28,6 +28,7 @@ from worldmodel.data.windows import StepWindows, split
 from worldmodel.train import code_batch
 from worldmodel.training import fit
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 STEPS = 300
 KINDS = ("vqvae", "prior", "blind", "pixelcnn")  # a blind prior leaves weights unused, which DDP must know

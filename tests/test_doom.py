@@ -18,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from envs.actions import NAVIGATION
 from envs.doom import SCENARIOS, DoomEnv
 
+pytestmark = pytest.mark.engine
 WORLDS = [{"scenario": "health_gathering_supreme"}, {"scenario": "take_cover"}, {"map": "E1M1"}]
 ACTIONS = [1, 1, 7, 7, 7, 3, 3, 0, 6, 6, 2, 8, 8, 4, 1] * 2
 
@@ -52,6 +53,7 @@ def wait(env, seed=0, longest=1000):
 
 @every_world
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 def test_the_world_passes_gymnasiums_own_check(settings):
     env = make(**settings)
     check_env(env)
@@ -59,6 +61,7 @@ def test_the_world_passes_gymnasiums_own_check(settings):
 
 
 @every_world
+@pytest.mark.slow
 def test_the_same_seed_and_actions_give_the_same_frames_and_rewards(settings):
     env = make(**settings)
     frames, rewards = play(env, seed=11)
@@ -74,6 +77,7 @@ def test_the_same_seed_and_actions_give_the_same_frames_and_rewards(settings):
     assert len(frames) == len(ACTIONS) + 1 and np.ptp(frames) > 100
 
 
+@pytest.mark.slow
 def test_resets_without_a_seed_follow_from_the_last_seed():
     env = make()
     runs = []
@@ -87,6 +91,7 @@ def test_resets_without_a_seed_follow_from_the_last_seed():
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.slow
 def test_a_scenario_has_the_nine_names_and_attack_where_it_is_its_own(scenario):
     env = make(scenario=scenario)
     env.close()
@@ -95,6 +100,7 @@ def test_a_scenario_has_the_nine_names_and_attack_where_it_is_its_own(scenario):
     assert env.action_space.n == len(env.action_names)
 
 
+@pytest.mark.slow
 def test_a_few_actions_can_be_chosen_by_name_and_do_what_they_did_among_all():
     few, every = (make(scenario="take_cover", actions=names) for names in (["noop", "strafe_right"], ()))
     assert few.unwrapped.action_names == ("noop", "strafe_right") and few.action_space.n == 2
@@ -104,6 +110,7 @@ def test_a_few_actions_can_be_chosen_by_name_and_do_what_they_did_among_all():
         np.testing.assert_array_equal(few.step(action)[0], every.step(chosen)[0])
 
 
+@pytest.mark.slow
 def test_a_map_has_an_attack_and_it_fires():
     env = make(map="E1M1")
     env.reset(seed=0)
@@ -115,6 +122,7 @@ def test_a_map_has_an_attack_and_it_fires():
     env.close()
 
 
+@pytest.mark.slow
 def test_the_named_actions_move_and_turn_as_they_say():
     env = make(scenario="my_way_home")
 
@@ -138,6 +146,7 @@ def test_the_named_actions_move_and_turn_as_they_say():
     env.close()
 
 
+@pytest.mark.slow
 def test_looking_left_and_right_again_restores_the_view():
     env = make(scenario="my_way_home")
     left, right = env.action_names.index("look_left"), env.action_names.index("look_right")
@@ -149,6 +158,7 @@ def test_looking_left_and_right_again_restores_the_view():
     assert change[6] < change[5] < change[4]
 
 
+@pytest.mark.slow
 def test_a_death_is_terminated():
     env = make(scenario="health_gathering_supreme")
     _, terminated, truncated = wait(env)
@@ -157,6 +167,7 @@ def test_a_death_is_terminated():
     env.close()
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_truncated_and_the_step_after_it_refused():
     env = make(scenario="my_way_home")
     assert wait(env) == (525, False, True)
@@ -167,6 +178,7 @@ def test_a_time_limit_is_truncated_and_the_step_after_it_refused():
     env.close()
 
 
+@pytest.mark.slow
 def test_the_last_step_repeats_the_last_frame_and_says_so():
     env = make(scenario="take_cover")
     frame, _ = env.reset(seed=0)
@@ -181,6 +193,7 @@ def test_the_last_step_repeats_the_last_frame_and_says_so():
     assert info == {"final_observation_missing": True}
 
 
+@pytest.mark.slow
 def test_an_action_it_does_not_have_is_refused():
     env = make()
     env.reset(seed=0)
@@ -202,11 +215,13 @@ def test_an_action_it_does_not_have_is_refused():
         ({"render_mode": "ansi"}, "render_mode must be None or 'rgb_array', got 'ansi'"),
     ],
 )
+@pytest.mark.slow
 def test_a_setting_that_cannot_be_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DoomEnv(**settings)
 
 
+@pytest.mark.slow
 def test_what_is_in_view_is_named_with_its_place_and_the_pictures_stay_the_same():
     plain, telling = (DoomEnv("take_cover", objects=objects) for objects in (False, True))
     frames = [env.reset(seed=3)[0] for env in (plain, telling)]
@@ -224,6 +239,7 @@ def test_what_is_in_view_is_named_with_its_place_and_the_pictures_stay_the_same(
         env.close()
 
 
+@pytest.mark.slow
 def test_rendering_gives_the_frame_that_was_observed():
     env = make(render_mode="rgb_array")
     assert np.array_equal(env.reset(seed=0)[0], env.render())
@@ -231,6 +247,7 @@ def test_rendering_gives_the_frame_that_was_observed():
     env.close()
 
 
+@pytest.mark.slow
 def test_a_picture_of_another_size_shows_the_same_view():
     frames = {}
     for size in (42, 84, 128):
@@ -245,6 +262,7 @@ def test_a_picture_of_another_size_shows_the_same_view():
 
 
 @pytest.mark.parametrize("leave", ["close", "forget"])
+@pytest.mark.slow
 def test_nothing_is_left_in_the_working_folder_or_in_the_temporary_one(leave, tmp_path, monkeypatch):
     here, scratch = tmp_path / "here", tmp_path / "scratch"
     here.mkdir()
@@ -263,6 +281,7 @@ def test_nothing_is_left_in_the_working_folder_or_in_the_temporary_one(leave, tm
     assert list(here.iterdir()) == list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_importing_the_worlds_loads_no_engine_and_no_torch():
     program = "import sys, envs; print(*{'torch', 'vizdoom', 'deepmind_lab', 'ray'} & set(sys.modules))"
     root = Path(__file__).parents[1]
@@ -270,6 +289,7 @@ def test_importing_the_worlds_loads_no_engine_and_no_torch():
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.slow
 def test_folders_of_others_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     nobody = 2**22 + 1  # above the largest number of a process
@@ -285,6 +305,7 @@ def test_folders_of_others_are_left_alone(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_fork_that_ends_leaves_the_game_to_its_parent():
     env = make()
     env.reset(seed=0)
@@ -298,6 +319,7 @@ def test_a_fork_that_ends_leaves_the_game_to_its_parent():
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_the_engine_of_a_killed_process_is_ended_by_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

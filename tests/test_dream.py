@@ -46,6 +46,7 @@ def test_a_batch_of_dreams_is_each_dream_alone(model, store):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.slow
 def test_many_dreams_are_shared_out_and_stay_what_each_would_be_alone(world_run, threads):
     world = WorldModel.load(world_run, threads=threads)
     random = torch.Generator().manual_seed(0)
@@ -110,7 +111,7 @@ def test_a_world_hands_out_its_clips(model, store):
     assert np.array_equal(frames[0], recorded.observations[:4]) and np.array_equal(actions[0], recorded.actions[:3])
     with pytest.raises(ValueError, match="has clips 0 to 11, got 12"):
         model.clip(12)
-    with pytest.raises(ValueError, match=r"frames must be uint8 \(B, n, H, W, 3\), got torch.uint8 \(4, 24, 24, 3\)"):
+    with pytest.raises(ValueError, match=r"frames must be uint8 \(B, n, H, W, 3\), got uint8 \(4, 24, 24, 3\)"):
         model.start(frames[0], actions[0])
 
 
@@ -121,6 +122,7 @@ def test_an_action_that_does_not_exist_is_refused(model, store):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "mp4", "png"])
+@pytest.mark.slow
 def test_a_film_shows_the_real_frames_then_the_imagined_ones(world_run, store, tmp_path, suffix, capsys):
     out = tmp_path / "films" / f"a.{suffix}"
     dream(action="right", frames=4, context=3, world=str(world_run), store=str(store), episode=9, out=str(out))
@@ -140,6 +142,7 @@ def test_actions_are_repeated_until_there_are_frames_enough():
     assert plan("", "left:2,right", 1, known).tolist() == [0]
 
 
+@pytest.mark.slow
 def test_a_long_dream_needs_no_more_memory_than_a_short_one(model, store):
     state = model.start(*opening(store))
     sizes, random = set(), torch.Generator().manual_seed(0)
@@ -216,7 +219,7 @@ def test_actions_that_do_not_parse_are_explained(text, message):
         ({"action": "left", "compare": True}, "give one of --action, --actions and --compare"),
         ({"episode": 77}, "has no episode 77: expected one of 0, 1, 2"),
         ({"context": 40}, "episode 0 has 21 observations, got 40 from 0 on"),
-        ({"temperature": -1.0}, "temperature must be 0 or more"),
+        ({"temperature": -1.0}, "temperature must be a number of 0 or more"),
         ({"store": "nowhere"}, "nowhere holds no store.json"),
     ],
 )
@@ -227,6 +230,7 @@ def test_a_mistake_is_explained(world_run, store, tmp_path, monkeypatch, argumen
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_program_prints_one_line_for_a_mistake(tmp_path):
     command = [
         sys.executable,
@@ -244,6 +248,7 @@ def test_the_program_prints_one_line_for_a_mistake(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_dreams_from_the_store_that_it_was_trained_on(world_run, tmp_path):
     dream(action="right", world=str(world_run), out=str(tmp_path / "a.gif"))
     assert (tmp_path / "a.gif").exists()
@@ -261,12 +266,14 @@ def test_the_default_world_is_shipped_and_small():
 
 
 @pytest.mark.parametrize("name", world.names())
+@pytest.mark.slow
 def test_a_shipped_world_dreams_its_actions(name, tmp_path):
     out = tmp_path / "dream.gif"
     dream(action="look_left", world=name, out=str(out))
     assert iio.imread(out).shape == (16, 87 * 3, 84 * 3, 3)
 
 
+@pytest.mark.slow
 def test_a_gif_shows_the_frames_in_their_colours_and_at_their_pace(tmp_path):
     world = WorldModel.load()
     frames, _ = read(EpisodeStore(world.clips), 0, 0, 20)

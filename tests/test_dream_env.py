@@ -22,6 +22,7 @@ def play(env, actions, seed):
 
 @pytest.mark.parametrize("observation", ["codes", "frame"])
 @pytest.mark.parametrize("history", [1, 2])
+@pytest.mark.slow
 def test_a_dream_is_a_world_by_gymnasiums_own_checks(settings, observation, history):
     env = gym.make("envs:Dream-v0", observation=observation, history=history, render_mode="rgb_array", **settings)
     check_env(env.unwrapped)
@@ -51,6 +52,7 @@ def test_make_vec_makes_dreams_that_step_together(settings):
 
 
 @pytest.mark.parametrize("observation", ["codes", "frame"])
+@pytest.mark.slow
 def test_rows_are_single_dreams_of_the_same_seeds(settings, observation):
     settings |= {"observation": observation, "history": 2}
     actions = np.random.default_rng(0).integers(0, 3, (23, 4))
@@ -71,6 +73,7 @@ def test_rows_are_single_dreams_of_the_same_seeds(settings, observation):
                 over = ended or cut
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_dreams_again_and_another_seed_others(settings):
     actions, env = np.ones((12, 2), np.int64), DreamVectorEnv(2, **settings)
     first, again, other = (np.stack([step[0] for step in play(env, actions, seed)]) for seed in (3, 3, 4))
@@ -126,6 +129,7 @@ def test_settings_that_do_not_fit_are_refused(settings, wrong, message):
         DreamVectorEnv(2, **(settings | wrong))
 
 
+@pytest.mark.slow
 def test_a_shipped_world_does_not_bring_the_store_it_learnt_from(store):
     with pytest.raises(ValueError, match="name a store of your own"):
         DreamVectorEnv(1, start="store")
@@ -150,6 +154,7 @@ def test_steps_need_a_reset_first(settings):
         ([0, -1, 2], r"actions must be in \[0, 3\), got \[0, -1, 2\]"),
     ],
 )
+@pytest.mark.slow
 def test_actions_that_do_not_fit_are_refused_and_the_dreams_go_on(settings, actions, message):
     tried, untouched = (DreamVectorEnv(3, **settings) for _ in range(2))
     for dreams in (tried, untouched):
@@ -171,6 +176,8 @@ def test_seeds_are_integers_of_any_kind_one_or_one_for_each_dream(settings):
 
 
 @pytest.mark.parametrize("observation", ["codes", "frame"])
+@pytest.mark.slow
+@pytest.mark.engine
 def test_the_real_world_shows_what_the_dream_shows(observation):
     settings = {"observation": observation, "history": 2}
     real = EncodedEnv("doom-health-gathering", horizon=4, render_mode="rgb_array", **settings)
@@ -190,6 +197,8 @@ def test_the_real_world_shows_what_the_dream_shows(observation):
     real.close()
 
 
+@pytest.mark.slow
+@pytest.mark.engine
 def test_a_real_world_with_other_actions_is_refused():
     with pytest.raises(ValueError, match="knows the actions"):
         EncodedEnv("doom-health-gathering", "envs:Doom-v0", {"actions": ["forward"]})

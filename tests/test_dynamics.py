@@ -166,6 +166,7 @@ def test_no_outlook_depends_on_a_later_frame_or_action():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_batch_of_two_is_two_of_one(loops):
     made, (codes, actions) = Rollout(prior()), film(8)
     uniforms = torch.rand(5, 2, *TINY.grid)
@@ -258,6 +259,7 @@ def test_ends_can_weigh_more_and_are_foretold_as_often_as_they_come():
     torch.testing.assert_close(weighing(seen)[1]["termination_nats"], expected)
 
 
+@pytest.mark.slow
 def test_it_learns_what_actions_do_and_what_they_bring():
     """Codes that move one place left, stay or move one place right, as the action says."""
     torch.manual_seed(0)
@@ -357,6 +359,7 @@ def test_an_action_that_does_not_exist_is_refused(action):
         Rollout(prior()).start(torch.zeros(1, 2, 6, 9, dtype=torch.int64), torch.full((1, 1), action))
 
 
+@pytest.mark.slow
 def test_a_training_step_runs_in_bfloat16_and_compiled():
     made, (codes, actions) = prior(noise=0.1).train(), film(5)
     with torch.autocast("cpu", torch.bfloat16):

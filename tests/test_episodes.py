@@ -189,6 +189,7 @@ def minari(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @pytest.mark.parametrize("schema", [FRAMES, CODES])
+@pytest.mark.slow
 def test_a_store_exported_to_minari_and_imported_again_is_equal_byte_for_byte(schema, minari, tmp_path):
     one = make(tmp_path / "one", schema)
     one.append(replace(episode(5, schema), seed=-1))
@@ -280,6 +281,7 @@ def test_an_export_does_not_touch_what_is_there_and_leaves_no_half_dataset(minar
             episodes.export(str(tmp_path / "store"), name)
 
 
+@pytest.mark.slow
 def test_an_export_that_is_killed_leaves_no_dataset_and_can_be_run_again(minari, tmp_path):
     make(tmp_path / "store", count=4)
     code = (

@@ -21,6 +21,8 @@ from worldmodel.evaluation.openloop import by_horizon, open_loop, worth_of_actio
 from worldmodel.scores import auroc, calibration, divergence, interval, psnr, ssim
 from worldmodel.train import prior as train_prior
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"stretches": 8, "length": 10, "clips": 6, "samples": 2, "horizon": 8, "frames": 16}
 
 

@@ -59,6 +59,7 @@ def learn(network: GlobalCodes, codes: Tensor, steps: int, rate: float = 1e-2) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_latents_tell_what_cannot_be_known_without_them(kind):
     """A world of eight pictures: three bits tell them apart, and nothing else is to be known."""
     world = pictures(8)
@@ -164,6 +165,7 @@ def without(store, vqvae_run, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_holds_all_that_is_needed_to_use_it(run, vqvae_run):
     network = checkpoint.load_global_codes(run)
     assert network.config == replace(SIZES, codes=16, grid=(6, 6), dim=8)
@@ -172,6 +174,7 @@ def test_a_run_holds_all_that_is_needed_to_use_it(run, vqvae_run):
     assert (run / "pictures" / "0000012.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(run, store, vqvae_run, tmp_path, monkeypatch):
     def go() -> None:
         train(str(store), str(vqvae_run), str(tmp_path / "run"), SIZES, train_config(12), batch=8)
@@ -188,6 +191,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(run, store, 
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.slow
 def test_evaluate_writes_its_numbers_and_its_picture(run, without, store, tmp_path, capsys):
     evaluate(str(run), str(store), str(tmp_path), str(without), frames=16, drawn=6)
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -207,6 +211,7 @@ def test_evaluate_writes_its_numbers_and_its_picture(run, without, store, tmp_pa
     assert set(scores["psnr"]) == {"first VQ-VAE", "true", "shuffled"}
 
 
+@pytest.mark.slow
 def test_a_run_without_latents_can_be_measured_alone(without, store, tmp_path):
     evaluate(str(without), str(store), str(tmp_path), frames=8, drawn=4)
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -214,6 +219,7 @@ def test_a_run_without_latents_can_be_measured_alone(without, store, tmp_path):
     assert scores["bits_per_frame"]["latents"] == 0
 
 
+@pytest.mark.slow
 def test_runs_and_stores_of_another_kind_are_refused(run, without, store, world_run, tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(ValueError, match="must be the run of a global_codes, it is that of a prior"):

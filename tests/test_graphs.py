@@ -137,6 +137,7 @@ class Aboard(TorchDispatchMode):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_step_needs_nothing_from_the_cpu_and_reads_no_value():
     """The meta device has no values to read, and stands for a GPU here."""
     made, (codes, actions) = prior(), film(3)

@@ -24,6 +24,7 @@ from worldmodel.data.store import EpisodeStore
 STEPS = 11  # of an episode of the stand-in: 42 engine frames, four a step
 
 
+pytestmark = pytest.mark.slow
 ENGINE = str(Path(__file__).parent / "engine")  # holds the stand-in
 
 

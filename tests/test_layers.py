@@ -15,6 +15,7 @@ from worldmodel.core.layers import gated
         ((2, 4, 5, 8), -1, (2, 1, 1, 8)),
     ],
 )
+@pytest.mark.slow
 def test_a_gate_has_the_gradient_of_its_definition(shape, dim, told):
     torch.manual_seed(0)
     given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, told) if size]

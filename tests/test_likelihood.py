@@ -28,6 +28,7 @@ from worldmodel.train import pixelcnn
 @pytest.mark.parametrize(
     "kind, likelihood", [("vqvae", "logistic"), ("vae", "logistic"), ("vimco", "logistic"), ("vqvae", "softmax")]
 )
+@pytest.mark.slow
 def test_each_kind_learns(kind, likelihood):
     shown = pictures(16, 8, kinds=4)
     first, last = (trained(replace(TINY, kind=kind, likelihood=likelihood), shown, steps) for steps in (1, 60))
@@ -53,6 +54,7 @@ def test_the_loss_of_a_kind_is_its_bound(kind):
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "vae", "vimco"])
+@pytest.mark.slow
 def test_a_training_step_runs_in_bfloat16_and_compiled(kind):
     torch.manual_seed(0)
     model = autoencoder(replace(TINY, kind=kind))
@@ -86,6 +88,7 @@ def learn(data: Path, run: Path, kind: str, steps: int = 6, **more) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "vae", "vimco"])
+@pytest.mark.slow
 def test_a_kind_is_trained_and_measured(kind, data, tmp_path, capsys):
     run = tmp_path / "run"
     learn(data, run, kind, flip=True)
@@ -124,6 +127,7 @@ def with_prior(data, tmp_path_factory) -> tuple[Path, Path]:
     return run, prior
 
 
+@pytest.mark.slow
 def test_a_learnt_prior_bounds_the_likelihood_too(with_prior, data, tmp_path):
     run, prior = with_prior
     evaluate(str(run), str(prior), out=str(tmp_path / "scores.json"))
@@ -146,6 +150,7 @@ def test_a_prior_that_knows_classes_counts_as_their_mixture():
     assert torch.allclose(bits, -(2**-each).mean(0).log2().double(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_soft_targets_are_of_the_same_grid(with_prior, data):
     network = checkpoint.load_vqvae(with_prior[0])
     shown = torch.from_numpy(open_images(data).held_out.read(np.arange(4)))
@@ -156,12 +161,14 @@ def test_soft_targets_are_of_the_same_grid(with_prior, data):
     assert torch.equal(drawn[:, 0], network.encode(shown)) and torch.equal(drawn[:, 1], drawn[:, 0])
 
 
+@pytest.mark.slow
 def test_a_prior_over_other_codes_is_refused(with_prior, data, tmp_path):
     learn(data, tmp_path / "other", "vqvae")
     with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
         evaluate(str(tmp_path / "other"), str(with_prior[1]))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_together_is_named(data, tmp_path):
     run = tmp_path / "run"
     learn(data, run, "vae")

@@ -103,6 +103,7 @@ def follow(world: Film, store: EpisodeStore, monkeypatch) -> dict:
     return permanence(world, store, 12)["square"]
 
 
+@pytest.mark.slow
 def test_a_perfect_dream_keeps_every_object_and_invents_none(squares, monkeypatch):
     rows = follow(Film(lambda actions: actions), squares, monkeypatch)
     assert list(rows) == [1, 5, 10, 20]
@@ -112,6 +113,7 @@ def test_a_perfect_dream_keeps_every_object_and_invents_none(squares, monkeypatc
         assert row["invented in dream"] == row["invented in truth"]
 
 
+@pytest.mark.slow
 def test_a_dream_that_forgets_keeps_none(squares, monkeypatch):
     world = Film(lambda actions: actions)
     rolled = world.imagine
@@ -124,6 +126,7 @@ def test_a_dream_that_forgets_keeps_none(squares, monkeypatch):
     assert all(row["found in dream"]["mean"] < 0.1 < row["found in truth"]["mean"] for row in rows.values())
 
 
+@pytest.mark.slow
 def test_a_dream_that_doubles_objects_invents_them(squares, monkeypatch):
     world = Film(lambda actions: actions)
     rolled = world.imagine
@@ -143,6 +146,7 @@ def test_nothing_is_said_where_nobody_knows_what_is_in_view(squares, tmp_path):
     assert permanence(Film(lambda actions: actions), bare, 4) == {}
 
 
+@pytest.mark.slow
 def test_evaluate_follows_objects_where_a_store_knows_them(squares, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "LEARNT", 128)
     monkeypatch.setattr(measure, "RARE", 50)

@@ -26,6 +26,8 @@ from worldmodel.painter import Painter
 from worldmodel.sample import sample
 from worldmodel.train import pixelcnn, vqvae
 
+pytestmark = pytest.mark.slow
+
 SMALL = SpatialPriorConfig(hidden=12, layers=3, dropout=0.1)
 
 
@@ -184,7 +186,7 @@ def test_the_same_seed_gives_the_same_pictures_however_many_are_drawn_at_once(pa
         ({"grid": "8"}, "--grid must be rows x columns such as 8x8, got 8"),
         ({"out": "sheet.gif"}, r"--out must end in \.png, got sheet\.gif"),
         ({"scale": 0}, "--scale must be 1 or more, got 0"),
-        ({"temperature": -1.0}, "temperature must be 0 or more, got -1"),
+        ({"temperature": -1.0}, "temperature must be a number of 0 or more, got -1"),
         ({"run": "nowhere"}, "nowhere holds no config.yaml"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -66,6 +66,7 @@ def test_a_prior_in_bfloat16_sees_nearly_what_it_sees_in_float32(numba, monkeypa
         assert torch.allclose(exact, other, atol=0.05) and not torch.equal(exact, other)
 
 
+@pytest.mark.slow
 def test_a_dream_of_the_shipped_world_in_bfloat16_decodes_to_nearly_the_same_picture():
     exact, other = (WorldModel.load(precision=name) for name in ("float32", "bfloat16"))
     real, taken = read(EpisodeStore(exact.clips), 0, 0, 6)

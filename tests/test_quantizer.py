@@ -58,6 +58,7 @@ def test_the_moving_averages_follow_equations_6_to_8():
     assert made.codebook[1].tolist() == pytest.approx([m / n1 for m in m1])
 
 
+@pytest.mark.slow
 def test_a_code_that_nothing_chooses_stays_where_it_is():
     made = quantizer("ema", decay=0.9)
     made(grid((0.0, 1.5)))
@@ -215,6 +216,7 @@ def _learn_on_worker(rank: int, workers: int, address: str, parts: torch.Tensor,
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_workers_learn_one_codebook(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     results, parts = context.Queue(), torch.randn(7, 2, 1, 2, 8, 8)

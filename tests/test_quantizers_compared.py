@@ -30,6 +30,7 @@ def experiment(store, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_run_is_a_run_folder_and_every_row_has_its_spread(experiment):
     rows = json.loads((experiment / "quantizers.json").read_text())
     assert [(row["quantizer"], row["start"]) for row in rows] == [
@@ -50,6 +51,7 @@ def test_every_run_is_a_run_folder_and_every_row_has_its_spread(experiment):
     assert (experiment / "quantizers.png").exists() and (experiment / "reconstructions.png").exists()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_repeated_and_what_is_missing_comes_out_the_same(experiment, store):
     before, results = saves(experiment), (experiment / "quantizers.json").read_text()
     lost = experiment / "16-gumbel/seed-1"
@@ -61,6 +63,7 @@ def test_what_is_finished_is_not_repeated_and_what_is_missing_comes_out_the_same
     assert (experiment / "quantizers.json").read_text() == results
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_does(experiment, store, tmp_path):
     quantizers(
         str(tmp_path / "q"), str(store), train=train_config(4), quantizers="ema", starts="small", parallel=2, **SETTINGS
@@ -69,6 +72,7 @@ def test_several_processes_find_what_one_does(experiment, store, tmp_path):
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_an_experiment_with_other_settings_needs_another_folder(experiment, store):
     with pytest.raises(ValueError, match=r"was begun with train\.learning_rate 0\.0004, got 0\.1; use another --out"):
         quantizers(str(experiment), str(store), train=replace(train_config(4), learning_rate=0.1), **SOME, **SETTINGS)

@@ -106,6 +106,7 @@ def test_a_wrong_input_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["gumbel", "semhash"])
+@pytest.mark.slow
 def test_an_autoencoder_learns_with_it(name):
     torch.manual_seed(0)
     settings = QuantizerConfig(codes=16, dim=8, **EVERY[name], **({"cooling": 100} if name == "gumbel" else {}))

@@ -55,6 +55,7 @@ def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
     assert torch.equal(shuffle_actions(batch).codes, batch.codes)
 
 
+@pytest.mark.slow
 def test_a_released_world_is_its_run_with_the_prior_in_half_precision(store, world_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(world, "PRETRAINED", tmp_path)
     release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), "moving stripes", length=8)

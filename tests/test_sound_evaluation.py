@@ -113,6 +113,7 @@ def test_sounds_are_drawn_in_columns_with_the_spectrogram_below():
         plot_sounds({}, 8000)
 
 
+@pytest.mark.slow
 def test_a_listener_tells_tones_apart_and_the_seed_makes_it():
     generator = torch.Generator().manual_seed(0)
 
@@ -134,6 +135,7 @@ def test_a_listener_tells_tones_apart_and_the_seed_makes_it():
 
 
 @pytest.mark.parametrize("noise", [True, False])
+@pytest.mark.slow
 def test_a_listener_who_learnt_with_noise_minds_none(noise):
     generator, labels = torch.Generator().manual_seed(0), torch.arange(84) % 2
     lengths = torch.randint(800, 3000, (84,), generator=generator).tolist()

@@ -204,6 +204,7 @@ def test_a_batch_is_a_function_of_seed_and_number(uneven):
         assert torch.equal(part, torch.cat(own))
 
 
+@pytest.mark.slow
 def test_pieces_are_of_recordings_and_as_likely_as_those_are_long(uneven):
     batch = SpeechBatches(uneven, 2000, 30, 0)(0)
     assert 0.87 < batch.speakers.float().mean() < 0.93

@@ -229,6 +229,7 @@ def test_what_a_killed_writer_left_does_not_count(filled):
     assert same(EpisodeStore(filled.path).read(6), episode(9, seed=8))
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_whole_store(tmp_path):
     path, random = tmp_path / "store", np.random.default_rng()
     for _ in range(8):
@@ -262,6 +263,7 @@ def test_a_batch_of_frames_is_a_function_of_seed_and_number(filled):
         batch(3, workers=3)
 
 
+@pytest.mark.slow
 def test_a_batch_holds_frames_of_its_episodes_all_as_likely(tmp_path):
     opened = EpisodeStore.create(tmp_path, CODES)
     for number, steps in enumerate((3, 30, 7)):  # each observation says which one it is

@@ -50,6 +50,7 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("kind", ["vqvae", "prior"])
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     kind, optimizer, store, vqvae_run, tmp_path, monkeypatch
 ):
@@ -77,6 +78,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
 
 
 @pytest.mark.parametrize(("begun", "asked"), [("adamw", "muon"), ("muon", "adamw")])
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_optimizer(begun, asked, store, tmp_path):
     def train(optimizer: str, steps: int) -> None:
         settings = replace(train_config(steps), optimizer=optimizer)
@@ -88,6 +90,7 @@ def test_a_run_does_not_go_on_with_another_optimizer(begun, asked, store, tmp_pa
     train(begun, 8)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on(store, tmp_path):
     command = [sys.executable, "-m", "worldmodel.train", "vqvae", "--store", str(store), "--run", str(tmp_path / "run")]
     command += ["--model.hidden", "16", "--train.steps", "400", "--train.evaluate_every", "5", "--train.threads", "1"]
@@ -116,6 +119,7 @@ def test_a_run_that_is_older_than_a_setting_goes_on(store, vqvae_run, tmp_path):
     assert checkpoint.read_step(tmp_path / "run/train.safetensors") == 13
 
 
+@pytest.mark.slow
 def test_a_run_finds_its_store_from_any_folder(store, vqvae_run, tmp_path, monkeypatch):
     monkeypatch.chdir(store.parent)
     prior(store.name, str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), batch=2, length=6)
@@ -207,6 +211,7 @@ def test_resuming_with_other_sizes_is_refused(store, vqvae_run, tmp_path):
     assert (run / "config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_prior_does_not_go_on_with_another_vqvae(store, world_run, vqvae_run, tmp_path):
     run, other = tmp_path / "run", tmp_path / "vqvae"
     shutil.copytree(world_run, run)
@@ -222,6 +227,7 @@ def test_a_prior_does_not_go_on_with_another_vqvae(store, world_run, vqvae_run, 
     prior(str(store), str(run / "vqvae"), str(run), PRIOR_SIZES, train_config(10), batch=2, length=6)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_store_has_grown(store, vqvae_run, tmp_path):
     run, grown = tmp_path / "run", tmp_path / "store"
     shutil.copytree(vqvae_run, run)
@@ -231,6 +237,7 @@ def test_a_run_goes_on_when_the_store_has_grown(store, vqvae_run, tmp_path):
     assert checkpoint.read_step(run / "train.safetensors") == 16
 
 
+@pytest.mark.slow
 def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, vqvae_run, tmp_path):
     deeper, other_seed = replace(PRIOR_SIZES, blocks=2), replace(train_config(1), seed=5)
     prior(str(store), str(vqvae_run), str(tmp_path / "run"), deeper, other_seed, 2, 6, init=str(world_run))
@@ -246,6 +253,7 @@ def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, v
     assert fresh.blocks[1].over_time.weight.grad.abs().sum() > 0, "what begins as nothing learns"
 
 
+@pytest.mark.slow
 def test_a_prior_does_not_grow_from_one_of_another_kind(store, world_run, vqvae_run, tmp_path):
     other = tmp_path / "other"
     vqvae(str(other), str(store), model=VQVAE_SIZES, train=train_config(2), batch=8)
@@ -276,6 +284,7 @@ def make(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(store, tmp_path):
     vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(1), batch=8)
     before = (tmp_path / "run" / "train.safetensors").read_bytes()
@@ -316,6 +325,7 @@ def test_codes_are_encoded_once_and_kept_small(store, vqvae_run):
         assert np.array_equal(kept.observations, network.encode(torch.from_numpy(original.observations.copy())))
 
 
+@pytest.mark.slow
 def test_mirrored_codes_are_those_of_flipped_frames_under_swapped_actions(store, vqvae_run, tmp_path):
     recorded = EpisodeStore(shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes")))
     mirrored = encoded(recorded, vqvae_run, torch.device("cpu"), mirrored=True)
@@ -353,6 +363,7 @@ def test_half_of_the_pictures_are_flipped_the_same_ones_every_time(store):
     assert torch.equal(seen, flipping(7)) and torch.equal(torch.cat([flipping(7, rank, 2) for rank in (0, 1)]), seen)
 
 
+@pytest.mark.slow
 def test_two_who_encode_one_store_share_the_work(store, vqvae_run, tmp_path):
     recorded = shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes"))
     code = (
@@ -385,6 +396,7 @@ def test_stretches_follow_the_episode_and_mark_its_end(store):
         assert torch.equal(torch.cat(parts), whole_part), "two workers read what one does"
 
 
+@pytest.mark.slow
 def test_the_last_steps_of_episodes_come_as_often_as_others(store):
     episodes = EpisodeStore(store)
     learnt, _ = split(episodes)

@@ -40,6 +40,7 @@ def test_pixels_survive_normalizing():
 
 
 @pytest.mark.parametrize("update", ["loss", "ema", "soft_em"])
+@pytest.mark.slow
 def test_it_learns_simple_pictures(update):
     torch.manual_seed(0)
     config = VQVAEConfig(hidden=16, residual_hidden=8, quantizer=QuantizerConfig(codes=16, dim=8, update=update))
@@ -69,6 +70,7 @@ def test_frames_of_a_wrong_size_are_refused(shape):
         VQVAE.from_config(TINY).encode(torch.zeros(shape, dtype=torch.uint8))
 
 
+@pytest.mark.slow
 def test_a_training_step_runs_in_bfloat16_and_compiled():
     torch.manual_seed(0)
     network = VQVAE.from_config(TINY)

@@ -56,6 +56,7 @@ def test_it_holds_for_all_sizes(dim, hidden, codes, monkeypatch):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.slow
 def test_a_dream_of_the_shipped_world_is_the_same(temperature, monkeypatch):
     dreams = []
     for numba in (True, False):
@@ -118,6 +119,7 @@ def test_without_numba_the_codes_are_the_same(monkeypatch):
     sampling.compiled_loop.cache_clear()
 
 
+@pytest.mark.slow
 def test_importing_a_world_does_not_import_numba():
     code = "import sys, worldmodel.world; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

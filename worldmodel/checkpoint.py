@@ -43,6 +43,12 @@ from worldmodel.names import unknown
 PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # what a configuration says of this machine
 PRETRAINED = Path(__file__).parent / "pretrained"
 CHOICES = ("store", "images", "size", "speech", "batch", "length", "mirror", "flip", "samples", "env", "env_kwargs")
+TOLD = {  # types of what a configuration says of the data
+    **dict.fromkeys(("store", "images", "speech", "vqvae", "environment", "env"), str),
+    **dict.fromkeys(("action_names", "classes", "speakers"), list),
+    **dict.fromkeys(("kwargs", "env_kwargs"), dict),
+    **dict.fromkeys(("size", "batch", "length", "history"), int),
+}
 ANYHOW = ("device", "threads", "precision")  # of an environment: how it is computed, not what it is
 S, M = TypeVar("S"), TypeVar("M", bound=nn.Module)  # settings of a model, and the model
 
@@ -256,14 +262,31 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no config.yaml; train a model there, or give another folder")
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    for name in ("kind", "model", "data"):
+    values = config.read_yaml(path)
+    for name, kind in (("kind", str), ("model", dict), ("data", dict)):
         if not isinstance(values, dict) or name not in values:
             raise ValueError(f"{path} lacks {name!r}; restore it, or train again")
-    return values
+        _check_type(path, name, values[name], kind)
+    for name, kind in TOLD.items():
+        if name in values["data"]:
+            _check_type(path, f"data.{name}", values["data"][name], kind)
+    return {**values, "data": _Told(path, values["data"])}
+
+
+class _Told(dict):
+    """What a configuration says of the data; what it does not say is an error that names the file."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.path} lacks data.{name}; restore it, or train again")
+
+
+def _check_type(path: Path, name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{path}: {name} must be {kind.__name__}, got {value!r:.80}; restore it, or train again")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ from typing import Any, Protocol  # noqa: E402
 
 import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402
-import yaml  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from worldmodel import config, environment  # noqa: E402
+from worldmodel.core.ranges import check_seed  # noqa: E402
 from worldmodel.data.episode import Episode, Objects  # noqa: E402
 from worldmodel.data.store import Entry, EpisodeStore, Schema  # noqa: E402
 
@@ -91,6 +91,9 @@ def collect(
     """
     if (frames > 0) == (episodes > 0):
         raise ValueError(f"give either --frames or --episodes a positive number, got {frames} and {episodes}")
+    if workers < 0 or longest < 1:
+        raise ValueError(f"--workers must be 0 or more and --longest 1 or more, got {workers} and {longest}")
+    check_seed(seed)
     policy = policy if policy in BLIND else os.path.abspath(policy)
     recorder = Recorder(store, env, env_kwargs, policy, seed, longest, explore, policy_class)
     there = recorder.store
@@ -180,7 +183,7 @@ def load(run: str, explore: float, policy_class: str = OURS) -> tuple[Policy, di
         ValueError: if it is no agent's, or one of another class.
     """
     path = Path(run) / "config.yaml"
-    values = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    values = config.read_yaml(path) if path.is_file() else {}
     name = values.get("policy") if isinstance(values, dict) else None
     if not name:
         raise ValueError(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partialmethod
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -19,6 +20,7 @@ T = TypeVar("T")
 BAR = tqdm.__init__
 TERMINATED = 128 + signal.SIGTERM  # what a shell calls it
 SELDOM = 10.0  # seconds between two lines of a progress bar in a file
+LARGEST = 100_000  # values in a YAML file, those counted again that it names again
 SWITCHES = ("--help", "--print_config")  # jsonargparse's own, which take no value
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, validate_defaults=True)
@@ -39,6 +41,10 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         arguments = _files_first([_expand(argument) for argument in arguments])
+        for given, following in pairwise([*arguments, ""]):
+            flag, _, file = given.partition("=")
+            if flag == "--config" and (path := Path(file or following)).is_file():
+                read_yaml(path)
         auto_cli(program, args=arguments, as_positional=False, allow_abbrev=False)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,6 +63,32 @@ def dump(**parts: Any) -> str:
     """Dataclasses and plain values as YAML, a section each."""
     plain = {name: asdict(part) if is_dataclass(part) else part for name, part in parts.items()}
     return yaml.safe_dump(plain, sort_keys=False)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ValueError: naming the file, if it is damaged, or would be endless: a few lines can name a list of themselves.
+    """
+    try:
+        text = path.read_text("utf-8")
+        _expanded(yaml.compose(text, yaml.SafeLoader), {})
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{path} is no YAML that can be used: {error}") from error
+
+
+def _expanded(node: yaml.Node | None, sizes: dict[int, float]) -> float:
+    """How many values there are in a part of a YAML file, if every alias is written out."""
+    if id(node) not in sizes:
+        sizes[id(node)] = float("inf")  # what it is if it comes again within itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        flat = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+        sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in flat)
+        if sizes[id(node)] > LARGEST:
+            raise OverflowError(f"it holds more than {LARGEST} values")
+    return sizes[id(node)]
 
 
 def build(kind: type[T], values: dict[str, Any], source: Path) -> T:
@@ -88,7 +120,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in arguments
     if origin in (tuple, list):
-        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+        fixed = origin is tuple and arguments[-1] is not ...
+        right = isinstance(value, list | tuple) and (not fixed or len(value) == len(arguments))
+        return right and all(_fits(item, arguments[0]) for item in value)
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
     return isinstance(value, int | float if hint is float else hint)

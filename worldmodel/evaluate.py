@@ -10,6 +10,8 @@ import torch
 from worldmodel import checkpoint, config
 from worldmodel.codes import encoded
 from worldmodel.core.precision import Precision
+from worldmodel.core.ranges import check_seed
+from worldmodel.core.sampling import check_temperature
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
@@ -94,6 +96,8 @@ def evaluate(
         raise ValueError(f"--long_frames must be 2 or more, got {long_frames}; --long 0 leaves long dreams out")
     if stretches % BATCH:
         raise ValueError(f"--stretches must be a multiple of {BATCH}, which swap their actions, got {stretches}")
+    check_seed(seed)
+    check_temperature(temperature)
     check_folder(Path(out))
     torch.set_num_threads(1)
     recorded = EpisodeStore(store)

@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.core.prior import SpatialPrior
+from worldmodel.core.ranges import check_seed
+from worldmodel.core.sampling import check_temperature
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.names import unknown
 
@@ -67,8 +69,8 @@ class Painter:
         Raises:
             ValueError: if the temperature is negative, or there is no such class.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        check_temperature(temperature)
+        check_seed(seed)
         device, grid = next(self.prior.parameters()).device, self.prior.config.grid
         numbers, size, pictures = torch.arange(len(labels)), PARTS.get(device.type, PARTS["cuda"]), []
         with tqdm(total=len(labels), unit="picture", desc="sample", leave=False, disable=not progress) as bar:

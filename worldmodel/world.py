@@ -18,7 +18,9 @@ from worldmodel.core.dynamics import Dynamics, Outlook
 from worldmodel.core.graphs import Replayed
 from worldmodel.core.memory import Memory
 from worldmodel.core.precision import Precision, pick, prepared
+from worldmodel.core.ranges import check_seed
 from worldmodel.core.rollout import Rollout
+from worldmodel.core.sampling import check_temperature
 from worldmodel.core.vqvae import VQVAE
 from worldmodel.data.store import EpisodeStore
 from worldmodel.names import unknown
@@ -83,7 +85,10 @@ class WorldModel:
         run, device = find(world), checkpoint.check_device(device)
         dynamics = checkpoint.load_dynamics(run).to(device)
         vqvae = checkpoint.load_vqvae(run / "vqvae").to(device)
-        return cls(vqvae, dynamics, checkpoint.read_config(run)["data"]["action_names"], run, threads, precision)
+        names, wanted = checkpoint.read_config(run)["data"]["action_names"], dynamics.config.actions
+        if not all(isinstance(name, str) for name in names) or wanted not in (0, len(names)):
+            raise ValueError(f"{run / 'config.yaml'}: data.action_names must be {wanted} names, got {names!r:.80}")
+        return cls(vqvae, dynamics, names, run, threads, precision)
 
     @property
     def clips(self) -> Path:
@@ -152,19 +157,27 @@ class WorldModel:
         """Begin B dreams from n real frames each (B, n, H, W, 3) uint8, and the n-1 actions (B, n-1) between them.
 
         Frames are a tensor or an array, actions also names or numbers in lists.
+
+        Raises:
+            ValueError: if they are of other shapes or types, of another size than the world's, or an action does not
+                exist.
         """
-        frames = _pictures(frames, 5)
+        frames = _checked("frames", frames, _bytes, "uint8", ("B", "n", "H", "W", 3))
         codes = self.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return self.start_from_codes(codes, actions)
 
     @torch.no_grad()
-    def start_from_codes(self, codes: Tensor, actions: ArrayLike) -> Memory:
+    def start_from_codes(self, codes: ArrayLike, actions: ArrayLike) -> Memory:
         """The same from codes (B, n, h, w) int64."""
-        taken = self.numbers(actions).view(len(codes), -1)  # a list of none for each dream is flat
+        codes = _checked("codes", codes, _whole, "integers", ("B", "n", *self._grid))
+        taken = self.numbers(actions)
+        if taken.numel() != (many := len(codes)) * (steps := codes.shape[1] - 1) or len(taken) != many:
+            raise ValueError(f"actions must be {(many, steps)}, those between the frames, got {tuple(taken.shape)}")
+        taken = taken.view(many, steps)  # a list of none for each dream is flat
         return self.rollout.start(codes.to(self.device), taken.to(self.device))
 
     @torch.no_grad()
-    def step(self, state: Memory, actions: ArrayLike, uniforms: Tensor, temperature: float = 1.0) -> Step:
+    def step(self, state: Memory, actions: ArrayLike, uniforms: ArrayLike, temperature: float = 1.0) -> Step:
         """Take actions (B,), by number or by name, and imagine the next frame.
 
         Args:
@@ -173,13 +186,16 @@ class WorldModel:
             temperature: of the codes; below 1 is calmer, 0 takes the likeliest.
 
         Raises:
-            ValueError: if an action does not exist, there are not as many as dreams, or the temperature is negative.
+            ValueError: if an action does not exist, there are not as many as dreams, uniforms are of another shape, or
+                the temperature is negative.
         """
         actions = self.numbers(actions)
         if actions.shape != (dreams := (len(state.codes),)):
             raise ValueError(f"actions must be {dreams}, one for each dream, got {tuple(actions.shape)}")
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        check_temperature(temperature)
+        uniforms = _checked("uniforms", uniforms, torch.is_floating_point, "float", (*dreams, *self._grid)).float()
+        if not 0 <= uniforms.min() <= uniforms.max() <= 1:
+            raise ValueError(f"uniforms must be in [0, 1), got {uniforms.min():.4g} to {uniforms.max():.4g}")
         take = self._replayed if self.device.type == "cuda" else self._step_in_parts
         state, outlook = take(state, actions.to(self.device), uniforms.to(self.device), temperature)
         return Step(state, state.codes[:, 1], outlook.rewards, outlook.termination.sigmoid())
@@ -197,6 +213,9 @@ class WorldModel:
             The codes of the imagined frames, (B, T, h, w) int64.
         """
         actions = self.numbers(actions)
+        if actions.ndim != 2 or 0 in actions.shape:
+            raise ValueError(f"actions must be (B, T), got {tuple(actions.shape)}")
+        check_seed(seed)
         generators, codes = [torch.Generator().manual_seed(seed + number) for number in range(len(actions))], []
         for action in tqdm(actions.T, unit="frame", desc="dream", leave=False, disable=not progress):
             step = self.step(state, action, self.uniforms(generators), temperature)
@@ -210,12 +229,28 @@ class WorldModel:
         return torch.stack([torch.rand(grid, generator=generator) for generator in generators])
 
     def encode(self, frames: ArrayLike) -> Tensor:
-        """Frames (N, H, W, 3) uint8 -> codes (N, h, w) int64, on the CPU."""
-        return self._share_pictures(self.vqvae.encode, _pictures(frames, 4))
+        """Frames (N, H, W, 3) uint8 -> codes (N, h, w) int64, on the CPU.
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes (N, h, w) int64 -> frames (N, H, W, 3) uint8, on the CPU."""
+        Raises:
+            ValueError: if they are of another shape or type.
+        """
+        frames = _checked("frames", frames, _bytes, "uint8", ("N", "H", "W", 3))
+        return self._share_pictures(self.vqvae.encode, frames)
+
+    def decode(self, codes: ArrayLike) -> Tensor:
+        """Codes (N, h, w) int64 -> frames (N, H, W, 3) uint8, on the CPU.
+
+        Raises:
+            ValueError: if they are of another shape or type, or there is no such code.
+        """
+        codes = _checked("codes", codes, _whole, "integers", ("N", *self._grid)).long()
+        if not 0 <= codes.min() <= codes.max() < (number := self.dynamics.config.codes):
+            raise ValueError(f"codes must be in [0, {number}), got {int(codes.min())} to {int(codes.max())}")
         return self._share_pictures(self._painter.decode, codes)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.dynamics.config.grid
 
     def _step_in_parts(
         self, state: Memory, actions: Tensor, uniforms: Tensor, temperature: float
@@ -250,17 +285,45 @@ class WorldModel:
         return ThreadPoolExecutor(self.threads)
 
 
-def _pictures(frames: ArrayLike, rank: int) -> Tensor:
-    """Frames as a tensor.
+def _bytes(given: Tensor) -> bool:
+    return given.dtype == torch.uint8
+
+
+def _whole(given: Tensor) -> bool:
+    return not given.is_floating_point() and given.dtype != torch.bool
+
+
+def _checked(
+    what: str, given: ArrayLike, fits: Callable[[Tensor], bool], kind: str, shape: tuple[int | str, ...]
+) -> Tensor:
+    """What a caller gave, as a tensor.
+
+    Args:
+        fits: whether its type is right.
+        kind: what that type is called.
+        shape: the right one, in which a letter stands for any number of 1 or more.
 
     Raises:
-        ValueError: if they are no uint8 of that rank.
+        ValueError: if it is of another type or shape.
     """
-    given = frames if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))
-    if given.ndim != rank or given.dtype != torch.uint8:
-        expected = "(B, n, H, W, 3)" if rank == 5 else "(N, H, W, 3)"
-        raise ValueError(f"frames must be uint8 {expected}, got {given.dtype} {tuple(given.shape)}")
-    return given
+    tensor = given if isinstance(given, Tensor) else _tensor(what, np.asarray(given))
+    sizes = zip(tensor.shape, shape, strict=False)
+    if (
+        not fits(tensor)
+        or tensor.ndim != len(shape)
+        or not all(size == wanted or (isinstance(wanted, str) and size) for size, wanted in sizes)
+    ):
+        expected = ", ".join(map(str, shape))
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{what} must be {kind} ({expected}), got {got} {tuple(tensor.shape)}")
+    return tensor
+
+
+def _tensor(what: str, given: np.ndarray) -> Tensor:
+    try:
+        return torch.from_numpy(given.copy())
+    except TypeError as error:
+        raise ValueError(f"{what} must be numbers, got {given.dtype}") from error
 
 
 def names() -> list[str]:

@@ -5,6 +5,19 @@ from collections.abc import Iterable
 DEPTHS, DEEPEST = ("layers", "blocks", "motion_layers", "residual_blocks", "halvings"), 1000  # each takes time to build
 
 
+SEEDS = 2**40  # that a generator takes, with what is added to them
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        ValueError: if it is not in [0, 2**40).
+    """
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"seed must be from 0 to {SEEDS - 1}, got {seed}")
+
+
 def check(
     section: str,
     settings: object,
@@ -28,6 +41,8 @@ def check(
     deep = [name for name in DEPTHS if getattr(settings, name, 0) > DEEPEST]
     if deep:
         raise ValueError(f"{section}.{deep[0]} must be {DEEPEST} or less, got {getattr(settings, deep[0])}")
+    if not 0 <= (seed := getattr(settings, "seed", 0)) < SEEDS:
+        raise ValueError(f"{section}.seed must be from 0 to {SEEDS - 1}, got {seed}")
     rules = (
         (counts, lambda value: value >= 1, "1 or more"),
         (weights, lambda value: value >= 0, "0 or more"),

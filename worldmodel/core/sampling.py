@@ -18,6 +18,16 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     )
 
 
+def check_temperature(temperature: float) -> None:
+    """Refuse what is no temperature.
+
+    Raises:
+        ValueError: if it is negative, infinite or no number.
+    """
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be a number of 0 or more, got {temperature}")
+
+
 @cache
 def compiled_loop(name: str) -> ModuleType | None:
     """The module here of a compiled loop, imported when first needed; None where there is no Numba that works."""

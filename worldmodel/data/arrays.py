@@ -171,8 +171,22 @@ for _module in ("numpy.core", "numpy._core"):  # before and since numpy 2
     NEEDED |= {(f"{_module}.multiarray", "_reconstruct"): _Array, (f"{_module}.numeric", "_frombuffer"): _Array}
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads plain values and arrays. A pickle can name any function of any module to be called: these alone are."""
+class _Unpickler(pickle._Unpickler):  # the one that is written in Python, whose steps can be looked at
+    """Reads plain values and arrays. A pickle can name any function of any module to be called: these alone are.
+
+    A few bytes can also make tuples of tuples that are larger than any memory, by taking one again and again: here only
+    texts, numbers and what stands for arrays are taken twice.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def _take_again(self, code: bytes) -> None:
+        pickle._Unpickler.dispatch[code[0]](self)
+        if isinstance(self.stack[-1], tuple | list | dict | set | frozenset):
+            raise pickle.UnpicklingError(f"it has the same {type(self.stack[-1]).__name__} in two places")
+
+    for _code in (pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.DUP):
+        dispatch[_code[0]] = lambda self, code=_code: self._take_again(code)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NEEDED:

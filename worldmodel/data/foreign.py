@@ -51,7 +51,7 @@ def npz(folder: str, env: str = "") -> Source:
     first = _load(paths[0], KEYS)
     names = first.get("action_names")
     if names is None:
-        largest = max((int(_load(path, ("actions",))["actions"].max(initial=0)), path) for path in paths)
+        largest = max((_largest(path), path) for path in paths)
         if largest[0] >= MOST_ACTIONS:
             raise ValueError(
                 f"{largest[1]} has action {largest[0]}; without action_names they must be below {MOST_ACTIONS}"
@@ -280,6 +280,14 @@ def _load(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
             return {key: file[name] for key, name in found.items() if key in wanted}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no episode: {error}") from error
+
+
+def _largest(path: Path) -> int:
+    """The largest action of an .npz file."""
+    actions = _load(path, ("actions",))["actions"]
+    if not np.issubdtype(actions.dtype, np.integer):
+        raise ValueError(f"{path} is no episode: actions must be integers, got {actions.dtype}")
+    return int(actions.max(initial=0))
 
 
 def _checked(dtype: np.dtype | str, shape: tuple[int, ...], source: Path | str) -> str:

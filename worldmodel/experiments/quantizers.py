@@ -206,7 +206,7 @@ def _begin(folder: Path, **settings: Any) -> None:
     """
     text, path = config.dump(**settings), folder / "config.yaml"
     if path.exists():
-        there, asked = yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text)
+        there, asked = config.read_yaml(path), yaml.safe_load(text)
         defaults = {part: asdict(type(value)()) for part, value in settings.items() if is_dataclass(value)}
         for part, values in asked.items():
             for name, new in values.items():

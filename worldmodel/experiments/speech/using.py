@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from worldmodel import checkpoint
+from worldmodel.core.ranges import check_seed
+from worldmodel.core.sampling import check_temperature
 from worldmodel.data import sound
 from worldmodel.evaluation.sound import plot_sounds
 from worldmodel.experiments.speech.voices import DEFAULT, Voices, use_threads
@@ -77,10 +79,10 @@ def sample(
         device: cpu or cuda.
         threads: of torch on the CPU.
     """
-    if count < 1 or codes < 0 or temperature < 0:
-        raise ValueError(
-            f"--count must be 1 or more, --codes and --temperature 0 or more, got {count}, {codes}, {temperature}"
-        )
+    if count < 1 or codes < 0:
+        raise ValueError(f"--count must be 1 or more and --codes 0 or more, got {count} and {codes}")
+    check_temperature(temperature)
+    check_seed(seed)
     check_folder(Path(out))
     use_threads(threads)
     prior = checkpoint.load_speech_prior(Path(run)).to(checkpoint.check_device(device))

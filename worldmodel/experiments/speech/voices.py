@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from worldmodel import checkpoint
+from worldmodel.core.ranges import check_seed
+from worldmodel.core.sampling import check_temperature
 from worldmodel.core.speech import SpeechVQVAE
 from worldmodel.data.sound import SILENCE, waveform_of
 from worldmodel.data.speech import Recordings, Speech, describe
@@ -86,8 +88,8 @@ class Voices:
         Raises:
             ValueError: if the temperature is negative.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        check_temperature(temperature)
+        check_seed(seed)
         hop, said = self.network.config.hop, [np.empty(0, np.float32)] * len(codes)
         order = sorted(range(len(codes)), key=lambda number: len(codes[number]))  # alike in length go together
         with tqdm(total=len(codes), unit="utterance", desc="say", leave=False, disable=not progress) as bar:
