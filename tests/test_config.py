@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
     [
         (LAUGHS, r"holds more than 100000 values"),
         ("a: &a [*a]\n", r"holds more than 100000 values"),
-        ("[" * 400, r"recursion"),
+        ("[" * 600, r"recursion"),
         ("a: [1", r"while parsing"),
     ],
 )
@@ -204,3 +205,8 @@ def test_a_yaml_file_that_is_damaged_or_endless_is_named(text, message, tmp_path
     with pytest.raises(SystemExit, match="1"):
         config.run(program, ["--store", "s", "--config", str(path)])
     assert capsys.readouterr().err.startswith(f"error: {path} is no YAML")
+
+
+def test_the_version_is_that_of_the_package(program, capsys):
+    config.run(program, ["--version"])
+    assert capsys.readouterr().out == f"worldmodel {version('worldmodel')}\n"

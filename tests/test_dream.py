@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import islice
 
 import imageio.v3 as iio
 import numpy as np
@@ -215,7 +217,8 @@ def test_actions_that_do_not_parse_are_explained(text, message):
     [
         ({"out": "a.avi"}, "a.avi must end in one of .gif, .mp4, .png"),
         ({"world": "no-such-world"}, "unknown world 'no-such-world': expected one of the folder of a run"),
-        ({"frames": -1}, "--frames must be 0 or more and --context 1 or more"),
+        ({"frames": -1}, "--frames and --context must be 1 or more, got -1 and 6"),
+        ({"frames": 0}, "--frames and --context must be 1 or more, got 0 and 6"),
         ({"action": "left", "compare": True}, "give one of --action, --actions and --compare"),
         ({"episode": 77}, "has no episode 77: expected one of 0, 1, 2"),
         ({"context": 40}, "episode 0 has 21 observations, got 40 from 0 on"),
@@ -228,6 +231,45 @@ def test_a_mistake_is_explained(world_run, store, tmp_path, monkeypatch, argumen
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         dream(**{"action": "left", "world": str(world_run), "store": str(store), **arguments})
     assert message in str(error.value)
+
+
+def test_a_second_dream_leaves_the_first_ones_film(world_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for action in ("left", "right"):
+        dream(action, world=str(world_run), frames=1)
+    assert {path.name for path in tmp_path.glob("*.gif")} == {"dream.gif", "dream-2.gif"}
+    assert "wrote dream-2.gif" in capsys.readouterr().out
+
+
+def test_a_world_without_forward_dreams_its_first_action(world_run, model, tmp_path):
+    dream(world=str(world_run), frames=2, out=str(tmp_path / "default.gif"))
+    dream("left", world=str(world_run), frames=2, out=str(tmp_path / "left.gif"))
+    assert (tmp_path / "default.gif").read_bytes() == (tmp_path / "left.gif").read_bytes()
+    assert plan("", "", None, ("left", "forward")).tolist() == [1] * 10
+
+
+def test_control_c_keeps_what_was_dreamed(world_run, tmp_path, monkeypatch, capsys):
+    steps = WorldModel.steps
+
+    def interrupted(self, *arguments, **settings):
+        yield from islice(steps(self, *arguments, **settings), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorldModel, "steps", interrupted)
+    dream(compare=True, world=str(world_run), frames=8, out=str(tmp_path / "a.gif"))
+    assert "6 real and 3 imagined frames" in capsys.readouterr().out
+    assert len(iio.imread(tmp_path / "a.gif")) == 9
+
+
+def test_frames_of_another_world_are_noted(world_run, store, tmp_path, capsys):
+    other = EpisodeStore.create(tmp_path / "other", replace(EpisodeStore(store).schema, environment="spots"))
+    other.append(EpisodeStore(store).read(0))
+    dream("left", world=str(world_run), store=str(tmp_path / "other"), frames=1, out=str(tmp_path / "a.gif"))
+    assert (
+        "note: the world" in (error := capsys.readouterr().err) and "learnt from stripes" in error and "spots" in error
+    )
+    dream("left", world=str(world_run), store=str(store), frames=1, out=str(tmp_path / "a.gif"))
+    assert "note" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

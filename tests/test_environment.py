@@ -209,3 +209,24 @@ def test_a_world_that_comes_with_gymnasium_works(env, monkeypatch):
     made = environment.make(env)
     assert np.ptp(check(made)) > 0
     made.close()
+
+
+def test_a_world_that_cannot_start_is_one_line(monkeypatch):
+    def failing(**kwargs):
+        raise type("NoSuchDisplayException", (Exception,), {})('Cannot connect to "None"')
+
+    gym.register("Windowed-v0", entry_point=failing)
+    with pytest.raises(ValueError, match=r'Windowed-v0: NoSuchDisplayException: Cannot connect to "None"; .*a display'):
+        environment.make("Windowed-v0")
+    gym.registry.pop("Windowed-v0")
+
+
+@pytest.mark.parametrize("env", ["envs:Doom-v0", "CartPole-v1", ":Odd-v0"])
+def test_worlds_of_this_package_and_of_gymnasium_are_trusted(env):
+    assert environment.trusted(env, "a file") == env
+
+
+@pytest.mark.parametrize("env", ["evil:World-v0", "ale_py:ALE/Breakout-v5", "envs.evil:X", "a:b:c"])
+def test_worlds_of_other_modules_are_not(env):
+    with pytest.raises(ValueError, match=f"a file names the world {env}.* --env {env}"):
+        environment.trusted(env, "a file")

@@ -23,7 +23,7 @@ from worldmodel.train import prior as train_prior
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"stretches": 8, "length": 10, "clips": 6, "samples": 2, "horizon": 8, "frames": 16}
+SETTINGS = {"stretches": 8, "length": 10, "clips": 6, "samples": 2, "horizon": 8, "frames": 16, "pairs": 64}
 
 
 class Film:
@@ -114,11 +114,10 @@ def test_actions_are_worth_nothing_to_a_world_that_ignores_them_and_much_to_one_
 
 
 def test_the_judge_of_actions_tells_who_obeys(stripes, clips, monkeypatch):
-    monkeypatch.setattr(judges, "PAIRS", 1024)
     scores = {}
     for name in ("perfect", "another's actions"):
         world = Film(WORLDS[name])
-        pairs = judges.real_pairs(world, stripes, seed=0)
+        pairs = judges.real_pairs(world, stripes, 1024, seed=0)
         scores[name] = judges.inverse_dynamics(world, pairs, clips, dream(world, clips, clips.to_take))
     obeying, other = scores["perfect"], scores["another's actions"]
     assert obeying["real"]["mean"] > 0.9
@@ -283,7 +282,6 @@ def test_the_strip_of_an_action_is_where_it_is_held_longest(stripes):
 def test_evaluate_writes_a_page_with_every_number_and_picture(
     store, vqvae_run, world_run, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(judges, "PAIRS", 64)
     out, blind = tmp_path / "page", tmp_path / "blind"
     train_prior(str(store), str(vqvae_run), str(blind), replace(PRIOR_SIZES, context=0), train_config(1), 2, 6)
     paths = {"store": str(store), "world": str(world_run), "blind": str(blind), "out": str(out)}
@@ -311,13 +309,54 @@ def test_evaluate_writes_a_page_with_every_number_and_picture(
     assert all(place.startswith(("data:", "#")) for place in needed), "the page must need nothing from elsewhere"
 
 
+def test_evaluate_measures_the_parts_that_are_asked_for_and_prints_a_table(store, world_run, tmp_path, capsys):
+    paths = {"store": str(store), "world": str(world_run)}
+    evaluate(**paths, **SETTINGS, only="heads,prediction", out=str(tmp_path / "some"))
+    scores = json.loads((tmp_path / "some" / "scores.json").read_text())
+    assert set(scores) == {"settings", "held_out_episodes", "bits_per_code", "flip_probability", "heads"}
+    printed = capsys.readouterr().out.splitlines()
+    (true,) = (line for line in printed if line.startswith("bits per code, true actions"))
+    assert float(true.split()[5]) == pytest.approx(
+        scores["bits_per_code"]["true actions"]["bits_per_code"]["mean"], abs=1e-3
+    )
+    assert len(printed) < 12
+    page = (tmp_path / "some" / "index.html").read_text()
+    assert "<h2>Prediction</h2>" in page and "<h2>Open loop</h2>" not in page and "<h2>Reconstruction</h2>" not in page
+    for only, message in (("hads", "unknown part 'hads'.* did you mean 'heads'"), ("dreams,", "unknown part ''")):
+        with pytest.raises(ValueError, match=message):
+            evaluate(**paths, **SETTINGS, only=only)
+    with pytest.raises(ValueError, match="--only heads needs a --world"):
+        evaluate(store=str(store), vqvae=str(world_run / "vqvae"), only="heads")
+
+
+def test_a_quick_evaluation_measures_no_more_than_its_limits(store, world_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        evaluate(str(store), str(world_run), horizon=8, length=10, clips=3, quick=True)
+    scores = json.loads((tmp_path / "evaluation-2" / "scores.json").read_text())
+    assert (tmp_path / "evaluation" / "scores.json").exists(), "nothing is overwritten"
+    settings = scores["settings"]
+    assert (settings["clips"], settings["samples"], settings["pairs"], settings["frames"]) == (3, 1, 1024, 256)
+    assert "actions" in scores and "drift" not in scores and "objects" not in scores
+    page = (tmp_path / "evaluation-2" / "index.html").read_text()
+    assert "3 clips,\n1 dream each" in page and "1 held-out episode of" in page
+
+
+def test_a_strip_marks_where_the_dream_begins():
+    films = torch.zeros(2, 5, 8, 8, 3, dtype=torch.uint8)
+    picture = plots.pairs_of_rows(films, films, 2)
+    assert picture.shape == (32, 5 * 8 + plots.LINE, 3)
+    assert (picture[:, 16 : 16 + plots.LINE] == plots.BEGINS).all()
+    assert not (picture[:, :16] == plots.BEGINS).all(-1).any() and not (picture[:, 18:] == plots.BEGINS).all(-1).any()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"length": 6}, "--length must be more than 6"),
         ({"horizon": 1}, "--horizon more than 1"),
         ({"stretches": 9}, "--stretches must be a multiple of 4, which swap their actions, got 9"),
-        ({"episodes": 0}, "--episodes and --threads 1 or more"),
+        ({"episodes": 0}, "--episodes, --pairs and --threads 1 or more"),
         ({"long_frames": 1}, "--long_frames must be 2 or more, got 1"),
         ({"horizon": 30}, "stretches of 36 frames need longer episodes than .* at most 21"),
     ],

@@ -16,7 +16,7 @@ from worldmodel.dream import dream
 from worldmodel.evaluate import evaluate
 from worldmodel.experiments import global_codes, likelihood, quantizers
 from worldmodel.experiments.speech import knowing, measuring, using
-from worldmodel.files import check_file, check_folder, locked, sweep, write_atomically
+from worldmodel.files import check_file, check_folder, free, locked, sweep, write_atomically, written_whole
 from worldmodel.sample import sample
 
 NOWHERE = "a run or store that is not there, so that only a door can come first"
@@ -102,3 +102,32 @@ def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
     write_atomically(tmp_path / "file", b"new")
     assert done == ["sync", "replace"] and (tmp_path / "file").read_bytes() == b"new"
     assert [path.name for path in Path(tmp_path).iterdir()] == ["file"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    with written_whole(tmp_path / "a") as folder:
+        (folder / "x").touch()
+        assert not (tmp_path / "a").exists()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
+    with pytest.raises(ValueError, match="is there already"), written_whole(tmp_path / "a"):
+        raise AssertionError
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "b") as folder:
+        (folder / "x").touch()
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_killed_writers_of_folders_left_is_swept(tmp_path):
+    left = tmp_path / f".world.{2**22 + 1}"
+    left.mkdir()
+    (left / "model.safetensors").touch()
+    os.utime(left, (0, 0))
+    sweep(tmp_path)
+    assert not left.exists()
+
+
+def test_a_free_name_is_the_first_that_nobody_has(tmp_path):
+    assert free(tmp_path / "a.gif") == tmp_path / "a.gif"
+    (tmp_path / "a.gif").touch()
+    (tmp_path / "a-2.gif").mkdir()
+    assert free(tmp_path / "a.gif") == tmp_path / "a-3.gif"

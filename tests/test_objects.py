@@ -13,7 +13,7 @@ from worldmodel.collect import play
 from worldmodel.data.episode import Episode, Objects
 from worldmodel.data.store import EpisodeStore, Schema
 from worldmodel.evaluate import evaluate
-from worldmodel.evaluation import detector, judges
+from worldmodel.evaluation import detector
 from worldmodel.evaluation import objects as measure
 from worldmodel.evaluation.detector import detect
 from worldmodel.evaluation.objects import permanence
@@ -150,7 +150,6 @@ def test_nothing_is_said_where_nobody_knows_what_is_in_view(squares, tmp_path):
 def test_evaluate_follows_objects_where_a_store_knows_them(squares, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "LEARNT", 128)
     monkeypatch.setattr(measure, "RARE", 50)
-    monkeypatch.setattr(judges, "PAIRS", 64)
     store, tokenizer, run, out = str(squares.path), str(tmp_path / "vqvae"), str(tmp_path / "world"), tmp_path / "page"
     vqvae(tokenizer, store, model=VQVAE_SIZES, train=train_config(4), batch=8)
     prior(store, tokenizer, run, PRIOR_SIZES, train_config(2), batch=2, length=6)

@@ -228,13 +228,13 @@ def test_a_prior_does_not_go_on_with_another_vqvae(store, world_run, vqvae_run, 
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_when_the_store_has_grown(store, vqvae_run, tmp_path):
+def test_a_run_goes_on_when_the_store_has_grown(store, tmp_path):
     run, grown = tmp_path / "run", tmp_path / "store"
-    shutil.copytree(vqvae_run, run)
     shutil.copytree(store, grown)
+    vqvae(str(run), str(grown), model=VQVAE_SIZES, train=train_config(2), batch=8)
     EpisodeStore(grown).append(sliding_stripes(99))
-    vqvae(str(run), str(grown), model=VQVAE_SIZES, train=train_config(16), batch=8)
-    assert checkpoint.read_step(run / "train.safetensors") == 16
+    vqvae(str(run), str(grown), model=VQVAE_SIZES, train=train_config(4), batch=8)
+    assert checkpoint.read_step(run / "train.safetensors") == 4
 
 
 @pytest.mark.slow
@@ -415,3 +415,56 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
         TrainConfig(steps=0)
     with pytest.raises(ValueError, match="unknown VQVAEConfig setting 'hidden_size'"):
         build(VQVAEConfig, {"hidden_size": 3}, tmp_path)
+
+
+def test_a_run_goes_on_with_other_data_batch_or_seed_only_where_that_is_allowed(store, vqvae_run, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(store, other, ignore=shutil.ignore_patterns("codes"))
+    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(2), batch=4)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    longer = train_config(4)
+    for changes, message in (
+        ({"store": str(other)}, f"was begun with store {store}, got {other}; .*--train.allow_changes true"),
+        ({"batch": 8}, "was begun with batch 4, got 8"),
+        ({"train": replace(longer, seed=7)}, "was begun with train.seed 0, got 7"),
+        ({"mirror": True}, "was begun with mirror False, got True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vqvae(
+                **{"run": str(run), "store": str(store), "model": VQVAE_SIZES, "train": longer, "batch": 4, **changes}
+            )
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    allowed = replace(longer, seed=7, allow_changes=True)
+    vqvae(str(run), str(other), model=VQVAE_SIZES, train=allowed, batch=8)
+    assert checkpoint.read_config(run)["data"]["store"] == str(other)
+
+
+def test_nothing_is_encoded_for_a_prior_that_is_refused(store, vqvae_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(store, other, ignore=shutil.ignore_patterns("codes"))
+    prior(str(store), str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, length=6)
+    with pytest.raises(ValueError, match="was begun with store"):
+        prior(str(other), str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(2), 2, length=6)
+    assert not (other / "codes").exists()
+
+
+def test_a_run_of_a_relative_path_goes_on(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(store.parent)
+    vqvae(str(tmp_path / "run"), store.name, model=VQVAE_SIZES, train=train_config(1), batch=4)
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(2), batch=4)
+
+
+def test_training_ends_with_a_line_that_says_how_good_it_is(store, tmp_path, capsys):
+    run = tmp_path / "run"
+    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(2), batch=4)
+    last = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "psnr" in row][-1]
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith(f"{run}: 2 steps; held out: psnr {last['psnr']:.4g}, ssim")
+    )
+
+
+def test_a_store_that_is_not_there_is_told_how_to_record_one(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"nope holds no store.json; record one with python -m worldmodel.collect"
+    ):
+        vqvae(str(tmp_path / "run"), "nope")

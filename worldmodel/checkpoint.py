@@ -84,17 +84,15 @@ def find(what: str, name: str | Path, shipped: Path) -> Path:
 
 
 def ship(run: Path, out: Path, half: bool = False, **more: Any) -> None:
-    """Copy a model's configuration and weights to be passed on, without the paths of this machine.
+    """Copy a model's configuration and weights into a folder to be passed on, without the paths of this machine.
 
     Args:
         half: write weights in float16, half as large; they are read as the float32 that the model has.
         more: anything else that config.yaml should say.
 
     Raises:
-        ValueError: if there is something already, or a weight is too large for float16.
+        ValueError: if a weight is too large for float16.
     """
-    if out.exists():
-        raise ValueError(f"{out} is there already; remove it, or give another --out")
     values = read_config(run)
     values["data"] = {name: value for name, value in values["data"].items() if name not in PATHS}
     tensors = read_tensors(run / "model.safetensors")
@@ -102,7 +100,7 @@ def ship(run: Path, out: Path, half: bool = False, **more: Any) -> None:
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError(f"{run} has weights that float16 cannot hold; ship it in float32")
-    out.mkdir(parents=True)
+    out.mkdir(exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump({**more, **values}, sort_keys=False), "utf-8")
     write_tensors(out / "model.safetensors", tensors)
 

@@ -29,6 +29,7 @@ STICKY_WEIGHTS = {
     "look_left": 1.5,
     "look_right": 1.5,
 }
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}{postfix}]"  # the rate is that of frames
 RESTARTS = 100  # of one worker, before the run gives up
 OURS = "agents.policy:Policy"
 BLIND = ("sticky", "random", "mixed")
@@ -117,7 +118,7 @@ def collect(
         else _record_in_actors(recorder, missing(), workers, address)
     )
     try:
-        with tqdm(total=goal, initial=min(progress(), goal), unit=unit, smoothing=0.05) as bar:
+        with tqdm(total=goal, initial=min(progress(), goal), unit=unit, bar_format=BAR) as bar:
             for entry in recording:
                 there.record(entry)
                 bar.update(min(progress(), goal) - bar.n)

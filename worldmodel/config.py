@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partialmethod
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -30,7 +31,8 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
     """Run a program, or one of several named ones, with what the command line gives its parameters.
 
     ``--config file.yaml`` may come anywhere and more than once: files are read first, in their order, so that flags
-    win. ``--env.scenario x`` is short for ``--env_kwargs.scenario x``, ``--compare`` for ``--compare=true``.
+    win. ``--env.scenario x`` is short for ``--env_kwargs.scenario x``, ``--compare`` for ``--compare=true``; and
+    ``--version`` alone says which one is installed.
 
     A mistake of the caller's, an exception that names it, is printed as one line and ends the process with 1; a flag
     that does not parse ends it with 2. Where the terminal is none, progress bars write a line every ten seconds.
@@ -39,6 +41,9 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
     if not sys.stderr.isatty():
         tqdm.__init__ = partialmethod(BAR, mininterval=SELDOM, delay=SELDOM)  # tqdm's own way to set defaults
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"worldmodel {version('worldmodel')}")
+        return
     try:
         arguments = _files_first([_expand(argument) for argument in arguments])
         for given, following in pairwise([*arguments, ""]):

@@ -1,5 +1,6 @@
 """Imagine a walk: ``python -m worldmodel.dream --action forward`` writes a film of it."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from worldmodel import config, media
 from worldmodel.core.precision import Precision
 from worldmodel.data.store import EpisodeStore
+from worldmodel.files import free
 from worldmodel.names import unknown
 from worldmodel.world import DEFAULT, WorldModel
 
@@ -20,7 +22,7 @@ FRAMES = 10  # to imagine, if nothing else is said
 def dream(
     action: str = "",
     actions: str = "",
-    frames: int = 0,
+    frames: int | None = None,
     context: int = 6,
     world: str = DEFAULT,
     store: str = "",
@@ -30,16 +32,18 @@ def dream(
     recorded: bool = False,
     seed: int = 0,
     temperature: float = 1.0,
-    out: str = "dream.gif",
+    out: str = "",
     device: str = "cpu",
     precision: Precision = "float32",
 ) -> None:
     """Imagine what happens after a few real frames, under actions of your choice, and write it as a film.
 
-    The bar under the film grows with it: white while frames are real, orange once they are imagined.
+    The bar under the film grows with it: white while frames are real, orange once they are imagined. Control-C ends the
+    dream early, and writes what was imagined until then.
 
     Args:
-        action: the one that is repeated; forward if none of --action, --actions and --compare is given.
+        action: the one that is repeated; if none of --action, --actions and --compare is given, forward, or the first
+            one of a world that has no forward.
         actions: several, each with a number of frames, such as forward:10,look_left:5.
         frames: to imagine, after the context; ten if not given, or what --actions add up to, which are otherwise
             repeated as often as it takes.
@@ -53,19 +57,22 @@ def dream(
             it shows the dream.
         seed: the same one gives the same dream.
         temperature: above 1 is wilder, below 1 is calmer, 0 takes the likeliest code everywhere.
-        out: file to write, .gif, .mp4 or .png (a strip).
+        out: file to write, .gif, .mp4 or .png (a strip); by default dream.gif, dream-2.gif, …, the first that is free.
         device: cpu or cuda.
         precision: of what is multiplied in a dream: float32, bfloat16, or auto: bfloat16 if the hardware multiplies it.
     """
-    media.check(Path(out))
-    if frames < 0 or context < 1:
-        raise ValueError(f"--frames must be 0 or more and --context 1 or more, got {frames} and {context}")
+    target = Path(out) if out else free(Path("dream.gif"))
+    media.check(target)
+    if (frames is not None and frames < 1) or context < 1:
+        raise ValueError(f"--frames and --context must be 1 or more, got {frames} and {context}")
     if (action != "") + (actions != "") + compare > 1:
         raise ValueError("give one of --action, --actions and --compare, which dreams the recorded actions")
     torch.set_num_threads(1)  # many small steps: more threads only wait for each other
     model = WorldModel.load(world, device, precision=precision)
     episodes = EpisodeStore(store or model.clips)
     model.check_actions(episodes.schema.action_names)
+    if store and (note := model.stranger(episodes.schema)):
+        print(f"note: {note}", file=sys.stderr)
     real, taken = read(episodes, episode, start, context + (frames or FRAMES if compare else 0))
     wanted = taken[context - 1 :] if compare else plan(action, actions, frames, model.action_names)
     state = model.start(real[None, :context], taken[None, : context - 1])
@@ -73,23 +80,28 @@ def dream(
     model.step(state, wanted[:1], calm, temperature)  # a first step sets up what the others use
     clock, unit = (time.process_time, "CPU time") if device == "cpu" else (time.perf_counter, "time")
     began = clock()
-    codes = model.imagine(state, wanted[None], seed, temperature, progress=True)[0].cpu()
-    seconds = clock() - began
-    imagined = model.decode(codes)  # only now: the dream itself never left the codes
+    imagined: list[Tensor] = []
+    try:
+        for step in model.steps(state, wanted[None], seed, temperature, progress=True):
+            imagined.append(step.codes[0].cpu())
+    except KeyboardInterrupt:
+        if not imagined:
+            raise
+    seconds, codes = clock() - began, torch.stack(imagined)
+    dreamt = model.decode(codes)  # only now: the dream itself never left the codes
     before = real[:context] if recorded else model.decode(model.encode(real[:context]))
-    film = mark(torch.cat([before, imagined]), context)
+    film = mark(torch.cat([before, dreamt]), context)
     if compare:
-        film = torch.cat([film, real], 1)
-    media.write(Path(out), film.numpy())
-    print(
-        f"wrote {out}: {context} real and {len(codes)} imagined frames, {len(codes) / seconds:.1f} frames/s of {unit}"
-    )
+        film = torch.cat([film, real[: len(film)]], 1)
+    media.write(target, film.numpy())
+    rate = f"{len(codes) / seconds:.1f} frames/s of {unit}"
+    print(f"wrote {target}: {context} real and {len(codes)} imagined frames, {rate}")
 
 
-def plan(action: str, actions: str, frames: int, known: tuple[str, ...]) -> Tensor:
+def plan(action: str, actions: str, frames: int | None, known: tuple[str, ...]) -> Tensor:
     """The actions to take, (T,) int64: one all the time, or several, over and over if ``frames`` is given."""
     if not actions:
-        return parse(f"{action or 'forward'}:{frames or FRAMES}", known)
+        return parse(f"{action or ('forward' if 'forward' in known else known[0])}:{frames or FRAMES}", known)
     taken = parse(actions, known)
     return taken.repeat(-(-frames // len(taken)))[:frames] if frames else taken
 

@@ -33,6 +33,13 @@ def make(env: str, **kwargs: Any) -> gym.Env:
         raise ValueError(f"cannot make --env {env}: {error}; {hint}") from error
     except TypeError as error:
         raise ValueError(f"cannot make --env {env} with {kwargs}: {error}") from error
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # such as pyglet's, where there is no display
+        raise ValueError(
+            f"cannot make --env {env}: {type(error).__name__}: {error}; a world that opens a window needs a display, "
+            "such as xvfb-run gives to a program"
+        ) from error
     if not isinstance(world.action_space, gym.spaces.Discrete) or world.action_space.start != 0:
         raise ValueError(f"--env {env} must have discrete actions, counted from 0; it has {world.action_space}")
     if not _pictures(world.observation_space):

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +26,39 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``path`` when the block ends, or is gone if that fails.
+
+    Raises:
+        ValueError: if there is something at ``path`` already.
+    """
+    if path.exists():
+        raise ValueError(f"{path} is there already; remove it, or give another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def free(path: Path) -> Path:
+    """``path``, or if there is something already ``name-2``, ``name-3``, … beside it."""
+    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())
+
+
 def sweep(folder: Path) -> None:
-    """Remove what killed writers of :func:`write_atomically` left in a folder."""
+    """Remove what killed writers of :func:`write_atomically` and :func:`written_whole` left in a folder."""
     for path in folder.glob(".*"):
         writer = re.fullmatch(r"\..+\.([0-9]+)", path.name)
         with contextlib.suppress(OSError):  # another process sweeps, too
             if writer and time.time() - path.stat().st_mtime > OLD and not _alive(int(writer[1])):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

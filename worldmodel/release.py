@@ -1,15 +1,16 @@
 """Turn a run into a world that can be shipped: ``python -m worldmodel.release --run runs/doom-prior …``."""
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from worldmodel import checkpoint, config
 from worldmodel.data.episode import Episode
-from worldmodel.data.store import EpisodeStore, Schema
+from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import split
+from worldmodel.files import written_whole
 from worldmodel.world import WorldModel
 
 
@@ -46,15 +47,14 @@ def release(
             shown = world.decode(world.encode(torch.from_numpy(clip.observations.copy())))
             clip = replace(clip, observations=shown.numpy())
         cuts.append(clip)
-    checkpoint.ship(origin, target, half=True, about=about)
-    checkpoint.ship(origin / "vqvae", target / "vqvae")
     schema = episodes.schema
-    context = EpisodeStore.create(
-        target / "context",
-        Schema(**{**asdict(schema), "provenance": {**schema.provenance, "clips": clips, "redrawn": redrawn}}),
-    )
-    for clip in cuts:
-        context.append(clip)
+    schema = replace(schema, provenance={**schema.provenance, "clips": clips, "redrawn": redrawn})
+    with written_whole(target) as folder:
+        checkpoint.ship(origin, folder, half=True, about=about)
+        checkpoint.ship(origin / "vqvae", folder / "vqvae")
+        context = EpisodeStore.create(folder / "context", schema)
+        for clip in cuts:
+            context.append(clip)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e6:.1f} MB, {len(context)} clips, {context.frames} frames")
 

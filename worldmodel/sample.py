@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from worldmodel import config, media
+from worldmodel.files import free
 from worldmodel.painter import Painter
 
 
@@ -17,7 +18,7 @@ def sample(
     temperature: float = 1.0,
     seed: int = 0,
     scale: int = 1,
-    out: str = "samples.png",
+    out: str = "",
     device: str = "cpu",
 ) -> None:
     """Draw a sheet of pictures from a spatial prior.
@@ -29,15 +30,16 @@ def sample(
         temperature: above 1 is wilder, below 1 is calmer, 0 takes the likeliest code everywhere.
         seed: the same one gives the same pictures; picture n of seed s is picture n - 1 of seed s + 1.
         scale: each pixel becomes a square of this many.
-        out: file to write, .png.
+        out: file to write, .png; by default samples.png, samples-2.png, …, the first that is free.
         device: cpu or cuda.
     """
     sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", grid)
     if not sides:
         raise ValueError(f"--grid must be rows x columns such as 8x8, got {grid}")
-    if Path(out).suffix.lower() != ".png":
+    target = Path(out) if out else free(Path("samples.png"))
+    if target.suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {out}")
-    media.check(Path(out))
+    media.check(target)
     if scale < 1:
         raise ValueError(f"--scale must be 1 or more, got {scale}")
     torch.set_num_threads(1)  # many small steps: more threads only wait for each other
@@ -49,10 +51,10 @@ def sample(
     pictures = painter.paint(labels, seed, temperature, progress=True)
     rate = len(pictures) / (clock() - began)
     sheet = media.grid(pictures.unflatten(0, (rows, columns)).numpy())
-    media.write(Path(out), sheet[None], scale=scale)
+    media.write(target, sheet[None], scale=scale)
     names = [painter.classes[number] for number in labels[::columns].tolist()] if painter.classes else []
     told = f", from the top: {', '.join(names)}" if names and not label else ""
-    print(f"wrote {out}: {len(pictures)} pictures, {rate:.2f} a second of {unit}{told}")
+    print(f"wrote {target}: {len(pictures)} pictures, {rate:.2f} a second of {unit}{told}")
 
 
 if __name__ == "__main__":

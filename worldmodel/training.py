@@ -146,6 +146,7 @@ def _fit(
                 _save(run, model, averaged, optimizers, done)
     if log:
         log.writer.close()
+        print(f"{run}: {config.steps} steps; held out: {log.last_held_out()}")
     return averaged
 
 
@@ -174,6 +175,12 @@ class Log:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+    def last_held_out(self) -> str:
+        """The last evaluation in words."""
+        rows = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+        last = next((row for row in reversed(rows) if row["part"] == "held_out"), {})
+        return ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name not in ("step", "part"))
 
     def write(self, step: int, part: str, **values: float) -> None:
         row = {"step": step, "part": part, **{name: round(value, 6) for name, value in values.items()}}

@@ -1,6 +1,6 @@
 """A world that can be dreamed: a VQ-VAE and the prior over its codes, behind ``start`` and ``step``."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from worldmodel.core.ranges import check_seed
 from worldmodel.core.rollout import Rollout
 from worldmodel.core.sampling import check_temperature
 from worldmodel.core.vqvae import VQVAE
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.store import EpisodeStore, Schema
 from worldmodel.names import unknown
 
 DEFAULT = "doom-health-gathering"
@@ -143,6 +143,16 @@ class WorldModel:
                 f"the world {self.run} knows the actions {self.action_names}, the episodes have {tuple(names)}"
             )
 
+    def stranger(self, schema: Schema) -> str:
+        """A sentence that says so if episodes are of another environment than the one that the world learnt from."""
+        data = checkpoint.read_config(self.run)["data"]
+        known = data.get("environment", ""), _seen(data.get("kwargs", {}))
+        given = schema.environment, _seen(schema.kwargs)
+        if not known[0] or known == given:
+            return ""
+        (mine, settings), (theirs, others) = known, given
+        return f"the world {self.run} learnt from {mine} {settings or ''}, these frames are of {theirs} {others or ''}"
+
     @property
     def device(self) -> torch.device:
         return next(self.dynamics.parameters()).device
@@ -212,16 +222,21 @@ class WorldModel:
         Returns:
             The codes of the imagined frames, (B, T, h, w) int64.
         """
+        return torch.stack([step.codes for step in self.steps(state, actions, seed, temperature, progress)], 1)
+
+    def steps(
+        self, state: Memory, actions: ArrayLike, seed: int = 0, temperature: float = 1.0, progress: bool = False
+    ) -> Iterator[Step]:
+        """The same, a step at a time."""
         actions = self.numbers(actions)
         if actions.ndim != 2 or 0 in actions.shape:
             raise ValueError(f"actions must be (B, T), got {tuple(actions.shape)}")
         check_seed(seed)
-        generators, codes = [torch.Generator().manual_seed(seed + number) for number in range(len(actions))], []
+        generators = [torch.Generator().manual_seed(seed + number) for number in range(len(actions))]
         for action in tqdm(actions.T, unit="frame", desc="dream", leave=False, disable=not progress):
             step = self.step(state, action, self.uniforms(generators), temperature)
             state = step.state
-            codes.append(step.codes)
-        return torch.stack(codes, 1)
+            yield step
 
     def uniforms(self, generators: Sequence[torch.Generator]) -> Tensor:
         """The chance of one step, (B, h, w): each dream draws from a CPU generator of its own."""
@@ -283,6 +298,11 @@ class WorldModel:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads)
+
+
+def _seen(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an environment that change what one sees."""
+    return {name: value for name, value in kwargs.items() if name not in ("objects", "render_mode", "reproducible")}
 
 
 def _bytes(given: Tensor) -> bool:

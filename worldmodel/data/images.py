@@ -89,6 +89,8 @@ def given(store: str, images: str, size: int = 0) -> Images:
     """
     if bool(store) == bool(images):
         raise ValueError(f"give either --store or --images, got {store!r} and {images!r}")
+    if store:
+        EpisodeStore(store)  # which says what is wrong with it
     return open_images(store or images, size)
 
 

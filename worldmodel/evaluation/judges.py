@@ -14,7 +14,6 @@ from worldmodel.scores import interval
 from worldmodel.world import WorldModel
 
 RUN = 5  # frames that are read in a row to make pairs of
-PAIRS = 8192
 WIDTHS = (32, 64, 96, 128)
 BATCH = 64
 
@@ -71,9 +70,9 @@ class Pairs(NamedTuple):
     actions: Tensor  # (N,) int64, those between
 
 
-def real_pairs(world: WorldModel, store: EpisodeStore, seed: int) -> Pairs:
-    """Random PAIRS to learn from."""
-    frames, actions, _ = stretches(store, split(store)[0], PAIRS // (RUN - 1), RUN, seed)
+def real_pairs(world: WorldModel, store: EpisodeStore, count: int, seed: int) -> Pairs:
+    """Random ones to learn from, ``count`` or up to three fewer."""
+    frames, actions, _ = stretches(store, split(store)[0], max(1, count // (RUN - 1)), RUN, seed)
     shown = world.decode(world.encode(frames.flatten(0, 1))).view_as(frames)
     return Pairs(neighbours(frames), neighbours(shown), actions.flatten())
 

@@ -23,6 +23,7 @@ STYLES = {"dream": "C1-", "best dream": "C1:", "copy last": "C7--", "vqvae alone
 STRIP = 10  # imagined frames in a strip
 CANDIDATES = 32  # clips that the one of a strip is chosen from
 WORST = 4
+BEGINS, LINE = (255, 140, 0), 2  # colour of the line where a dream begins, and its pixels
 MILESTONES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # frames of a long dream that are shown
 
 
@@ -45,7 +46,7 @@ def curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:
         axes.fill_between(horizons, low, high, color=STYLES[name][:2], alpha=0.15, linewidth=0)
     axes.set(xlabel="frames after the last real one", ylabel=label, xscale="log")
     axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(values), frameon=False)
     return figure
 
 
@@ -120,12 +121,17 @@ def reliability(groups: list[dict[str, float]]) -> Figure:
     return figure
 
 
-def pairs_of_rows(above: Tensor, below: Tensor) -> np.ndarray:
-    """Films (N, T, H, W, 3) twice, each one over its counterpart, as one picture with a line between the pairs."""
+def pairs_of_rows(above: Tensor, below: Tensor, real: int = 0) -> np.ndarray:
+    """Films (N, T, H, W, 3) twice, each one over its counterpart, as one picture with a line between the pairs.
+
+    Args:
+        real: frames before the dream, which ends them with an orange line; 0 for none.
+    """
     picture = media.grid(torch.stack([above, below], 1).flatten(0, 1).numpy())
     height = 2 * above.shape[2]
     picture[height::height] = 255
-    return picture
+    line = np.broadcast_to(np.array(BEGINS, np.uint8), (len(picture), LINE, 3))
+    return np.insert(picture, [real * above.shape[3]] * LINE, line, axis=1) if real else picture
 
 
 def strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int) -> dict[str, np.ndarray]:
@@ -138,7 +144,8 @@ def strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int
         frames, actions = (torch.from_numpy(part.copy())[None] for part in place)
         clip = Clips(frames, actions, torch.zeros(1, dtype=torch.int64))
         codes = dream(world, clip, clip.to_take, temperature=temperature, seed=seed)[0, 0]
-        made[f"strip_{name}"] = pairs_of_rows(frames, torch.cat([frames[0, :CONTEXT], world.decode(codes)])[None])
+        dreamt = torch.cat([frames[0, :CONTEXT], world.decode(codes)])[None]
+        made[f"strip_{name}"] = pairs_of_rows(frames, dreamt, CONTEXT)
     return made
 
 
@@ -170,7 +177,7 @@ def worst(world: WorldModel, clips: Clips, dreams: Tensor, psnr: Tensor) -> np.n
     chosen = psnr[:, reach - 1].argsort()[:WORST]
     imagined = world.decode(dreams[chosen, 0, :reach].flatten(0, 1)).unflatten(0, (len(chosen), reach))
     real = clips.frames[chosen, : CONTEXT + reach]
-    return pairs_of_rows(real, torch.cat([real[:, :CONTEXT], imagined], 1))
+    return pairs_of_rows(real, torch.cat([real[:, :CONTEXT], imagined], 1), CONTEXT)
 
 
 def milestones(world: WorldModel, dreams: Tensor, rows: int = 6) -> np.ndarray:

@@ -11,7 +11,7 @@ from worldmodel.core.sampling import check_temperature
 from worldmodel.data import sound
 from worldmodel.evaluation.sound import plot_sounds
 from worldmodel.experiments.speech.voices import DEFAULT, Voices, use_threads
-from worldmodel.files import check_file, check_folder
+from worldmodel.files import check_file, check_folder, written_whole
 
 LONGEST = 300  # seconds of a recording
 CODES = 1 << 32  # added to the seed of codes, which are not to be drawn with the numbers that samples are
@@ -111,5 +111,6 @@ def ship(run: str, out: str) -> None:
     steps = checkpoint.read_config(voices.run)["train"]["steps"]
     if voices.network.steps < steps:
         raise ValueError(f"{run} is at step {int(voices.network.steps)} of {steps}; let it come to its end first")
-    checkpoint.ship(voices.run, Path(out))
+    with written_whole(Path(out)) as folder:
+        checkpoint.ship(voices.run, folder)
     print(f"wrote {out}: {', '.join(voices.speakers)}, {voices.rate} samples a second")
