@@ -1,3 +1,7 @@
+"""Dreams as Gymnasium worlds: single ones, vectors of them, and the real world seen as they are."""
+
+from unittest.mock import patch
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from envs.dream import DreamEnv, DreamVectorEnv
 from envs.encoded import EncodedEnv
 from worldmodel.data.store import EpisodeStore
+from worldmodel.world import WorldModel
 
 
 @pytest.fixture
@@ -92,6 +97,15 @@ def test_an_episode_ends_by_the_priors_probability_or_at_the_horizon(settings, l
     ends = [step for step, (*_, terminated, truncated) in enumerate(seen) if (terminated + truncated).all()]
     assert ends[0] == lengths and ends[1] == 2 * lengths + 1  # a step in between begins anew
     assert bool(seen[lengths][2].all()) == (logit > 0)
+
+
+def test_the_temperature_reaches_the_prior(settings):
+    for temperature in (0.0, 0.3, 2.5):
+        dreams = DreamVectorEnv(2, temperature=temperature, **settings)
+        with patch.object(WorldModel, "step", autospec=True, side_effect=WorldModel.step) as step:
+            dreams.reset(seed=0)
+            dreams.step([0, 1])
+        assert [call.args[4] for call in step.call_args_list] == [temperature]
 
 
 def test_rewards_are_those_the_prior_expects(settings):

@@ -1,8 +1,10 @@
 """A store gives back what was put in, or says which file is damaged; killing whoever writes to it harms nothing."""
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -310,3 +312,80 @@ def test_two_who_record_into_one_store_see_each_others_episodes(tmp_path):
     assert [entry.number for entry in EpisodeStore(tmp_path).entries] == list(range(6))
     assert EpisodeStore(tmp_path).frames == 30
     assert all(not fault for _, fault in EpisodeStore(tmp_path).verify())
+
+
+def test_recording_waits_for_whoever_holds_the_index(filled):
+    number = max(entry.number for entry in filled.entries) + 1
+    entry = filled.write(number, filled.read(filled.entries[0].number))
+    with open(filled.path / "index.jsonl", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread = threading.Thread(target=filled.record, args=(entry,))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive() and number in EpisodeStore(filled.path)
+
+
+def test_the_index_is_believed_only_where_the_files_agree(filled):
+    lines = (filled.path / "index.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    for name, lie in (("steps", 10**15), ("observations", first["observations"] + 10**6), ("episode_return", 1e9)):
+        told = {**first, name: lie}
+        if name == "steps":
+            told["observations"] = lie + 1
+        if name == "observations":
+            told["steps"] = lie - 1
+        (filled.path / "index.jsonl").write_text("\n".join([json.dumps(told), *lines[1:]]) + "\n")
+        problems = [problem for _, problem in EpisodeStore(filled.path).verify()]
+        assert "index.jsonl says that episode" in problems[0] and not any(problems[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": "3"}, r"damaged in line 1: steps must be int, got '3'"),
+        ({"terminated": 1}, "terminated must be bool, got 1"),
+        ({"sha256": None}, "sha256 must be str, got None"),
+        ({"steps": 0}, "no episode has number 0, 0 steps"),
+        ({"number": -1}, "no episode has number -1"),
+        ({"colour": 3}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_line_of_the_index_that_says_nonsense_is_named(change, message, filled):
+    lines = (filled.path / "index.jsonl").read_text().splitlines()
+    (filled.path / "index.jsonl").write_text(
+        "\n".join([json.dumps({**json.loads(lines[0]), **change}), *lines[1:]]) + "\n"
+    )
+    with pytest.raises(ValueError, match=message):
+        EpisodeStore(filled.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation_shape": [84, "84"]}, "observation_shape must be a list of int"),
+        ({"observation_shape": [0, 84]}, "no observation has the shape"),
+        ({"observation_shape": [2**20, 2**20]}, "no observation has the shape"),
+        ({"observation_dtype": "float32"}, "observation_dtype must be one of uint8, uint16, got 'float32'"),
+        ({"action_names": "left"}, "action_names must be a list of str, got 'left'"),
+        ({"kwargs": []}, r"kwargs must be dict, got \[\]"),
+    ],
+)
+def test_a_schema_that_says_nonsense_is_named(change, message, filled):
+    path = filled.path / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=f"store.json is damaged: .*{message}"):
+        EpisodeStore(filled.path)
+
+
+def test_an_episode_that_is_not_reproducible_stays_marked(tmp_path, filled):
+    episode = replace(filled.read(filled.entries[0].number), reproducible=False)
+    entry = filled.append(episode)
+    again = EpisodeStore(filled.path)
+    assert not again.read(entry.number).reproducible
+    lines = (filled.path / "index.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["reproducible"] is False
+    old = {name: value for name, value in json.loads(lines[0]).items() if name not in ("reproducible", "source")}
+    (filled.path / "index.jsonl").write_text(json.dumps(old) + "\n")  # as a store of before has it
+    assert EpisodeStore(filled.path).read(0).reproducible

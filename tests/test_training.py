@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_config
 from worldmodel import checkpoint, training
@@ -468,3 +469,31 @@ def test_a_store_that_is_not_there_is_told_how_to_record_one(tmp_path):
         FileNotFoundError, match=r"nope holds no store.json; record one with python -m worldmodel.collect"
     ):
         vqvae(str(tmp_path / "run"), "nope")
+
+
+def test_the_average_keeps_its_decay_of_the_old_and_takes_the_rest_of_the_new():
+    averaged, model = nn.Linear(2, 1), nn.Linear(2, 1)
+    averaged.register_buffer("count", torch.zeros(1))
+    model.register_buffer("count", torch.ones(1))
+    expected = 0.9 * averaged.weight.detach().clone() + 0.1 * model.weight.detach()
+    training._average(averaged, model, 0.9)
+    torch.testing.assert_close(averaged.weight.detach(), expected)
+    assert averaged.count == 1, "buffers are averages already"
+
+
+def test_early_averages_forget_fast_and_later_ones_as_slowly_as_they_were_told(store, tmp_path, monkeypatch):
+    decays = []
+    whole = training._average
+    monkeypatch.setattr(training, "_average", lambda *given: (decays.append(given[2]), whole(*given)))
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(12), batch=4)
+    assert decays == pytest.approx([min(0.5, (step + 1) / (step + 10)) for step in range(12)])
+
+
+def test_what_was_logged_after_the_last_save_is_dropped_when_a_run_goes_on(tmp_path):
+    log = training.Log(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write(step, "train", loss=float(step))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    training.Log(tmp_path, 2)
+    assert [row["step"] for row in checkpoint.read_metrics(tmp_path)] == [1, 2]
