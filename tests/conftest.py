@@ -10,6 +10,7 @@ import torch
 from worldmodel.core.dynamics import DynamicsConfig
 from worldmodel.core.quantizer import QuantizerConfig
 from worldmodel.core.vqvae import VQVAEConfig
+from worldmodel.data import sound
 from worldmodel.data.episode import Episode
 from worldmodel.data.store import EpisodeStore, Schema
 from worldmodel.train import prior, vqvae
@@ -22,6 +23,26 @@ PRIOR_SIZES = DynamicsConfig(context=4, width=24, heads=2, blocks=1, motion=12, 
 def train_config(steps: int) -> TrainConfig:
     """A few steps that evaluate, save and log along the way."""
     return TrainConfig(steps=steps, warmup=2, log_every=2, evaluate_every=4, average=0.5, threads=1)
+
+
+def tones(folder: Path, rate: int = 4000) -> Path:
+    """Two who say three things four times, and one more: tones that fall, rise or stay; returns their CSV file."""
+    random, rows = np.random.default_rng(0), ["path,speaker,text,split"]
+    for speaker, pitch in {"low": 200, "high": 600, "strange": 400}.items():  # hertz
+        for text, slope in (("down", -0.3), ("level", 0.0), ("up", 0.3)):
+            for number in range(4):
+                time = np.arange(900 + 16 * number) / rate
+                wave = 0.5 * np.sin(2 * np.pi * pitch * (1 + slope * time) * time) + 0.01 * random.normal(
+                    size=len(time)
+                )
+                path = folder / speaker / f"{text}-{number}.wav"
+                sound.save(path, wave.astype(np.float32), rate)
+                path.with_suffix(".phn").write_text(f"0 450 aa\n450 {len(wave)} s\n")
+                part = "unheard" if speaker == "strange" else "held_out" if number == 3 else "learnt"
+                rows.append(f"{path.relative_to(folder)},{speaker},{text},{part}")
+    manifest = folder / "manifest.csv"
+    manifest.write_text("\n".join(rows) + "\n")
+    return manifest
 
 
 def sliding_stripes(seed: int, steps: int = 20) -> Episode:

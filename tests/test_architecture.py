@@ -94,14 +94,6 @@ def run(module: str, *arguments: str) -> None:
     assert not stopped.value.code, stopped.value.code
 
 
-@pytest.mark.slow
-def test_the_readmes_python_runs():
-    (snippet,) = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
-    found: dict = {}
-    exec(snippet, found)
-    assert found["step"].codes.shape == (1, 21, 21)
-
-
 def test_the_readme_names_only_files_that_exist():
     for path in set(re.findall(r"(?:configs|tests|worldmodel|envs|agents|docs)/[\w/.-]+\.\w+", README)):
         assert (ROOT / path).exists(), path

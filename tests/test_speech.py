@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.conftest import train_config
+from tests.conftest import tones, train_config
 from tests.test_speech_model import SMALL
 from worldmodel import checkpoint, config
 from worldmodel.core.prior import SpatialPriorConfig
@@ -22,29 +22,11 @@ from worldmodel.experiments.speech.using import convert, sample, ship
 from worldmodel.experiments.speech.voices import Voices, filled
 
 RATE = 4000
-PITCHES = {"low": 200, "high": 600}  # hertz of the two who speak
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Two who say three things four times, each a tone that falls or rises or stays, with phonemes beside."""
-    folder, random = tmp_path_factory.mktemp("speech"), np.random.default_rng(0)
-    rows = ["path,speaker,text,split"]
-    for speaker, pitch in {**PITCHES, "strange": 400}.items():
-        for text, slope in (("down", -0.3), ("level", 0.0), ("up", 0.3)):
-            for number in range(4):
-                time = np.arange(900 + 16 * number) / RATE
-                wave = 0.5 * np.sin(2 * np.pi * pitch * (1 + slope * time) * time) + 0.01 * random.normal(
-                    size=len(time)
-                )
-                path = folder / speaker / f"{text}-{number}.wav"
-                sound.save(path, wave.astype(np.float32), RATE)
-                path.with_suffix(".phn").write_text(f"0 450 aa\n450 {len(wave)} s\n")
-                part = "unheard" if speaker == "strange" else "held_out" if number == 3 else "learnt"
-                rows.append(f"{path.relative_to(folder)},{speaker},{text},{part}")
-    manifest = folder / "manifest.csv"
-    manifest.write_text("\n".join(rows) + "\n")
-    return manifest
+    return tones(tmp_path_factory.mktemp("speech"))
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,10 @@ from torch import nn
 
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_config
 from worldmodel import checkpoint, training
-from worldmodel.codes import encoded, mirror
 from worldmodel.config import build
 from worldmodel.core.dynamics import Dynamics
 from worldmodel.core.vqvae import VQVAEConfig
-from worldmodel.data.images import PictureBatches
-from worldmodel.data.pictures import FramePictures
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import StepWindows, split
 from worldmodel.train import prior, reward_scale, vqvae
 from worldmodel.training import TrainConfig
 from worldmodel.world import WorldModel
@@ -309,101 +305,6 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
     assert [config.rate(step) for step in (0, 9, 30, 50)] == pytest.approx([0.1, 1.0, 1.0, 1.0])
     assert config.rate(75) == pytest.approx(0.5)
     assert config.rate(99) == pytest.approx(0.02)
-
-
-def test_codes_are_encoded_once_and_kept_small(store, vqvae_run):
-    frames, cpu = EpisodeStore(store), torch.device("cpu")
-    codes = encoded(frames, vqvae_run, cpu)
-    written = [(codes.path / entry.file).stat().st_mtime_ns for entry in codes.entries]
-    again = encoded(frames, vqvae_run, cpu)
-    assert [(again.path / entry.file).stat().st_mtime_ns for entry in again.entries] == written
-    assert codes.schema.observation_shape == (6, 6)
-    network = checkpoint.load_vqvae(vqvae_run)
-    for number in (0, 9):
-        original, kept = frames.read(number), codes.read(number)
-        assert np.array_equal(kept.actions, original.actions)
-        assert np.array_equal(kept.rewards, original.rewards)
-        assert np.array_equal(kept.observations, network.encode(torch.from_numpy(original.observations.copy())))
-
-
-@pytest.mark.slow
-def test_mirrored_codes_are_those_of_flipped_frames_under_swapped_actions(store, vqvae_run, tmp_path):
-    recorded = EpisodeStore(shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes")))
-    mirrored = encoded(recorded, vqvae_run, torch.device("cpu"), mirrored=True)
-    plain = encoded(recorded, vqvae_run, torch.device("cpu"))
-    assert mirrored.path != plain.path
-    original, flipped = recorded.read(3), mirrored.read(3)
-    assert flipped.actions.tolist() == [2 - action for action in original.actions]
-    network = checkpoint.load_vqvae(vqvae_run)
-    frames = torch.from_numpy(original.observations.copy()).flip(2)
-    assert np.array_equal(flipped.observations, network.encode(frames).numpy())
-    windows = StepWindows(plain, plain.entries, 64, 6, seed=0, mirrored=mirrored)
-    both = [StepWindows(part, part.entries, 64, 6, seed=0)(5) for part in (plain, mirrored)]
-    from_plain = [torch.equal(row, other) for row, other in zip(windows(5)[0], both[0][0], strict=True)]
-    from_mirror = [torch.equal(row, other) for row, other in zip(windows(5)[0], both[1][0], strict=True)]
-    assert all(a != b for a, b in zip(from_plain, from_mirror, strict=True))
-    assert 20 < sum(from_mirror) < 44
-    halves = [windows(5, rank, 2)[0] for rank in range(2)]
-    assert torch.equal(torch.cat(halves), windows(5)[0])
-
-
-def test_the_mirror_image_of_an_action_swaps_left_and_right():
-    names = ("noop", "forward", "strafe_left", "strafe_right", "forward_look_left", "forward_look_right")
-    assert mirror(names).tolist() == [0, 1, 3, 2, 5, 4]
-    with pytest.raises(ValueError, match="--mirror true needs an action 'turn_right' beside 'turn_left', there are"):
-        mirror(("noop", "turn_left"))
-
-
-def test_half_of_the_pictures_are_flipped_the_same_ones_every_time(store):
-    frames = FramePictures([(EpisodeStore(store), EpisodeStore(store).entries)])
-    plain, flipping = (PictureBatches(frames, 64, 0, mirror) for mirror in (False, True))
-    seen, before = flipping(7), plain(7)
-    flipped = [torch.equal(row, other.flip(1)) for row, other in zip(seen, before, strict=True)]
-    same = [torch.equal(row, other) for row, other in zip(seen, before, strict=True)]
-    assert all(a or b for a, b in zip(flipped, same, strict=True)) and 20 < sum(same) < 44
-    assert torch.equal(seen, flipping(7)) and torch.equal(torch.cat([flipping(7, rank, 2) for rank in (0, 1)]), seen)
-
-
-@pytest.mark.slow
-def test_two_who_encode_one_store_share_the_work(store, vqvae_run, tmp_path):
-    recorded = shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes"))
-    code = (
-        "import sys, pathlib, torch\n"
-        "from worldmodel.codes import encoded\n"
-        "from worldmodel.data.store import EpisodeStore\n"
-        "print(len(encoded(EpisodeStore(sys.argv[1]), pathlib.Path(sys.argv[2]), torch.device('cpu'))))"
-    )
-    command = [sys.executable, "-c", code, str(recorded), str(vqvae_run)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0].strip() for process in both] == ["12", "12"]
-
-
-def test_stretches_follow_the_episode_and_mark_its_end(store):
-    episodes = EpisodeStore(store)
-    learnt, _ = split(episodes)
-    windows = StepWindows(episodes, learnt, 2, 8, seed=0)
-    whole = episodes.read(1)
-    observations, actions, rewards, terminated, seen, valid = windows.read(episodes.entries[1], 14)
-    assert np.array_equal(observations[:7], whole.observations[14:])
-    assert seen.tolist() == [True] * 7 + [False]
-    assert valid.tolist() == [True] * 6 + [False]
-    assert actions[:6].tolist() == whole.actions[14:].tolist()
-    assert rewards[:6].tolist() == whole.rewards[14:].tolist()
-    assert terminated.tolist() == [0, 0, 0, 0, 0, 1, 0]
-    first, again = windows(3), StepWindows(episodes, learnt, 2, 8, seed=0)(3)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(windows(4)[0], first[0])
-    for whole_part, *parts in zip(first, windows(3, 0, 2), windows(3, 1, 2), strict=True):
-        assert torch.equal(torch.cat(parts), whole_part), "two workers read what one does"
-
-
-@pytest.mark.slow
-def test_the_last_steps_of_episodes_come_as_often_as_others(store):
-    episodes = EpisodeStore(store)
-    learnt, _ = split(episodes)
-    *_, terminated, _, valid = StepWindows(episodes, learnt, 4000, 8, seed=0)(0)
-    true = sum(entry.terminated for entry in learnt) / sum(entry.steps for entry in learnt)
-    assert 0.9 * true < terminated.sum() / valid.sum() < 1.4 * true  # first steps are in fewer stretches
 
 
 def test_reward_scale_is_their_root_mean_square(store):
