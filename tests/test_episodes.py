@@ -13,6 +13,7 @@ import pytest
 
 from tests.test_store import CODES, FRAMES, episode, flipped, same
 from worldmodel import config, episodes
+from worldmodel.data.images import open_images
 from worldmodel.data.store import EpisodeStore
 
 PROGRAMS = {"info": episodes.info, "verify": episodes.verify, "import": episodes.import_, "export": episodes.export}
@@ -304,3 +305,33 @@ def test_without_minari_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     make(tmp_path)
     with pytest.raises(ImportError, match=r"pip install 'minari\[arrow\]'"):
         episodes.export(str(tmp_path), "test/store-v0")
+
+
+def test_a_small_file_that_would_unpack_into_far_more_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("worldmodel.files.LARGE", 10**6)
+    frames = np.zeros((101, 84, 84, 3), np.uint8)
+    np.savez_compressed(
+        tmp_path / "one.npz",
+        frames=frames,
+        actions=np.zeros(100, np.int64),
+        rewards=np.zeros(100),
+        terminated=True,
+        truncated=False,
+    )
+    with pytest.raises(ValueError, match=r"one.npz is no episode: .*would unpack into 0.0 GB, 300 times its size"):
+        episodes.import_(str(tmp_path / "store"), str(tmp_path))
+    with pytest.raises(ValueError, match="would unpack into"):
+        open_images(tmp_path / "one.npz")
+
+
+def test_an_action_beyond_all_bounds_needs_names(tmp_path):
+    np.savez(
+        tmp_path / "one.npz",
+        frames=np.zeros((3, 84, 84, 3), np.uint8),
+        actions=np.array([0, 2**40]),
+        rewards=np.zeros(2),
+        terminated=True,
+        truncated=False,
+    )
+    with pytest.raises(ValueError, match=r"one\.npz has action 1099511627776; without action_names"):
+        episodes.import_(str(tmp_path / "store"), str(tmp_path))

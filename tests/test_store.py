@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from worldmodel.data.episode import Episode
 from worldmodel.data.images import PictureBatches
@@ -389,3 +392,15 @@ def test_an_episode_that_is_not_reproducible_stays_marked(tmp_path, filled):
     old = {name: value for name, value in json.loads(lines[0]).items() if name not in ("reproducible", "source")}
     (filled.path / "index.jsonl").write_text(json.dumps(old) + "\n")  # as a store of before has it
     assert EpisodeStore(filled.path).read(0).reproducible
+
+
+def test_a_chunk_that_promises_more_than_a_chunk_holds_is_refused_unread(filled):
+    entry = filled.entries[0]
+    huge = zstandard.ZstdCompressor(level=19).compress(bytes(10**8))
+    path = filled.path / entry.file
+    with safe_open(path, "np") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors |= {"chunks": np.frombuffer(huge, np.uint8), "offsets": np.array([0, len(huge)])}
+    path.write_bytes(save(tensors, metadata))
+    with pytest.raises(CorruptEpisodeError, match="a chunk is of 100000000 bytes, expected"):
+        filled.observations(entry.number, 0, 1)

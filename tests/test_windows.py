@@ -50,3 +50,22 @@ def test_the_last_steps_of_episodes_come_as_often_as_others(store):
     *_, terminated, _, valid = StepWindows(episodes, learnt, 4000, 8, seed=0)(0)
     true = sum(entry.terminated for entry in learnt) / sum(entry.steps for entry in learnt)
     assert 0.9 * true < terminated.sum() / valid.sum() < 1.4 * true  # first steps are in fewer stretches
+
+
+def test_half_of_the_stretches_come_from_the_mirror_others_in_each_batch(store, monkeypatch):
+    made, (learnt, _) = EpisodeStore(store), split(EpisodeStore(store))
+    windows, flips = StepWindows(made, learnt, 64, 5, seed=0, mirrored=made), []
+    monkeypatch.setattr(windows, "read", lambda entry, start, flip: (flips.append(flip), (np.zeros(1),))[1])
+    batches = []
+    for place in ((0,), (1,), (1, 0, 2), (1, 1, 2)):
+        flips.clear()
+        windows(*place)
+        batches.append(flips.copy())
+    first, second, *parts = batches
+    assert first != second == [*parts[0], *parts[1]]
+    assert 20 < sum(first) < 44
+    plain = StepWindows(made, learnt, 64, 5, seed=0)
+    monkeypatch.setattr(plain, "read", lambda entry, start, flip: (flips.append(flip), (np.zeros(1),))[1])
+    flips.clear()
+    plain(0)
+    assert not any(flips)

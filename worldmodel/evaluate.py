@@ -23,17 +23,8 @@ from worldmodel.world import DEFAULT, WorldModel
 
 SETTINGS = ("store", "world", "vqvae", "blind", "frames", "stretches", "length", "clips", "samples", "horizon", "long")
 SETTINGS += ("long_frames", "episodes", "objects", "pairs", "only", "quick", "temperature", "seed", "precision")
-QUICK = {
-    "frames": 256,
-    "stretches": 16,
-    "clips": 16,
-    "samples": 1,
-    "horizon": 20,
-    "long": 0,
-    "episodes": 4,
-    "objects": 0,
-}
-QUICK |= {"pairs": 1024}  # at most
+QUICK = {"frames": 256, "stretches": 16, "clips": 16, "samples": 1, "horizon": 20, "episodes": 4, "pairs": 1024}
+QUICK |= {"long": 0, "objects": 0}  # at most
 
 
 def evaluate(

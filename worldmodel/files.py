@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 OLD = 3600  # seconds after which a file that its writer left unfinished is swept, if that process is gone
+LARGE, MOST_PACKED = 1 << 29, 300  # bytes unpacked; how much smaller a zip file may make so many
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # what file systems say that know no locks
 
 
@@ -104,6 +106,19 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file in it")
     check_folder(path.parent)
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a zip file, such as a .npz, that would unpack into far more than it is.
+
+    Raises:
+        ValueError: if it would.
+        zipfile.BadZipFile: if it is none.
+    """
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist())
+    if unpacked > LARGE and unpacked > MOST_PACKED * path.stat().st_size:
+        raise ValueError(f"{path} would unpack into {unpacked / 1e9:.1f} GB, {MOST_PACKED} times its size or more")
 
 
 def check_folder(path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.files import check_archive
+
 SETS = (  # what is learnt from, and what is held out
     ("data_batch_[0-9]", "test_batch"),
     ("data_batch_[0-9].npz", "test_batch.npz"),
@@ -108,6 +110,7 @@ def _read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as data:
             if "images" not in data:
                 raise ValueError(f"it holds {', '.join(data) or 'nothing'}, expected images and maybe labels")

@@ -17,6 +17,7 @@ import numpy as np
 
 from worldmodel.data.episode import Episode
 from worldmodel.data.store import Entry, EpisodeStore, Schema
+from worldmodel.files import check_archive
 
 MINARI_FOLDER = "MINARI_DATASETS_PATH"  # the variable that Minari reads
 MOST_ACTIONS = 4096  # of a world whose files do not name them
@@ -269,6 +270,7 @@ def _naturally(name: str) -> list[tuple[int, str]]:
 def _load(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
     """Those arrays of an .npz file, which must be there, and the small ones; frames are called observations."""
     try:
+        check_archive(path)
         with np.load(path) as file:
             found = {"observations" if name == "frames" else name: name for name in file.files}
             if missing := [key for key in KEYS if key not in found]:
@@ -278,7 +280,7 @@ def _load(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
                 )
             wanted = (*keys, "seed", "action_names", "level", "fps")
             return {key: file[name] for key, name in found.items() if key in wanted}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no episode: {error}") from error
 
 

@@ -300,8 +300,8 @@ class EpisodeStore:
             offsets = file.get_slice("offsets")[first : last + 2]
             chunks = file.get_slice("chunks")[int(offsets[0]) : int(offsets[-1])].tobytes()
             borders = (offsets - offsets[0]).tolist()
-            decompress = zstandard.ZstdDecompressor().decompress
-            raw = b"".join(decompress(chunks[a:b]) for a, b in pairwise(borders))
+            most = CHUNK * prod(self.schema.observation_shape) * np.dtype(self.schema.observation_dtype).itemsize
+            raw = b"".join(_decompressed(chunks[a:b], most) for a, b in pairwise(borders))
             array = np.frombuffer(raw, self.schema.observation_dtype).reshape(-1, *self.schema.observation_shape)
             wanted = array[start - first * CHUNK :][:length]
             if len(wanted) != length:
@@ -379,3 +379,10 @@ class EpisodeStore:
                 yield Entry(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{self.path / 'index.jsonl'} is damaged in line {number}: {error}") from error
+
+
+def _decompressed(chunk: bytes, most: int) -> bytes:
+    """A chunk of ``most`` bytes or fewer, whatever its header promises."""
+    if not 0 <= zstandard.frame_content_size(chunk) <= most:
+        raise ValueError(f"a chunk is of {zstandard.frame_content_size(chunk)} bytes, expected {most} or fewer")
+    return zstandard.ZstdDecompressor().decompress(chunk)
