@@ -233,6 +233,19 @@ def test_a_mistake_is_explained(world_run, store, tmp_path, monkeypatch, argumen
     assert message in str(error.value)
 
 
+def test_a_state_of_another_world_is_refused(model, store):
+    shipped = WorldModel.load()
+    frames, actions = shipped.clip(0)
+    stranger = shipped.start(frames, actions)
+    with pytest.raises(ValueError, match="the state is none of this world's"):
+        model.step(stranger, ["left"], torch.zeros(1, 6, 6))
+    mine = model.start(*opening(store))
+    with pytest.raises(ValueError, match="the state is none of this world's"):
+        model.step(mine._replace(filled=torch.zeros(3, dtype=torch.int64)), ["left"], torch.zeros(1, 6, 6))
+    with pytest.raises(ValueError, match="state must be what start or a step returned, got int"):
+        model.step(3, ["left"], torch.zeros(1, 6, 6))
+
+
 def test_a_second_dream_leaves_the_first_ones_film(world_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for action in ("left", "right"):

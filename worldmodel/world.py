@@ -199,6 +199,9 @@ class WorldModel:
             ValueError: if an action does not exist, there are not as many as dreams, uniforms are of another shape, or
                 the temperature is negative.
         """
+        if not isinstance(state, Memory):
+            raise ValueError(f"state must be what start or a step returned, got {type(state).__name__}")
+        self.rollout.check(state)
         actions = self.numbers(actions)
         if actions.shape != (dreams := (len(state.codes),)):
             raise ValueError(f"actions must be {dreams}, one for each dream, got {tuple(actions.shape)}")

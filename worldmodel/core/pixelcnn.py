@@ -96,7 +96,15 @@ class PixelCNN(nn.Module):
 
         Returns:
             (B, H, W) int64.
+
+        Raises:
+            ValueError: if the condition and the uniforms are of other shapes.
         """
+        if condition.ndim != 4 or uniforms.shape != condition.shape[:3]:
+            raise ValueError(
+                f"uniforms must be (B, H, W) for a condition (B, H, W, C), got {tuple(uniforms.shape)} for "
+                f"{tuple(condition.shape)}"
+            )
         batch, height, width = uniforms.shape
         *conditions, lasts = self._split(self.condition(condition))
         told = torch.stack(conditions, 3).unflatten(-1, (2, -1))  # (B, H, W, layers, 2, 2·hidden)

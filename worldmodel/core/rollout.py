@@ -102,6 +102,19 @@ class Rollout:
                 x = block.within(x + block.over_time(self._recall(memory, number, block.queried(x))))
         return memory, self.dynamics.outlook_from(x, memory.actions, lambda *told: self._moved(memory.codes, *told))
 
+    def check(self, memory: Memory) -> None:
+        """Refuse a memory that is none of this prior's: a compiled loop reads it without looking.
+
+        Raises:
+            ValueError: if it is of other sizes.
+        """
+        config, batch = self.config, len(memory.codes)
+        frame = (batch, len(self.dynamics.position), config.blocks * 2 * config.width)
+        expected = [frame] * config.context + [(batch, config.context), (batch,), (batch, 2, *config.grid)]
+        found = [tuple(tensor.shape) for tensor in (*memory.frames, memory.actions, memory.filled, memory.codes)]
+        if found != expected:
+            raise ValueError(f"the state is none of this world's: its tensors are {found}, expected {expected}")
+
     def _remember(self, memory: Memory, actions: Tensor) -> tuple[Memory, Tensor]:
         """Add the present frame and the action taken at it; returns also its features (B, patches, width)."""
         dynamics = self.dynamics

@@ -103,6 +103,11 @@ class WaveNet(nn.Module):
         Raises:
             ValueError: if N is no multiple of M, or the condition is of another number of lines.
         """
+        if uniforms.ndim != 2 or condition.ndim != 3:
+            raise ValueError(
+                f"uniforms must be (B, N) and the condition (B, M, C), got {tuple(uniforms.shape)} and "
+                f"{tuple(condition.shape)}"
+            )
         batch, length = uniforms.shape
         check_lengths(length, condition.shape[1])
         if len(condition) not in (1, batch):
