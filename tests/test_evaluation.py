@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -376,3 +379,16 @@ def test_a_vqvae_can_be_measured_alone(store, vqvae_run, tmp_path):
 
 def test_horizons_beyond_the_dream_are_left_out():
     assert list(by_horizon(torch.zeros(3, 9), torch.arange(3))) == [1, 2, 4, 5, 8]
+
+
+def test_a_page_is_written_under_any_locale(store, vqvae_run, tmp_path):
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning:worldmodel"]
+    flags = {"store": store, "vqvae": vqvae_run, "frames": 4, "out": tmp_path / "páge"}
+    done = subprocess.run(
+        [*command, "-m", "worldmodel.evaluate", *(f"--{name}={value}" for name, value in flags.items())],
+        env={**os.environ, **locale},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in (tmp_path / "páge" / "index.html").read_text("utf-8")
