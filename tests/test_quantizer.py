@@ -233,3 +233,14 @@ def test_two_workers_learn_one_codebook(tmp_path):
     assert totals == others and [sum(total) for total in totals] == [2 * 8 * 8] * 3, "of both, for every kind"
     assert max(max(row) for row in first) > 2, "codes lie on both workers' data"
     assert min(min(row) for row in first) < 0
+
+
+def test_soft_em_moves_codes_to_the_mean_of_what_was_drawn_for_them():
+    quantizer = VectorQuantizer(
+        QuantizerConfig(codes=2, dim=2, update="soft_em", samples=8, initial="random", decay=0.5)
+    )
+    quantizer.codebook.copy_(torch.tensor([[10.0, 0.0], [-10.0, 0.0]]))  # so far apart that every draw is the nearest
+    rows = torch.tensor([[9.0, 1.0], [11.0, 2.0], [-9.0, 3.0]])
+    quantizer(rows.T[None])
+    torch.testing.assert_close(quantizer.codebook, torch.tensor([[10.0, 1.5], [-9.0, 3.0]]))
+    torch.testing.assert_close(quantizer.ema_count, torch.tensor([1.0, 0.5]))
