@@ -155,6 +155,13 @@ def test_revival_moves_dead_codes_onto_the_data_and_resets_every_buffer():
     assert made.ema_count[0].item() < 2 * live_count
 
 
+def test_a_code_that_was_chosen_once_is_not_dead():
+    made = quantizer("ema", codebook=[[0.0, 0.0], [8.0, 8.0], [1e3, 1e3]], revive_every=2)
+    made(grid((0.1, 0.0), (8.0, 8.0)))  # step 1
+    made(grid((0.1, 0.0), (0.0, 0.1)))  # step 2, before which the third moves
+    assert made.codebook[1].tolist() == [8.0, 8.0] and made.codebook[2].abs().max() < 10
+
+
 def test_an_update_keeps_a_revived_code_where_revival_put_it():
     made = quantizer("ema", codebook=[[0.0, 0.0], [1e3, 1e3]], revive_every=2)
     made.ema_sum[1], made.ema_count[1] = 1e3, 1.0  # stale averages that would pull it back
