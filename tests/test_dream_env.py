@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from envs.dream import DreamEnv, DreamVectorEnv
 from envs.encoded import EncodedEnv
 from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import split
 from worldmodel.world import WorldModel
 
 
@@ -149,6 +150,14 @@ def test_a_shipped_world_does_not_bring_the_store_it_learnt_from(store):
         DreamVectorEnv(1, start="store")
     with pytest.raises(ValueError, match="knows the actions"):
         DreamVectorEnv(1, start="store", store=str(store))
+
+
+def test_a_dream_can_begin_with_a_whole_episode(settings, store):
+    dream = DreamEnv(context=21, **settings)
+    first = dream.reset(seed=0)[0]
+    learnt, _ = split(EpisodeStore(store))
+    last = [EpisodeStore(store).observations(entry.number, 20, 1) for entry in learnt]
+    assert any(np.array_equal(dream.world.encode(frame)[0], first) for frame in last)
 
 
 def test_steps_need_a_reset_first(settings):
