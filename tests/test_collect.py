@@ -250,3 +250,26 @@ def test_the_mixed_policy_is_sticky_in_some_episodes_and_random_in_the_others():
         changes = np.mean(np.diff(taken) != 0)  # about 0.1 for sticky, 0.75 for random
         kinds["random" if changes > 0.5 else "sticky" if changes < 0.3 else "neither"] += 1
     assert set(kinds) == {"sticky", "random"} and min(kinds.values()) > 10
+
+
+def test_every_episode_has_a_seed_of_its_own_which_the_runs_seed_decides(tmp_path):
+    seeds = []
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        collect(str(tmp_path / name), WORLD, episodes=5, seed=seed)
+        seeds.append([entry.seed for entry in EpisodeStore(tmp_path / name).entries])
+    one, same, other = seeds
+    assert one == same and len({*one, *other}) == 10
+    first, second = (EpisodeStore(tmp_path / "one").read(number) for number in (0, 1))
+    assert not np.array_equal(first.actions[:10], second.actions[:10])
+
+
+def test_an_episode_that_ends_at_the_very_limit_is_not_cut_off():
+    class World:
+        def reset(self, seed):
+            return np.zeros((8, 8, 3), np.uint8), {}
+
+        def step(self, action):
+            return np.zeros((8, 8, 3), np.uint8), 0.0, True, False, {}
+
+    episode = play(World(), lambda frame: 0, 0, longest=1)
+    assert episode.terminated and not episode.truncated
