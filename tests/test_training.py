@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import nn
 
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_config
 from worldmodel import checkpoint, training
@@ -262,20 +261,6 @@ def test_a_prior_does_not_grow_from_one_of_another_kind(store, world_run, vqvae_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_the_precision_is_what_was_asked_for(precision, expected, tmp_path):
-    class Seeing(torch.nn.Linear):
-        def forward(self, x, generator):
-            result = super().forward(x)
-            seen.append(result.dtype)
-            return result.float().square().mean(), {}
-
-    seen = []
-    config = replace(train_config(2), precision=precision)
-    training.fit(Seeing(2, 2), lambda *_: torch.ones(3, 2), lambda model, step: {}, config, make(tmp_path / "run"))
-    assert set(seen) == {expected}
-
-
 def make(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -292,19 +277,6 @@ def test_a_run_is_trained_by_one_process_at_a_time(store, tmp_path):
     assert (tmp_path / "run" / "train.safetensors").read_bytes() == before
     vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(4), batch=8)
     assert checkpoint.read_step(tmp_path / "run" / "train.safetensors") == 4
-
-
-def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):
-    with pytest.raises((FloatingPointError, ValueError), match=r"lower (train\.learning_rate|the learning rate)"):
-        config = TrainConfig(steps=20, learning_rate=1e30, warmup=0, evaluate_every=20, threads=1)
-        vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=config, batch=4)
-
-
-def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
-    config = TrainConfig(steps=100, learning_rate=1.0, warmup=10, decay=0.5)
-    assert [config.rate(step) for step in (0, 9, 30, 50)] == pytest.approx([0.1, 1.0, 1.0, 1.0])
-    assert config.rate(75) == pytest.approx(0.5)
-    assert config.rate(99) == pytest.approx(0.02)
 
 
 def test_reward_scale_is_their_root_mean_square(store):
@@ -370,31 +342,3 @@ def test_a_store_that_is_not_there_is_told_how_to_record_one(tmp_path):
         FileNotFoundError, match=r"nope holds no store.json; record one with python -m worldmodel.collect"
     ):
         vqvae(str(tmp_path / "run"), "nope")
-
-
-def test_the_average_keeps_its_decay_of_the_old_and_takes_the_rest_of_the_new():
-    averaged, model = nn.Linear(2, 1), nn.Linear(2, 1)
-    averaged.register_buffer("count", torch.zeros(1))
-    model.register_buffer("count", torch.ones(1))
-    expected = 0.9 * averaged.weight.detach().clone() + 0.1 * model.weight.detach()
-    training._average(averaged, model, 0.9)
-    torch.testing.assert_close(averaged.weight.detach(), expected)
-    assert averaged.count == 1, "buffers are averages already"
-
-
-def test_early_averages_forget_fast_and_later_ones_as_slowly_as_they_were_told(store, tmp_path, monkeypatch):
-    decays = []
-    whole = training._average
-    monkeypatch.setattr(training, "_average", lambda *given: (decays.append(given[2]), whole(*given)))
-    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(12), batch=4)
-    assert decays == pytest.approx([min(0.5, (step + 1) / (step + 10)) for step in range(12)])
-
-
-def test_what_was_logged_after_the_last_save_is_dropped_when_a_run_goes_on(tmp_path):
-    log = training.Log(tmp_path, 0)
-    for step in (1, 2, 3):
-        log.write(step, "train", loss=float(step))
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 4, "lo')
-    training.Log(tmp_path, 2)
-    assert [row["step"] for row in checkpoint.read_metrics(tmp_path)] == [1, 2]

@@ -103,7 +103,7 @@ class Lab:
         self._digest, self._height = zlib.crc32(repr(start).encode()), 41.0
         self._frames, self._status = 0, "running"
         self._episode += 1
-        _log("reset", os.getpid(), seed)
+        _log("reset", os.getpid(), seed, episode)
         return True
 
     def step(self, action: np.ndarray, num_steps: int = 1) -> float:
