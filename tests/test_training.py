@@ -261,11 +261,6 @@ def test_a_prior_does_not_grow_from_one_of_another_kind(store, world_run, vqvae_
     assert not (tmp_path / "run").exists()
 
 
-def make(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
 @pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(store, tmp_path):
     vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(1), batch=8)
@@ -342,3 +337,14 @@ def test_a_store_that_is_not_there_is_told_how_to_record_one(tmp_path):
         FileNotFoundError, match=r"nope holds no store.json; record one with python -m worldmodel.collect"
     ):
         vqvae(str(tmp_path / "run"), "nope")
+
+
+def test_a_digest_names_which_weights_are_whose(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    one, other = torch.ones(2), torch.zeros(2)
+    digests = []
+    for tensors in ({"a": one, "b": other}, {"a": other, "b": one}, {"a": one, "c": other}):
+        checkpoint.write_tensors(run / "model.safetensors", tensors)
+        digests.append(checkpoint.digest(run))
+    assert len(set(digests)) == 3

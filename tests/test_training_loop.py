@@ -13,6 +13,11 @@ from worldmodel.train import vqvae
 from worldmodel.training import TrainConfig
 
 
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 @pytest.mark.parametrize(("precision", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_the_precision_is_what_was_asked_for(precision, expected, tmp_path):
     class Seeing(torch.nn.Linear):
@@ -81,8 +86,7 @@ class Toy(nn.Module):
 
 def learn(model: nn.Module, run: Path, **settings: float) -> nn.Module:
     config = TrainConfig(**{"steps": 4, "warmup": 0, "log_every": 2, "evaluate_every": 4, "device": "cpu", **settings})
-    run.mkdir()
-    return training.fit(model, lambda *place: torch.zeros(1), lambda network, step: {}, config, run)
+    return training.fit(model, lambda *place: torch.zeros(1), lambda network, step: {}, config, make(run))
 
 
 def test_a_gradient_that_is_no_number_stops_training_before_it_is_used(tmp_path):
