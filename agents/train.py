@@ -186,7 +186,7 @@ def begin(
             raise ValueError(f"--init must be an agent with this one's net, {model}; {init} has {theirs}")
         checkpoint.load_weights(Path(init) / "model.safetensors", network)
     data = {**data, "algo": algo, "init": init}
-    checkpoint.begin(run, "agent", model, train, data, policy="agents.policy:Policy")
+    checkpoint.begin(run, "agent", model, train, data, held=True, policy="agents.policy:Policy")
     checkpoint.adopt(run, world.run / "vqvae")
     if not (run / "model.safetensors").exists():
         checkpoint.save_weights(run / "model.safetensors", network)
@@ -196,6 +196,9 @@ def learn(run: Path, env: str, env_kwargs: dict[str, Any], train: AgentConfig, r
     """Go on from the last checkpoint of a run until its agent has taken all its steps."""
     with rllib.started(run, env, env_kwargs, train) as algorithm:
         done = algorithm.resume()
+        rows = checkpoint.read_metrics(run)
+        if rows and not done:
+            raise ValueError(f"{run} has taken {rows[-1]['step']} steps and lost its checkpoint; use another --run")
         log = Log(run, done)
         with tqdm(total=train.steps, initial=min(done, train.steps), unit="step", smoothing=0.05) as bar:
             while done < train.steps:

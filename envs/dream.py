@@ -17,6 +17,7 @@ from worldmodel.data.windows import split
 from worldmodel.dream import read
 from worldmodel.world import DEFAULT, WorldModel
 
+LONGEST_HISTORY = 1000
 HORIZON = 200  # steps of a dream, if nothing else is said
 
 
@@ -31,8 +32,8 @@ def observation_space(world: WorldModel, observation: str, history: int) -> gym.
     """
     if observation not in ("codes", "frame"):
         raise ValueError(f"observation must be 'codes' or 'frame', got {observation!r}")
-    if history < 1:
-        raise ValueError(f"history must be 1 or more, got {history}")
+    if not isinstance(history, int) or not 1 <= history <= LONGEST_HISTORY:
+        raise ValueError(f"history must be 1 or more, and {LONGEST_HISTORY} at most, got {history}")
     config = world.dynamics.config
     if observation == "frame":
         height, width, channels = world.decode(torch.zeros(1, *config.grid, dtype=torch.int64)).shape[1:]
@@ -102,8 +103,8 @@ class DreamVectorEnv(VectorEnv):
         render_mode: str | None = None,
     ) -> None:
         for name in ("num_envs", "horizon", "context", "threads"):
-            if locals()[name] < 1:
-                raise ValueError(f"{name} must be 1 or more, got {locals()[name]}")
+            if not isinstance(locals()[name], int | np.integer) or locals()[name] < 1:
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {locals()[name]}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.num_envs, self.horizon, self.observation, self.history = num_envs, horizon, observation, history
@@ -136,9 +137,11 @@ class DreamVectorEnv(VectorEnv):
             seeds = [None] * self.num_envs if seed is None else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed must be one number or one for each of {self.num_envs} dreams, got {len(seeds)}")
-        for row, own in enumerate(seeds):
-            if own is not None:
-                self._randoms[row] = np.random.default_rng(own)
+        # a list, so that a seed that is none changes no row
+        self._randoms = [
+            random if own is None else np.random.default_rng(own)
+            for own, random in zip(seeds, self._randoms, strict=True)
+        ]
         everyone = list(range(self.num_envs))
         self._memory, self._recent = self._begin(everyone)
         self._steps, self._over = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, bool)

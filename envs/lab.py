@@ -52,8 +52,10 @@ class LabEnv(gym.Env):
         reproducible: bool = True,
         render_mode: str | None = None,
     ) -> None:
-        if not isinstance(fps, int) or fps <= 0:
-            raise ValueError(f"fps must be a positive whole number, got {fps!r}")
+        if not isinstance(level, str):
+            raise ValueError(f"level must be the name of one, got {level!r}")
+        if not isinstance(fps, int) or not 0 < fps <= 1000:
+            raise ValueError(f"fps must be a positive whole number, 1000 at most, got {fps!r}")
         if renderer not in ("software", "hardware"):
             raise ValueError(f"renderer must be 'software' or 'hardware', got {renderer!r}")
         if not isinstance(reproducible, bool):

@@ -109,13 +109,19 @@ class _Process:
             process = subprocess.Popen(
                 arguments, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
-        self.stop = weakref.finalize(self, _stop, self._connection, process, folder, os.getpid())
+        self._owner = os.getpid()
+        self.stop = weakref.finalize(self, _stop, self._connection, process, folder, self._owner)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a level that is being played cannot be copied; make another")
 
     def ask(self, request: Sequence[Any]) -> Any:
+        if os.getpid() != self._owner:
+            raise RuntimeError("this level belongs to the process that made it; make another in a fork")
         try:
             self._connection.send(request)
             return self._connection.recv()
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except OSError as error:  # it ended while it was asked, or its end was closed
             raise EOFError from error
 
 

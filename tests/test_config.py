@@ -210,3 +210,20 @@ def test_a_yaml_file_that_is_damaged_or_endless_is_named(text, message, tmp_path
 def test_the_version_is_that_of_the_package(program, capsys):
     config.run(program, ["--version"])
     assert capsys.readouterr().out == f"worldmodel {version('worldmodel')}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--store="], ["--store", ""], ["--store=s", "--sizes.width", ""]])
+def test_an_empty_value_is_refused_as_an_unset_variable_would_give_it(program, arguments, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        config.run(program, arguments)
+    assert "is empty; leave it out, or give a value: is a variable of the shell not set?" in capsys.readouterr().err
+
+
+def test_an_error_of_several_lines_is_one_line(capsys):
+    def program() -> None:
+        """Fail."""
+        raise ValueError("one\n  two\n    ^")
+
+    with pytest.raises(SystemExit, match="1"):
+        config.run(program, [])
+    assert capsys.readouterr().err == "error: one two ^\n"

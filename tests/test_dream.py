@@ -203,6 +203,8 @@ def test_actions_are_parsed_by_name_and_number():
         ("rigth:3", "unknown action 'rigth': expected one of left, stay, right; did you mean 'right'?"),
         ("right:x", "'right:x' must be an action, a colon and a number of frames, such as right:10"),
         ("right:0", "'right:0' must be"),
+        ("right:²", "'right:²' must be"),
+        ("right:99999999999999999999", "must be an action, a colon and a number of frames"),
         ("", "unknown action ''"),
     ],
 )
@@ -217,8 +219,8 @@ def test_actions_that_do_not_parse_are_explained(text, message):
     [
         ({"out": "a.avi"}, "a.avi must end in one of .gif, .mp4, .png"),
         ({"world": "no-such-world"}, "unknown world 'no-such-world': expected one of the folder of a run"),
-        ({"frames": -1}, "--frames and --context must be 1 or more, got -1 and 6"),
-        ({"frames": 0}, "--frames and --context must be 1 or more, got 0 and 6"),
+        ({"frames": -1}, "--frames and --context must be 1 or more, and 1000000 at most, got -1 and 6"),
+        ({"frames": 0}, "--frames and --context must be 1 or more, and 1000000 at most, got 0 and 6"),
         ({"action": "left", "compare": True}, "give one of --action, --actions and --compare"),
         ({"episode": 77}, "has no episode 77: expected one of 0, 1, 2"),
         ({"context": 40}, "episode 0 has 21 observations, got 40 from 0 on"),

@@ -131,8 +131,8 @@ def test_a_dream_begins_with_real_frames_of_a_training_episode(settings, store):
     ("wrong", "message"),
     [
         ({"observation": "pixels"}, "observation must be 'codes' or 'frame', got 'pixels'"),
-        ({"history": 0}, "history must be 1 or more, got 0"),
-        ({"horizon": 0}, "must be 1 or more"),
+        ({"history": 0}, "history must be 1 or more, and 1000 at most, got 0"),
+        ({"horizon": 0}, "must be a whole number of 1 or more, got 0"),
         ({"start": "shipped"}, "comes with no clips; use start='store'"),
         ({"start": "elsewhere"}, "start must be"),
         ({"context": 99}, "no episode of 99 frames or more"),

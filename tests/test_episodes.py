@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -335,3 +336,69 @@ def test_an_action_beyond_all_bounds_needs_names(tmp_path):
     )
     with pytest.raises(ValueError, match=r"one\.npz has action 1099511627776; without action_names"):
         episodes.import_(str(tmp_path / "store"), str(tmp_path))
+
+
+STRANGE = {
+    "seed": {"seed": np.inf},
+    "whole": {"seed": 1.7},
+    "fps": {"level": "a", "fps": np.array([1, 2])},
+    "action_names": {"action_names": np.array("abc")},
+    "level": {"level": np.array(["a", "b"])},
+    "rewards": {"rewards": np.zeros(4, np.complex128)},
+    "dates": {"rewards": np.zeros(4, "datetime64[D]")},
+    "terminated": {"terminated": np.zeros(99, bool)},
+    "both": {"observations": np.zeros((5, 84, 84, 3), np.uint8)},
+    "negative": {"actions": np.array([0, -1, 0, 1])},
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_file_of_strange_values_is_refused_by_its_name(name, tmp_path):
+    right = {"frames": np.zeros((5, 84, 84, 3), np.uint8), "actions": np.array([0, 1, 0, 1]), "rewards": np.zeros(4)}
+    right |= {"terminated": True, "truncated": False}
+    np.savez(tmp_path / "one.npz", **{**right, **STRANGE[name]})
+    with pytest.raises(ValueError, match=r"one.npz is no episode: "):
+        episodes.import_(str(tmp_path / "store"), str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["member", "method", "encrypted", "header"])
+def test_a_strange_archive_is_refused_by_its_name(damage, tmp_path):
+    path = tmp_path / "one.npz"
+    np.savez(path, frames=np.zeros((5, 84, 84, 3), np.uint8), actions=np.zeros(4, np.int64))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("rewards.npy", b"no array" if damage == "member" else b"\x93NUMPY\x01\x00\x04\x00((((")
+        archive.writestr("terminated.npy", b"x")
+        archive.writestr("truncated.npy", b"x")
+    data = bytearray(path.read_bytes())
+    place = data.rfind(b"PK\x01\x02", 0, data.rfind(b"actions.npy"))  # its entry in the central directory
+    local = data.find(b"PK\x03\x04", data.find(b"frames.npy"))
+    if damage == "method":
+        data[place + 10], data[local + 8] = 97, 97
+    if damage == "encrypted":
+        data[place + 8], data[local + 6] = 1, 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"one.npz is no episode: "):
+        episodes.import_(str(tmp_path / "store"), str(tmp_path))
+
+
+def test_a_refused_import_does_not_stand_in_the_way_of_the_mended_one(tmp_path):
+    right = {
+        "frames": np.zeros((5, 84, 84, 3), np.uint8),
+        "rewards": np.zeros(4),
+        "terminated": True,
+        "truncated": False,
+    }
+    np.savez(tmp_path / "one.npz", actions=np.array([0, 1, 0, 1]), **{**right, "rewards": np.full(4, np.nan)})
+    with pytest.raises(ValueError, match="rewards must be numbers"):
+        episodes.import_(str(tmp_path / "store"), str(tmp_path))
+    np.savez(tmp_path / "one.npz", actions=np.array([0, 1, 2, 1]), **right)
+    episodes.import_(str(tmp_path / "store"), str(tmp_path))
+    assert EpisodeStore(tmp_path / "store").schema.action_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("name", ["/tmp/evil/name-v0", "aa//cc-v0", "../aa/bb-v0", "aa/../bb/cc-v0"])
+def test_a_dataset_is_not_written_outside_minaris_folder(name, tmp_path, minari):
+    store = EpisodeStore.create(tmp_path / "store", CODES)
+    store.append(episode(9, CODES))
+    with pytest.raises(ValueError, match="a Minari dataset is called"):
+        episodes.export(str(store.path), name)

@@ -1,7 +1,9 @@
 """envs:Lab-v0, against a stand-in for the engine that has a real build's signatures and errors."""
 
+import copy
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -330,7 +332,7 @@ def test_the_engines_own_settings_are_given_on_the_command_line(tmp_path, calls)
         ({"level": "seekavoid_arena_99"}, r"cannot open level 'seekavoid_arena_99'.*Level not found"),
         ({"renderer": "hardware"}, "with the hardware renderer: .*not built"),
         ({"renderer": "vulkan"}, "renderer must be 'software' or 'hardware', got 'vulkan'"),
-        ({"fps": 0}, "fps must be a positive whole number, got 0"),
+        ({"fps": 0}, "fps must be a positive whole number, 1000 at most, got 0"),
         ({"config": {"width": 64}}, "config cannot set width: frames are 84×84"),
         ({"config": {"fps": 60}}, "config cannot set fps: give fps itself"),
         ({"config": {"x": None}}, "config x must be a word or a number, got None"),
@@ -381,3 +383,19 @@ def test_collecting_leaves_out_the_repeated_frame(tmp_path):
 def test_an_episode_that_is_cut_off_keeps_its_last_frame(env):
     episode = play(env, lambda frame: 1, seed=0, longest=5)
     assert episode.has_final_observation and episode.truncated and not episode.terminated
+
+
+def test_a_level_is_neither_copied_nor_shared(env):
+    env.reset(seed=0)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a level that is being played cannot be copied"):
+            copied(env)
+    child = os.fork()
+    if not child:
+        try:
+            env.step(1)
+        except RuntimeError as error:
+            os._exit(7 if "belongs to the process that made it" in str(error) else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    env.step(1)

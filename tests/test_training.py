@@ -177,7 +177,8 @@ def test_weights_of_another_size_are_refused(world_run, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"width": 10**12, "heads": 1}, "does not fit the model that config.yaml beside it describes"),
+        ({"width": 60_000, "heads": 1}, "does not fit the model that config.yaml beside it describes"),
+        ({"width": 10**12, "heads": 1}, "model.width must be 65536 or less, got 1000000000000"),
         ({"codes": 10**15}, "does not fit the model"),
         ({"layers": 10**9}, "model.layers must be 1000 or less, got 1000000000"),
         ({"width": "24"}, "DynamicsConfig width must be int, got '24'"),
@@ -348,3 +349,47 @@ def test_a_digest_names_which_weights_are_whose(tmp_path):
         checkpoint.write_tensors(run / "model.safetensors", tensors)
         digests.append(checkpoint.digest(run))
     assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"optimizer": "muon"}}, "was begun with --train.optimizer adamw, got muon"),
+        ({"train": {"device": "meta"}}, "there is no device 'meta' here"),
+        ({"batch": 0, "train": {"allow_changes": True}}, "--batch must be 1 or more, got 0"),
+        ({"damage": ("metrics.jsonl", b'{"a": 1}\n{"step": 2}\n')}, r"metrics.jsonl is damaged in line 1"),
+        ({"damage": ("train.safetensors", b"\x10")}, r"train.safetensors is damaged"),
+        ({"damage": ("config.yaml", b"kind: vqvae\nmodel: {}\ndata: {}\ntrain: x\n")}, "train must be dict, got 'x'"),
+        ({"kind": "prior"}, "was begun with kind vqvae, got prior"),
+    ],
+)
+def test_a_refused_training_changes_nothing(change, message, store, vqvae_run, tmp_path):
+    run = shutil.copytree(vqvae_run, tmp_path / "run")
+    if "damage" in change:
+        name, data = change["damage"]
+        (run / name).write_bytes(data)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train = replace(train_config(16), **change.get("train", {}))
+    with pytest.raises(ValueError, match=message):
+        if "kind" in change:
+            prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train, 2, length=6)
+        else:
+            vqvae(str(run), str(store), model=VQVAE_SIZES, train=train, batch=change.get("batch", 8))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_another_process_trains_is_left_as_it_is(store, vqvae_run, tmp_path):
+    run = shutil.copytree(vqvae_run, tmp_path / "run")
+    before = (run / "config.yaml").read_bytes()
+    with checkpoint.locked(run), pytest.raises(ValueError, match="another process is training"):
+        vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(16), batch=8)
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_prior_grows_from_one_run_alone(store, vqvae_run, world_run, tmp_path):
+    run = shutil.copytree(world_run, tmp_path / "run")
+    with pytest.raises(ValueError, match="was begun with init"):
+        prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(9), 2, 6, init=str(world_run))
+    with pytest.raises(ValueError, match="--length must be 2 or more frames"):
+        prior(str(store), str(vqvae_run), str(tmp_path / "new"), PRIOR_SIZES, train_config(9), 2, length=1)
+    assert not (tmp_path / "new").exists()

@@ -34,7 +34,7 @@ def test_the_precision_is_what_was_asked_for(precision, expected, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):
     with pytest.raises((FloatingPointError, ValueError), match=r"lower (train\.learning_rate|the learning rate)"):
-        config = TrainConfig(steps=20, learning_rate=1e30, warmup=0, evaluate_every=20, threads=1)
+        config = TrainConfig(steps=20, learning_rate=1e17, warmup=0, evaluate_every=20, threads=1)
         vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=config, batch=4)
 
 
@@ -116,3 +116,9 @@ def test_metrics_are_logged_every_so_many_steps(tmp_path):
     learn(Toy(1.0), tmp_path / "run")
     rows = checkpoint.read_metrics(tmp_path / "run")
     assert [(row["step"], row["part"]) for row in rows] == [(2, "train"), (4, "train"), (4, "held_out")]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"weights are no numbers after step 4: lower train.learning_rate"):
+        learn(Toy(1.0), tmp_path / "run", learning_rate=1e17, weight_decay=1e17, decay=0.0)
+    assert not (tmp_path / "run" / "train.safetensors").exists()

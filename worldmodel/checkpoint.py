@@ -19,7 +19,7 @@ Using an agent does not read it.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,8 +60,9 @@ def check_device(name: str | torch.device) -> torch.device:
         ValueError: if there is no such device here.
     """
     try:
-        torch.zeros((), device=name)
-    except (RuntimeError, AssertionError) as error:
+        if torch.zeros((), device=name).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"there is no device {str(name)!r} here ({error}); use --device cpu") from error
     return torch.device(name)
 
@@ -149,21 +150,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_step(path: Path) -> int:
-    """The training step at which a train.safetensors was saved."""
-    return int(_facts(path)["step"])
+    """The training step at which a train.safetensors was saved.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return int(_facts(path)["step"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
 
 
-def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **more: Any) -> None:
+def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], held: bool = False, **more: Any) -> None:
     """Make a run's folder and its config.yaml, or get an existing run ready to go on.
 
     Args:
+        held: whether the caller holds the run's lock.
         more: anything else that config.yaml should say.
 
     Raises:
-        ValueError: if the run is there with a model of another kind or size, or as :func:`check_choices` does; nothing
-            is changed then.
+        ValueError: if the run is there with a model of another kind or size, damaged, or being trained by another
+            process, or as :func:`check_choices` does; nothing is changed then.
     """
-    check_choices(run, train, data)
+    check_choices(run, kind, train, data)
+    if getattr(train, "device", "auto") != "auto":
+        check_device(train.device)
+    if data.get("batch", 1) < 1:
+        raise ValueError(f"--batch must be 1 or more, got {data['batch']}")
     data = {name: _absolute(value) if name in PATHS else value for name, value in data.items()}
     text = config.dump(kind=kind, **more, model=model, train=train, data=data)
     if (run / "config.yaml").exists():
@@ -175,13 +188,20 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], **
             new = {"kind": kind, **asked["model"]}.get(name)
             if new != old:
                 raise ValueError(f"{run} was begun with {name} {old}, got {new}; use another --run, or the old setting")
+        read_metrics(run)
+        if (run / "train.safetensors").exists():
+            read_step(run / "train.safetensors")
+        with nullcontext() if held else locked(run):
+            pass
     run.mkdir(parents=True, exist_ok=True)
     files.sweep(run)
     write_atomically(run / "config.yaml", text.encode())
 
 
-def check_choices(run: Path, train: Any, data: dict[str, Any]) -> None:
-    """See that a run that is there was begun with the same data, batch and seed, before any long work is done.
+def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> None:
+    """See that a run that is there is of that kind, and was begun with the same optimizer, data, batch and seed.
+
+    A program that works before it trains says so first.
 
     Args:
         train: has ``seed``, and ``allow_changes``, which lets anything pass.
@@ -190,13 +210,22 @@ def check_choices(run: Path, train: Any, data: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the first that differs.
     """
-    if train.allow_changes or not (run / "config.yaml").exists():
+    if not (run / "config.yaml").exists():
         return
     there = read_config(run)
-    begun = {**there["data"], "train.seed": (there.get("train") or {}).get("seed", train.seed)}
-    for name, asked in {**data, "train.seed": train.seed}.items():
+    if there["kind"] != kind:
+        raise ValueError(f"{run} was begun with kind {there['kind']}, got {kind}; use another --run")
+    known, optimizer = there.get("train", {}), getattr(train, "optimizer", "adamw")
+    if known.get("optimizer", "adamw") != optimizer:
+        begun = known.get("optimizer", "adamw")
+        raise ValueError(
+            f"{run} was begun with --train.optimizer {begun}, got {optimizer}; go on with {begun}, or use another --run"
+        )
+    begun = {**there["data"], "train.seed": known.get("seed", train.seed)}
+    choices = {name: value for name, value in data.items() if name in CHOICES or (name == "init" and value)}
+    for name, asked in {**choices, "train.seed": train.seed}.items():
         old = begun.get(name, asked)
-        if name in (*CHOICES, "train.seed") and _plain(old) != _plain(asked):
+        if not train.allow_changes and _plain(old) != _plain(asked):
             raise ValueError(
                 f"{run} was begun with {name} {old}, got {asked}; give that again, use another --run, or go on with "
                 "what changed: --train.allow_changes true"
@@ -247,7 +276,10 @@ def adopt(run: Path, vqvae: Path) -> None:
 
 def remembered(run: Path, name: str) -> float:
     """A measured setting of a run's model, which stays what it was when the data grow; 0 if there is no such run."""
-    return read_config(run)["model"].get(name, 0.0) if (run / "config.yaml").exists() else 0.0
+    value = read_config(run)["model"].get(name, 0.0) if (run / "config.yaml").exists() else 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{run / 'config.yaml'}: model.{name} must be float, got {value!r:.80}")
+    return value
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -265,6 +297,8 @@ def read_config(run: Path) -> dict[str, Any]:
         if not isinstance(values, dict) or name not in values:
             raise ValueError(f"{path} lacks {name!r}; restore it, or train again")
         _check_type(path, name, values[name], kind)
+    if "train" in values:
+        _check_type(path, "train", values["train"], dict)
     for name, kind in TOLD.items():
         if name in values["data"]:
             _check_type(path, f"data.{name}", values["data"][name], kind)
@@ -288,8 +322,25 @@ def _check_type(path: Path, name: str, value: Any, kind: type) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """What a run measured so far, a row each time: step, part (train or held_out) and numbers."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    """What a run measured so far, a row each time: step, part (train or held_out) and numbers.
+
+    A last line that is torn is left out.
+
+    Raises:
+        ValueError: naming the line that is damaged.
+    """
+    path, rows = run / "metrics.jsonl", []
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not (isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("part"), str)):
+                raise ValueError("step or part is missing")
+            rows.append(row)
+        except (ValueError, RecursionError) as error:
+            if number < len(lines):
+                raise ValueError(f"{path} is damaged in line {number}: {error}; remove that line") from error
+    return rows
 
 
 def load_vqvae(run: Path) -> VQVAE | DiscreteAutoencoder:

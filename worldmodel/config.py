@@ -46,13 +46,15 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
         return
     try:
         arguments = _files_first([_expand(argument) for argument in arguments])
-        for given, following in pairwise([*arguments, ""]):
-            flag, _, file = given.partition("=")
+        for given, following in pairwise([*arguments, "-"]):
+            flag, equals, file = given.partition("=")
+            if flag.startswith("--") and ((equals and not file) or (not equals and not following)):
+                raise ValueError(f"{flag} is empty; leave it out, or give a value: is a variable of the shell not set?")
             if flag == "--config" and (path := Path(file or following)).is_file():
                 read_yaml(path)
         auto_cli(program, args=arguments, as_positional=False, allow_abbrev=False)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RecursionError, OverflowError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -80,7 +82,7 @@ def read_yaml(path: Path) -> Any:
         text = path.read_text("utf-8")
         _expanded(yaml.compose(text, yaml.SafeLoader), {})
         return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+    except Exception as error:  # damage can make the parser raise anything
         raise ValueError(f"{path} is no YAML that can be used: {error}") from error
 
 

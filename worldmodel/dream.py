@@ -16,6 +16,7 @@ from worldmodel.world import DEFAULT, WorldModel
 
 REAL, IMAGINED, TO_COME = (235, 235, 235), (255, 140, 0), (40, 40, 40)  # colours of the bar under a film
 BAR = 3  # pixels
+MOST = 1_000_000  # frames of a dream
 FRAMES = 10  # to imagine, if nothing else is said
 
 
@@ -63,8 +64,8 @@ def dream(
     """
     target = Path(out) if out else free(Path("dream.gif"))
     media.check(target)
-    if (frames is not None and frames < 1) or context < 1:
-        raise ValueError(f"--frames and --context must be 1 or more, got {frames} and {context}")
+    if not 1 <= (FRAMES if frames is None else frames) <= MOST or not 1 <= context <= MOST:
+        raise ValueError(f"--frames and --context must be 1 or more, and {MOST} at most, got {frames} and {context}")
     if (action != "") + (actions != "") + compare > 1:
         raise ValueError("give one of --action, --actions and --compare, which dreams the recorded actions")
     torch.set_num_threads(1)  # many small steps: more threads only wait for each other
@@ -81,12 +82,14 @@ def dream(
     clock, unit = (time.process_time, "CPU time") if device == "cpu" else (time.perf_counter, "time")
     began = clock()
     imagined: list[Tensor] = []
+    stop: BaseException | None = None
     try:
         for step in model.steps(state, wanted[None], seed, temperature, progress=True):
             imagined.append(step.codes[0].cpu())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
         if not imagined:
             raise
+        stop = error
     seconds, codes = clock() - began, torch.stack(imagined)
     dreamt = model.decode(codes)  # only now: the dream itself never left the codes
     before = real[:context] if recorded else model.decode(model.encode(real[:context]))
@@ -96,6 +99,8 @@ def dream(
     media.write(target, film.numpy())
     rate = f"{len(codes) / seconds:.1f} frames/s of {unit}"
     print(f"wrote {target}: {context} real and {len(codes)} imagined frames, {rate}")
+    if isinstance(stop, SystemExit):
+        raise stop
 
 
 def plan(action: str, actions: str, frames: int | None, known: tuple[str, ...]) -> Tensor:
@@ -117,7 +122,7 @@ def parse(actions: str, known: tuple[str, ...]) -> Tensor:
         name, _, times = part.strip().partition(":")
         if name not in known:
             raise ValueError(unknown("action", name, known))
-        if times and not (times.isdigit() and int(times) > 0):
+        if times and not (times.isascii() and times.isdigit() and 0 < int(times[:20]) <= MOST):
             raise ValueError(f"{part!r} must be an action, a colon and a number of frames, such as {name}:10")
         numbers += [known.index(name)] * int(times or 1)
     return torch.tensor(numbers)

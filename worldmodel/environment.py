@@ -23,6 +23,8 @@ def make(env: str, **kwargs: Any) -> gym.Env:
     Raises:
         ValueError: if there is no such id, it shows no picture, or its actions are not discrete.
     """
+    if strange := [name for name in kwargs if not isinstance(name, str)]:
+        raise ValueError(f"cannot make --env {env}: the names of its settings must be words, got {strange[0]!r}")
     try:
         world = gym.make(env, **kwargs)
         if not _pictures(world.observation_space) and "rgb_array" in world.metadata.get("render_modes", []):

@@ -106,7 +106,8 @@ def evaluate(
     if model:
         settings["precision"] = str(model.dtype).removeprefix("torch.")
         model.check_actions(recorded.schema.action_names)
-        held_out_clips(recorded, 1, settings["horizon"], seed)  # to say now that no episode is long enough
+        if {"dreams", "actions"} & set(chosen):
+            held_out_clips(recorded, 1, settings["horizon"], seed)  # to say now that no episode is long enough
         unaware = load_blind(Path(blind), model) if blind else None
     network = model.vqvae if model else checkpoint.load_vqvae(Path(vqvae)).to(checkpoint.check_device(device))
     scores: dict[str, Any] = {"settings": settings, "held_out_episodes": len(split(recorded)[1])}

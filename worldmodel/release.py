@@ -34,6 +34,8 @@ def release(
     origin, target, episodes = Path(run), Path(out), EpisodeStore(store)
     held_out = {entry.number: entry for entry in split(episodes)[1]}
     places = [tuple(map(int, found.groups())) for clip in clips if (found := re.fullmatch(r"(\d+):(\d+)", clip))]
+    if not clips or length < 2:
+        raise ValueError(f"--clips must name one or more, and --length be 2 or more frames, got {clips} and {length}")
     if len(places) < len(clips):
         raise ValueError(
             f"--clips must be an episode, a colon and a frame each, such as 109:40, got {', '.join(clips)}"

@@ -121,9 +121,11 @@ def prior(
         gpus_per_worker: 1 on GPUs; 0 on the CPU, on one thread each unless --train.threads says otherwise.
         address: of a running Ray cluster that shares these folders; empty starts one here.
     """
+    if length < 2:
+        raise ValueError(f"--length must be 2 or more frames, the first of which is not predicted, got {length}")
     folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
     data = {"store": store, "vqvae": vqvae, "batch": batch, "length": length, "init": init, "mirror": mirror}
-    checkpoint.check_choices(folder, train, data)  # before anything is encoded
+    checkpoint.check_choices(folder, "prior", train, data)  # before anything is encoded
     recorded = EpisodeStore(Path(store).absolute())
     codes = encoded(recorded, origin, device)
     mirrored = encoded(recorded, origin, device, mirrored=True) if mirror else None
@@ -200,7 +202,7 @@ def pixelcnn(
         raise ValueError(f"--samples must be 0 or more, got {samples}")
     folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
     data = {"store": store, "images": images, "size": size, "vqvae": vqvae, "batch": batch, "samples": samples}
-    checkpoint.check_choices(folder, train, data)  # before anything is encoded
+    checkpoint.check_choices(folder, "pixelcnn", train, data)  # before anything is encoded
     pictures, tokenizer = given(store, images, size), checkpoint.load_vqvae(origin).to(device)
     grid = tokenizer.encode(torch.zeros(1, *pictures.shape, dtype=torch.uint8, device=device)).shape[1:]
     count = max(1, EVALUATED_CODES // grid.numel())

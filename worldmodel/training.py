@@ -89,7 +89,7 @@ def fit(model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainC
     model draws. The first worker alone writes to the run, and the number of workers may be another when it goes on.
 
     Raises:
-        FloatingPointError: if the loss stops being a number; the last save is kept.
+        FloatingPointError: if the loss or a weight stops being a number; the last save is kept.
         ValueError: if another process is training this run.
     """
     rank, number = workers.place()
@@ -146,7 +146,7 @@ def _fit(
                 _save(run, model, averaged, optimizers, done)
     if log:
         log.writer.close()
-        print(f"{run}: {config.steps} steps; held out: {log.last_held_out()}")
+        print(f"{run}: {max(first, config.steps)} steps; held out: {log.last_held_out()}")
     return averaged
 
 
@@ -172,13 +172,12 @@ class Log:
     def __init__(self, run: Path, first: int) -> None:
         self.path = path = run / "metrics.jsonl"
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
-        write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        kept = [row for row in checkpoint.read_metrics(run) if row["step"] <= first]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def last_held_out(self) -> str:
         """The last evaluation in words."""
-        rows = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+        rows = checkpoint.read_metrics(self.path.parent)
         last = next((row for row in reversed(rows) if row["part"] == "held_out"), {})
         return ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name not in ("step", "part"))
 
@@ -219,6 +218,8 @@ def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
 def _save(
     run: Path, model: nn.Module, averaged: nn.Module, optimizers: dict[str, torch.optim.Optimizer], step: int
 ) -> None:
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise FloatingPointError(f"weights are no numbers after step {step}: lower train.learning_rate")
     parts = {
         "model": model.state_dict(),
         "averaged": averaged.state_dict(),
@@ -244,11 +245,14 @@ def _resume(run: Path, model: nn.Module, averaged: nn.Module, optimizers: dict[s
         raise ValueError(
             f"{run} was begun with --train.optimizer {begun}, got {asked}; go on with {begun}, or use another --run"
         )
-    model.load_state_dict(_part(tensors, "model"))
-    averaged.load_state_dict(_part(tensors, "averaged"))
-    for name, optimizer in optimizers.items():
-        checkpoint.unpack_optimizer(optimizer, _part(tensors, name))
-    return checkpoint.read_step(path)
+    try:
+        model.load_state_dict(_part(tensors, "model"))
+        averaged.load_state_dict(_part(tensors, "averaged"))
+        for name, optimizer in optimizers.items():
+            checkpoint.unpack_optimizer(optimizer, _part(tensors, name))
+        return checkpoint.read_step(path)
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not fit the model that is trained here: {error}") from error
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -63,6 +63,8 @@ class WorldModel:
         threads: int = 1,
         precision: Precision = "float32",
     ) -> None:
+        if threads < 1:
+            raise ValueError(f"threads must be 1 or more, got {threads}")
         self.vqvae, self.dynamics, self.action_names, self.run = vqvae, dynamics, tuple(action_names), run
         self.threads, self.dtype = threads, pick(precision, self.device)
         self.rollout = Rollout(dynamics, self.dtype)
@@ -179,9 +181,10 @@ class WorldModel:
     @torch.no_grad()
     def start_from_codes(self, codes: ArrayLike, actions: ArrayLike) -> Memory:
         """The same from codes (B, n, h, w) int64."""
-        codes = _checked("codes", codes, _whole, "integers", ("B", "n", *self._grid))
+        codes = _checked("codes", codes, _whole, "integers", ("B", "n", *self._grid)).long()
         taken = self.numbers(actions)
-        if taken.numel() != (many := len(codes)) * (steps := codes.shape[1] - 1) or len(taken) != many:
+        many, steps = len(codes), codes.shape[1] - 1
+        if taken.ndim < 1 or len(taken) != many or taken.numel() != many * steps:
             raise ValueError(f"actions must be {(many, steps)}, those between the frames, got {tuple(taken.shape)}")
         taken = taken.view(many, steps)  # a list of none for each dream is flat
         return self.rollout.start(codes.to(self.device), taken.to(self.device))
@@ -244,6 +247,8 @@ class WorldModel:
     def uniforms(self, generators: Sequence[torch.Generator]) -> Tensor:
         """The chance of one step, (B, h, w): each dream draws from a CPU generator of its own."""
         grid = self.dynamics.config.grid
+        if not generators:
+            raise ValueError("uniforms need a generator for each dream, got none")
         return torch.stack([torch.rand(grid, generator=generator) for generator in generators])
 
     def encode(self, frames: ArrayLike) -> Tensor:
@@ -262,7 +267,8 @@ class WorldModel:
             ValueError: if they are of another shape or type, or there is no such code.
         """
         codes = _checked("codes", codes, _whole, "integers", ("N", *self._grid)).long()
-        if not 0 <= codes.min() <= codes.max() < (number := self.dynamics.config.codes):
+        number = self.dynamics.config.codes
+        if not 0 <= codes.min() <= codes.max() < number:
             raise ValueError(f"codes must be in [0, {number}), got {int(codes.min())} to {int(codes.max())}")
         return self._share_pictures(self._painter.decode, codes)
 
@@ -313,7 +319,7 @@ def _bytes(given: Tensor) -> bool:
 
 
 def _whole(given: Tensor) -> bool:
-    return not given.is_floating_point() and given.dtype != torch.bool
+    return not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool
 
 
 def _checked(

@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -60,7 +58,11 @@ def npz(folder: str, env: str = "") -> Source:
         names = range(1 + largest[0])
     lab = {"level": str(first["level"])} if "level" in first else {}
     if lab and "fps" in first:
-        lab["fps"] = int(first["fps"])
+        lab["fps"] = _whole(first["fps"], "fps", paths[0])
+    if isinstance(names, np.ndarray) and names.ndim != 1:
+        raise ValueError(f"{paths[0]} is no episode: action_names must be a list, got {names.shape}")
+    if lab and first["level"].ndim:
+        raise ValueError(f"{paths[0]} is no episode: level must be one name, got {first['level'].shape}")
     shape = first["observations"].shape[1:]
     schema = Schema(
         observation_shape=shape,
@@ -79,6 +81,13 @@ def npz(folder: str, env: str = "") -> Source:
                     f"{paths[number]} has {key} {data.get(key)} where {paths[0].name} has {first.get(key)}; "
                     "import them into stores of their own"
                 )
+        if data["rewards"].dtype.kind not in "fiub":
+            raise ValueError(f"{paths[number]} is no episode: rewards must be numbers, got {data['rewards'].dtype}")
+        for key in ("terminated", "truncated"):
+            if data[key].size not in (1, len(data["actions"])):
+                raise ValueError(
+                    f"{paths[number]} is no episode: {key} must be one, or one a step, got {data[key].shape}"
+                )
         try:
             return Episode(
                 observations=data["observations"],
@@ -86,9 +95,9 @@ def npz(folder: str, env: str = "") -> Source:
                 rewards=data["rewards"].astype(np.float64),
                 terminated=ended("terminated", data["terminated"]),
                 truncated=ended("truncated", data["truncated"]),
-                seed=int(data.get("seed", -1)),
+                seed=_whole(data.get("seed", -1), "seed", paths[number]),
             )
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise ValueError(f"{paths[number]} is no episode: {error}") from error
 
     return Source(schema, [path.name for path in paths], read)
@@ -107,6 +116,10 @@ def from_minari(name: str, env: str = "") -> Source:
         dataset = minari.load_dataset(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no Minari dataset {name} is here; fetch it with minari download {name}") from error
+    except ImportError:
+        raise
+    except Exception as error:  # damage can make it raise anything
+        raise ValueError(f"the Minari dataset {name} cannot be read: {type(error).__name__}: {error}") from error
     space, actions, storage = dataset.observation_space, dataset.action_space, dataset.storage
     if not isinstance(space, gym.spaces.Box):
         raise ValueError(f"{name} must observe one Box of pictures or codes, it observes {space}")
@@ -121,10 +134,16 @@ def from_minari(name: str, env: str = "") -> Source:
         "kwargs": spec.kwargs if spec else {},
         "provenance": {"imported": name, "jpeg": storage.jpeg_encoding},
     }
-    schema = Schema(**{**kept, "environment": env or kept["environment"]})
+    try:
+        schema = Schema(**{**kept, "environment": env or kept["environment"]})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"the Minari dataset {name} has a damaged schema: {error!r}") from error
 
     def read(number: int) -> Episode:
-        episode = dataset[number]
+        try:
+            episode = dataset[number]
+        except Exception as error:  # damage can make it raise anything
+            raise ValueError(f"episode {number} of {name} cannot be read: {type(error).__name__}: {error}") from error
         (metadata,) = storage.get_episode_metadata([episode.id])
         try:
             ends = ended("terminations", episode.terminations), ended("truncations", episode.truncations)
@@ -163,7 +182,7 @@ def to_minari(
     from minari.data_collector import EpisodeBuffer
     from minari.storage import get_dataset_path
 
-    if not re.fullmatch(r"[-\w/]*[-\w]{2}/[-\w]+-v\d+", name):
+    if not re.fullmatch(r"(\w[-\w]*/)*\w[-\w]+/\w[-\w]*-v\d+", name):
         raise ValueError(
             f"a Minari dataset is called NAMESPACE/NAME-v0, with two letters or more before the slash, got {name}"
         )
@@ -264,7 +283,7 @@ def import_minari() -> ModuleType:
 
 def _naturally(name: str) -> list[tuple[int, str]]:
     """A key to sort names by, with the numbers in them as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _load(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
@@ -273,23 +292,40 @@ def _load(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
         check_archive(path)
         with np.load(path) as file:
             found = {"observations" if name == "frames" else name: name for name in file.files}
+            if {"frames", "observations"} <= set(file.files):
+                raise ValueError("it has both frames and observations; give one of them")
             if missing := [key for key in KEYS if key not in found]:
                 raise ValueError(
                     f"it lacks {', '.join(missing)}; expected frames or observations, {', '.join(KEYS[1:])}, "
                     f"found {', '.join(file.files)}"
                 )
             wanted = (*keys, "seed", "action_names", "level", "fps")
-            return {key: file[name] for key, name in found.items() if key in wanted}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {key: file[name] for key, name in found.items() if key in wanted}
+        if strange := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"its {strange[0]} is no array")
+        return arrays
+    except Exception as error:  # damage can make the readers raise anything
         raise ValueError(f"{path} is no episode: {error}") from error
 
 
 def _largest(path: Path) -> int:
     """The largest action of an .npz file."""
     actions = _load(path, ("actions",))["actions"]
-    if not np.issubdtype(actions.dtype, np.integer):
-        raise ValueError(f"{path} is no episode: actions must be integers, got {actions.dtype}")
+    if not np.issubdtype(actions.dtype, np.integer) or actions.min(initial=0) < 0:
+        raise ValueError(f"{path} is no episode: actions must be integers of 0 or more, got {actions.dtype}")
     return int(actions.max(initial=0))
+
+
+def _whole(value: np.ndarray | int, name: str, path: Path) -> int:
+    """One whole number.
+
+    Raises:
+        ValueError: if it is none, or does not fit 64 bits.
+    """
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "iuf" or not -(2**63) <= array.item() < 2**63 or array % 1 != 0:
+        raise ValueError(f"{path} is no episode: {name} must be one whole number, got {array.dtype} {array.shape}")
+    return int(array.item())
 
 
 def _checked(dtype: np.dtype | str, shape: tuple[int, ...], source: Path | str) -> str:

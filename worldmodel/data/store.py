@@ -26,7 +26,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import zstandard
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from worldmodel.data.episode import Episode, Objects
@@ -34,7 +34,7 @@ from worldmodel.files import lock, sweep, write_atomically
 
 CHUNK = 8  # observations compressed together: a 16-frame window opens two or three chunks
 LEVEL = 1
-MOST = 2**28  # numbers in an observation
+MOST = 2**24  # numbers in an observation
 DTYPES = ("uint8", "uint16")
 OBJECTS = ("frames", "kinds", "identities", "boxes")
 
@@ -110,6 +110,8 @@ class Entry:
             value = getattr(self, name)
             if type(value) is not kind and (kind, type(value)) != (float, int):
                 raise ValueError(f"{name} must be {kind.__name__}, got {value!r:.80}")
+        if max(self.number, self.bytes, self.steps, abs(self.seed)) >= 2**63 or not abs(self.episode_return) < 1e300:
+            raise ValueError("a number is too large")
         if self.number < 0 or self.bytes < 0 or self.steps < 1 or self.observations - self.steps not in (0, 1):
             raise ValueError(f"no episode has number {self.number}, {self.steps} steps, {self.observations} frames")
 
@@ -133,7 +135,7 @@ class EpisodeStore:
             )
         try:
             self.schema = Schema(**json.loads((self.path / "store.json").read_text("utf-8")))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path / 'store.json'} is damaged: {error}") from error
         self._load_index()
 
@@ -152,6 +154,9 @@ class EpisodeStore:
             (path / "index.jsonl").touch()  # first, so that wherever there is a store.json there is an index
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
         store = cls(path)
+        if not len(store) and store.schema != schema:  # as a refused import leaves it
+            write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
+            store = cls(path)
         for name, expected in asdict(store.schema).items():
             if (given := asdict(schema)[name]) != expected:
                 raise ValueError(f"{path} holds episodes with {name} {expected}, got {given}; use another --store")
@@ -261,10 +266,10 @@ class EpisodeStore:
         entry = self._entry(number)
         self._verify(entry)
         actions, rewards = self.steps(number)
-        if len(actions) != entry.steps or not np.isclose(rewards.sum(), entry.episode_return):
+        if not np.isclose(rewards.sum(), entry.episode_return):
             raise CorruptEpisodeError(
-                f"{self.path / 'index.jsonl'} says that episode {number} has {entry.steps} steps and return "
-                f"{entry.episode_return}, its file has {len(actions)} and {float(rewards.sum())}"
+                f"{self.path / 'index.jsonl'} says that episode {number} has return {entry.episode_return}, "
+                f"its file has {float(rewards.sum())}"
             )
         try:
             return Episode(
@@ -310,8 +315,16 @@ class EpisodeStore:
 
     def steps(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Read all actions (T,) int64 and rewards (T,) float64 of an episode; raises as :meth:`observations` does."""
-        with self._open(self._entry(number)) as file:
-            return file.get_tensor("actions"), file.get_tensor("rewards")
+        entry = self._entry(number)
+        with self._open(entry) as file:
+            actions, rewards = file.get_tensor("actions"), file.get_tensor("rewards")
+            names = len(self.schema.action_names)
+            types, shapes = (actions.dtype, rewards.dtype), {actions.shape, rewards.shape}
+            if types != (np.int64, np.float64) or shapes != {(entry.steps,)}:
+                raise ValueError(f"actions and rewards must be {entry.steps} int64 and float64, as the index says")
+            if not 0 <= actions.min() <= actions.max() < names:
+                raise ValueError(f"actions must be in [0, {names}), got {actions.min()} to {actions.max()}")
+            return actions, rewards
 
     def objects(self, number: int) -> Objects | None:
         """Read what was in view in an episode, None if the world did not say; raises as :meth:`observations` does."""
@@ -340,7 +353,7 @@ class EpisodeStore:
         try:
             with safe_open(self.path / entry.file, framework="np") as file:
                 yield file
-        except (OSError, SafetensorError, zstandard.ZstdError, ValueError, OverflowError, MemoryError) as error:
+        except Exception as error:  # damage can make the readers raise anything
             raise CorruptEpisodeError(f"{self.path / entry.file} is damaged: {error}") from error
 
     def _verify(self, entry: Entry) -> None:
@@ -371,13 +384,15 @@ class EpisodeStore:
         self._frames = sum(entry.observations for entry in self._entries.values())
 
     def _read_index(self) -> Iterator[Entry]:
+        if not (self.path / "index.jsonl").is_file():
+            raise FileNotFoundError(f"{self.path} lacks its index.jsonl; restore it, or record into another --store")
         data = (self.path / "index.jsonl").read_bytes()
         self._indexed = data.rfind(b"\n") + 1  # what follows the last newline is torn
         lines = data[: self._indexed].split(b"\n")
         for number, line in enumerate(lines[:-1], 1):
             try:
                 yield Entry(**json.loads(line))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError, OverflowError) as error:
                 raise ValueError(f"{self.path / 'index.jsonl'} is damaged in line {number}: {error}") from error
 
 

@@ -58,7 +58,7 @@ def train(
     """
     folder, origin = Path(run).absolute(), Path(vqvae)
     data = {"store": store, "vqvae": vqvae, "batch": batch}
-    checkpoint.check_choices(folder, train, data)  # before anything is encoded
+    checkpoint.check_choices(folder, "global_codes", train, data)  # before anything is encoded
     codes = encoded(EpisodeStore(Path(store).absolute()), origin, pick_device(train))
     learnt, held_out = split(codes)
     first = checkpoint.load_vqvae(origin)

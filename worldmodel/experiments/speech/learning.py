@@ -100,6 +100,7 @@ def prior(
     encoder, folder = Voices.load(voices, pick_device(train)), Path(run).absolute()
     data, quantizer = open_speech(speech, encoder.rate), encoder.network.config.quantizer
     same_speech(encoder.run, data)
+    checkpoint.check_choices(folder, "speech_prior", train, {"speech": speech, "batch": batch})
     learnt, held_out = (stream(encoder, part, train.seed) for part in (data.learnt, data.held_out))
     for what, codes in (("to learn from", learnt), ("held out", held_out)):
         if len(codes) < length:
