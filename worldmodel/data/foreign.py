@@ -84,7 +84,7 @@ def npz(folder: str, env: str = "") -> Source:
         if data["rewards"].dtype.kind not in "fiub":
             raise ValueError(f"{paths[number]} is no episode: rewards must be numbers, got {data['rewards'].dtype}")
         for key in ("terminated", "truncated"):
-            if data[key].size not in (1, len(data["actions"])):
+            if data[key].size not in (1, data["actions"].size):
                 raise ValueError(
                     f"{paths[number]} is no episode: {key} must be one, or one a step, got {data[key].shape}"
                 )
