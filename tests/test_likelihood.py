@@ -95,6 +95,7 @@ def test_a_kind_is_trained_and_measured(kind, data, tmp_path, capsys):
     learn(data, run, kind, 8, flip=True)
     assert checkpoint.read_step(run / "train.safetensors") == 8
     assert (run / "pictures" / "0000008.png").exists()
+    capsys.readouterr()
     evaluate(str(run), samples=5, probes=2 if kind == "vqvae" else 0)
     scores = json.loads((run / "likelihood.json").read_text())
     assert json.loads(capsys.readouterr().out.split("wrote")[0]) == scores

@@ -171,7 +171,7 @@ def test_a_prior_says_what_nobody_said(corpus, run, tmp_path, capsys):
     first, second = (sound.load(out / f"{number}.wav", RATE) for number in range(2))
     assert len(first) == 30 * 16 and not np.array_equal(first, second)
     with pytest.raises(ValueError, match="smaller"):
-        prior(str(corpus), str(run), str(folder), sizes, train_config(steps=2), length=100_000)
+        prior(str(corpus), str(run), str(folder), sizes, train_config(steps=2), batch=4, length=100_000)
 
 
 def test_shuffled_codes_are_of_recordings_that_say_something_else():
