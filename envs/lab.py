@@ -54,7 +54,7 @@ class LabEnv(gym.Env):
     ) -> None:
         if not isinstance(level, str):
             raise ValueError(f"level must be the name of one, got {level!r}")
-        if not isinstance(fps, int) or not 0 < fps <= 1000:
+        if not isinstance(fps, int) or isinstance(fps, bool) or not 0 < fps <= 1000:
             raise ValueError(f"fps must be a positive whole number, 1000 at most, got {fps!r}")
         if renderer not in ("software", "hardware"):
             raise ValueError(f"renderer must be 'software' or 'hardware', got {renderer!r}")
@@ -116,9 +116,9 @@ def _words(config: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(config, Mapping):
         raise ValueError(f"config must be the engine's settings by name, got {config!r}")
     for name, value in config.items():
-        if name in _OURS:
-            raise ValueError(f"config cannot set {name}: {_OURS[name]}")
-        if not isinstance(value, str | int | float):
+        if (known := str(name).lower()) in _OURS:
+            raise ValueError(f"config cannot set {name}: {_OURS[known]}")
+        if not isinstance(value, str | int | float) or value != value:
             raise ValueError(f"config {name} must be a word or a number, got {value!r}")
     return {str(name): str(value).lower() if isinstance(value, bool) else str(value) for name, value in config.items()}
 

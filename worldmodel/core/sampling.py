@@ -22,9 +22,9 @@ def check_temperature(temperature: float) -> None:
     """Refuse what is no temperature.
 
     Raises:
-        ValueError: if it is negative, infinite or no number.
+        ValueError: if it is negative, too large for a float32, or no number.
     """
-    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+    if not isinstance(temperature, int | float) or not 0 <= temperature < 1e18:
         raise ValueError(f"temperature must be a number of 0 or more, got {temperature}")
 
 
