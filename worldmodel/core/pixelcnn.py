@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.layers import dropped, gated
-from worldmodel.core.sampling import draw
+from worldmodel.core.sampling import check_uniforms, draw
 
 
 class PixelCNN(nn.Module):
@@ -100,11 +100,7 @@ class PixelCNN(nn.Module):
         Raises:
             ValueError: if the condition and the uniforms are of other shapes.
         """
-        if condition.ndim != 4 or uniforms.shape != condition.shape[:3]:
-            raise ValueError(
-                f"uniforms must be (B, H, W) for a condition (B, H, W, C), got {tuple(uniforms.shape)} for "
-                f"{tuple(condition.shape)}"
-            )
+        check_uniforms(uniforms, condition)
         batch, height, width = uniforms.shape
         *conditions, lasts = self._split(self.condition(condition))
         told = torch.stack(conditions, 3).unflatten(-1, (2, -1))  # (B, H, W, layers, 2, 2·hidden)

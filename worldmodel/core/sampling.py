@@ -28,6 +28,19 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be a number of 0 or more, got {temperature}")
 
 
+def check_uniforms(uniforms: Tensor, condition: Tensor) -> None:
+    """Refuse chance of another shape (B, H, W) than the condition's (B, H, W, C): loops read it without looking.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if condition.ndim != 4 or uniforms.shape != condition.shape[:3]:
+        raise ValueError(
+            f"uniforms must be {tuple(condition.shape[:3])} for a condition of {tuple(condition.shape)}, "
+            f"got {tuple(uniforms.shape)}"
+        )
+
+
 @cache
 def compiled_loop(name: str) -> ModuleType | None:
     """The module here of a compiled loop, imported when first needed; None where there is no Numba that works."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.core.layers import gated
-from worldmodel.core.sampling import compiled_loop, draw
+from worldmodel.core.sampling import check_uniforms, compiled_loop, draw
 
 # (rows up, columns left) of what a layer sees; the last is the position itself, which the first layer must not see
 TAPS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, 0))
@@ -77,11 +77,7 @@ class WavefrontNet(nn.Module):
         Raises:
             ValueError: if the condition and the uniforms are of other shapes.
         """
-        if condition.ndim != 4 or uniforms.shape != condition.shape[:3]:
-            raise ValueError(
-                f"uniforms must be {tuple(condition.shape[:3])} for a condition of {tuple(condition.shape)}, "
-                f"got {tuple(uniforms.shape)}"
-            )
+        check_uniforms(uniforms, condition)
         if self._compilable(condition) and (kernel := compiled_loop("wavefront_kernel")):
             told, weights = self.condition(condition), packed or kernel.weights_of(self)
             return torch.from_numpy(kernel.sample(told.numpy(), uniforms.numpy(), temperature, weights))
