@@ -171,6 +171,9 @@ def test_no_setting_takes_a_negative_number_or_what_is_none(kind, field):
     ("kind", "setting", "message"),
     [
         (TrainConfig, {"learning_rate": 0.0}, r"train\.learning_rate must be more than 0, got 0\.0"),
+        (TrainConfig, {"threads": 100_000}, r"train\.threads must be 1024 or less, got 100000"),
+        (TrainConfig, {"seed": 2**41}, r"train\.seed must be from 0 to 1099511627775, got 2199023255552"),
+        (TrainConfig, {"learning_rate": 1e300}, r"train\.learning_rate must be below 1e\+18, got 1e\+300"),
         (TrainConfig, {"decay": 1.5}, r"train\.decay must be in \[0, 1\], got 1\.5"),
         (VQVAEConfig, {"residual_hidden": 0}, r"model\.residual_hidden must be 1 or more, got 0"),
         (DynamicsConfig, {"noise": 2.0}, r"model\.noise must be in \[0, 1\], got 2\.0"),

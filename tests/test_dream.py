@@ -341,3 +341,25 @@ def test_a_gif_shows_the_frames_in_their_colours_and_at_their_pace(tmp_path):
     assert shown.shape == (20, 2 * film.shape[1], 2 * film.shape[2], 3)
     assert error.mean() < 3 and error[:, -4:].mean() < 12, "the bar has colours of its own"
     assert iio.immeta(tmp_path / "film.gif")["duration"] == 100
+
+
+def test_codes_of_any_whole_type_are_decoded_and_codes_that_there_are_not_are_refused(model):
+    codes = np.arange(36).reshape(1, 6, 6) % 16
+    for kind in (np.uint16, np.int32, np.uint64):
+        assert torch.equal(model.decode(codes.astype(kind)), model.decode(codes))
+    for wrong in (codes - 1, codes + 1):
+        with pytest.raises(ValueError, match=r"codes must be in \[0, 16\)"):
+            model.decode(wrong)
+
+
+def test_sigterm_keeps_what_was_dreamed_and_still_ends_the_program(world_run, tmp_path, monkeypatch):
+    steps = WorldModel.steps
+
+    def ended(self, *arguments, **settings):
+        yield from islice(steps(self, *arguments, **settings), 2)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(WorldModel, "steps", ended)
+    with pytest.raises(SystemExit, match="143"):
+        dream("left", world=str(world_run), frames=8, out=str(tmp_path / "a.gif"))
+    assert len(iio.imread(tmp_path / "a.gif")) == 8

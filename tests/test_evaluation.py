@@ -325,6 +325,9 @@ def test_evaluate_measures_the_parts_that_are_asked_for_and_prints_a_table(store
     assert len(printed) < 12
     page = (tmp_path / "some" / "index.html").read_text()
     assert "<h2>Prediction</h2>" in page and "<h2>Open loop</h2>" not in page and "<h2>Reconstruction</h2>" not in page
+    evaluate(
+        **paths, **{**SETTINGS, "horizon": 500}, only="reconstruction", out=str(tmp_path / "one")
+    )  # dreams nothing
     for only, message in (("hads", "unknown part 'hads'.* did you mean 'heads'"), ("dreams,", "unknown part ''")):
         with pytest.raises(ValueError, match=message):
             evaluate(**paths, **SETTINGS, only=only)

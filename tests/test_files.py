@@ -131,3 +131,15 @@ def test_a_free_name_is_the_first_that_nobody_has(tmp_path):
     (tmp_path / "a.gif").touch()
     (tmp_path / "a-2.gif").mkdir()
     assert free(tmp_path / "a.gif") == tmp_path / "a-3.gif"
+
+
+def test_a_write_that_is_broken_off_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old")
+
+    def stop(number):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(SystemExit):
+        write_atomically(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"old"

@@ -94,6 +94,12 @@ def damage(data, text: bytes) -> bytes:
     return text[:start] + data.draw(st.binary(max_size=12)) + text[start + length :]
 
 
+def altered(data, tree):
+    """The tree with any value at any place, or without what was there."""
+    place = data.draw(st.sampled_from([*places(tree)]))
+    return changed(tree, place, data.draw(values if not place else values | st.just(...)))
+
+
 def use(path: Path) -> None:
     """Everything that is done with a store."""
     made = EpisodeStore(path)
@@ -111,15 +117,11 @@ def test_a_store_with_any_value_in_its_schema_or_index_is_read_or_refused(data, 
     path = copied()
     if data.draw(st.booleans()):
         schema = json.loads((path / "store.json").read_text())
-        place = data.draw(st.sampled_from([*places(schema)]))
-        text = json.dumps(changed(schema, place, data.draw(values if not place else values | st.just(...))))
-        (path / "store.json").write_text(text)
+        (path / "store.json").write_text(json.dumps(altered(data, schema)))
     else:
         lines = (path / "index.jsonl").read_text().splitlines()
         number = data.draw(st.integers(0, len(lines) - 1))
-        entry = json.loads(lines[number])
-        place = data.draw(st.sampled_from([*places(entry)]))
-        lines[number] = json.dumps(changed(entry, place, data.draw(values if not place else values | st.just(...))))
+        lines[number] = json.dumps(altered(data, json.loads(lines[number])))
         (path / "index.jsonl").write_text("\n".join(lines) + "\n")
     with contextlib.suppress(DOCUMENTED):
         use(path)

@@ -102,6 +102,10 @@ def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
         release(str(world_run), str(store), ["9"], str(tmp_path / "out"), "")
     with pytest.raises(ValueError, match="episode 3 was not held out: expected one of 9"):
         release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"), "")
+    for clips, length in (([], 5), (["9:0"], 1)):
+        with pytest.raises(ValueError, match="--clips must name one or more, and --length be 2 or more frames"):
+            release(str(world_run), str(store), clips, str(tmp_path / "out"), "", length=length)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_bigram_knows_what_follows_what_and_a_unigram_does_not():

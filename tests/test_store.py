@@ -404,3 +404,16 @@ def test_a_chunk_that_promises_more_than_a_chunk_holds_is_refused_unread(filled)
     path.write_bytes(save(tensors, metadata))
     with pytest.raises(CorruptEpisodeError, match="a chunk is of 100000000 bytes, expected"):
         filled.observations(entry.number, 0, 1)
+
+
+@pytest.mark.parametrize("name", ["store.json", "index.jsonl"])
+def test_json_that_is_nested_without_end_is_named(name, filled):
+    (filled.path / name).write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        EpisodeStore(filled.path)
+
+
+def test_a_store_without_its_index_says_so(filled):
+    (filled.path / "index.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks its index.jsonl; restore it"):
+        EpisodeStore(filled.path)
