@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from agents.policy import Policy, read
-from worldmodel import config, environment, media
-from worldmodel.core.ranges import check_seed
+from worldmodel import config, env_wrappers, media
+from worldmodel.checks import check_seed
 from worldmodel.files import check_file, write_atomically
-from worldmodel.scores import interval
+from worldmodel.metrics import interval
 
 DREAM, ENCODED = "envs:Dream-v0", "envs:Encoded-v0"
 CODED = (DREAM, ENCODED)  # show what an agent sees; other worlds show frames, which it encodes
@@ -136,8 +136,8 @@ def find(data: dict[str, Any], env: str = "", env_kwargs: dict[str, Any] = {}, h
         return Place(gym.make(env, render_mode="rgb_array", **made), True, horizon, made)
     if env in ("", data["environment"]):
         env_kwargs = {**data["kwargs"], **env_kwargs}
-    world = env or environment.trusted(data["environment"], "the agent's config.yaml")
-    return Place(environment.make(world, **env_kwargs), False, horizon, env_kwargs)
+    world = env or env_wrappers.trusted(data["environment"], "the agent's config.yaml")
+    return Place(env_wrappers.make(world, **env_kwargs), False, horizon, env_kwargs)
 
 
 def real_world(data: dict[str, Any], env: str = "") -> Place:
@@ -150,7 +150,7 @@ def real_world(data: dict[str, Any], env: str = "") -> Place:
         ValueError: if it cannot be made here, or has other actions.
     """
     try:
-        place = find(data, env or environment.trusted(data["environment"], "the world's config.yaml", "--real "))
+        place = find(data, env or env_wrappers.trusted(data["environment"], "the world's config.yaml", "--real "))
     except ValueError as error:
         raise ValueError(f"{error}; or train without evaluations: --train.evaluate_every 0") from error
     names = tuple(place.env.get_wrapper_attr("action_names"))

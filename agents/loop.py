@@ -13,12 +13,12 @@ from agents.policy import Policy, read
 from agents.train import AgentConfig
 from agents.train import train as train_agent
 from worldmodel.collect import collect as record
-from worldmodel.core.dynamics import DynamicsConfig
-from worldmodel.core.vqvae import VQVAEConfig
-from worldmodel.data.store import EpisodeStore
+from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import write_atomically
-from worldmodel.train import prior as train_prior
-from worldmodel.train import vqvae as train_vqvae
+from worldmodel.models.dynamics import DynamicsConfig
+from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.train.programs import prior as train_prior
+from worldmodel.train.programs import vqvae as train_vqvae
 from worldmodel.training import TrainConfig
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from worldmodel.core.ranges import check
+from worldmodel.checks import check
 
 SMALLEST = 6  # the grid is halved until it has no more places a side than this
 

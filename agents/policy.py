@@ -8,7 +8,7 @@ import torch
 from agents.network import Network, NetworkConfig
 from envs.dream import stack
 from worldmodel import checkpoint, config
-from worldmodel.core.vqvae import VQVAE
+from worldmodel.models.vqvae import VQVAE
 
 
 class Policy:

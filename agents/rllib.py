@@ -119,7 +119,7 @@ def settings(run: Path, env: str, env_kwargs: dict[str, Any], train: "AgentConfi
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-    from agents.module import AgentModule, Runner
+    from agents.rllib_module import AgentModule, Runner
 
     network = checkpoint.read_config(run)["model"]
     weights = run / "model.safetensors"

@@ -2,7 +2,7 @@
 
 import os
 
-from worldmodel.core.ranges import check
+from worldmodel.checks import check
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: runners share the machine, one thread each
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -22,7 +22,7 @@ from agents.policy import Policy, read
 from envs.dream import HORIZON
 from worldmodel import checkpoint, config
 from worldmodel.training import Log
-from worldmodel.world import WorldModel
+from worldmodel.world_model import WorldModel
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from envs import scratch
 from envs.actions import ATTACK, NAVIGATION, Motion
-from worldmodel.names import unknown
+from worldmodel.suggest import unknown
 
 SCENARIOS = (
     "health_gathering_supreme",

@@ -10,12 +10,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from worldmodel.core.memory import Memory
-from worldmodel.core.precision import Precision
-from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import split
 from worldmodel.dream import read
-from worldmodel.world import DEFAULT, WorldModel
+from worldmodel.episodes.segments import split
+from worldmodel.episodes.store import EpisodeStore
+from worldmodel.models.dream_state import Memory
+from worldmodel.models.precision import Precision
+from worldmodel.world_model import DEFAULT, WorldModel
 
 LONGEST_HISTORY = 1000
 HORIZON = 200  # steps of a dream, if nothing else is said

@@ -8,8 +8,8 @@ import torch
 from gymnasium.wrappers import TimeLimit
 
 from envs.dream import observation_space, show
-from worldmodel import checkpoint, environment
-from worldmodel.world import DEFAULT, WorldModel
+from worldmodel import checkpoint, env_wrappers
+from worldmodel.world_model import DEFAULT, WorldModel
 
 
 class EncodedEnv(gym.Wrapper):
@@ -49,7 +49,7 @@ class EncodedEnv(gym.Wrapper):
         settings = {**(data["kwargs"] if env in ("", data["environment"]) else {}), **(env_kwargs or {})}
         if render_mode:
             settings["render_mode"] = render_mode
-        real = environment.make(env or environment.trusted(data["environment"], self.world.run, "env="), **settings)
+        real = env_wrappers.make(env or env_wrappers.trusted(data["environment"], self.world.run, "env="), **settings)
         self.world.check_actions(real.get_wrapper_attr("action_names"))
         super().__init__(TimeLimit(real, horizon) if horizon else real)
         self.observation, self.history = observation, history

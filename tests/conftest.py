@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.core.dynamics import DynamicsConfig
-from worldmodel.core.quantizer import QuantizerConfig
-from worldmodel.core.vqvae import VQVAEConfig
-from worldmodel.data import sound
-from worldmodel.data.episode import Episode
-from worldmodel.data.store import EpisodeStore, Schema
-from worldmodel.train import prior, vqvae
+from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.store import EpisodeStore, Schema
+from worldmodel.experiments.speech.data import audio
+from worldmodel.models.dynamics import DynamicsConfig
+from worldmodel.models.quantizers.nearest import QuantizerConfig
+from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.train.programs import prior, vqvae
 from worldmodel.training import TrainConfig
 
 VQVAE_SIZES = VQVAEConfig(hidden=16, residual_hidden=8, quantizer=QuantizerConfig(codes=16, dim=8))
@@ -36,7 +36,7 @@ def tones(folder: Path, rate: int = 4000) -> Path:
                     size=len(time)
                 )
                 path = folder / speaker / f"{text}-{number}.wav"
-                sound.save(path, wave.astype(np.float32), rate)
+                audio.save(path, wave.astype(np.float32), rate)
                 path.with_suffix(".phn").write_text(f"0 450 aa\n450 {len(wave)} s\n")
                 part = "unheard" if speaker == "strange" else "held_out" if number == 3 else "learnt"
                 rows.append(f"{path.relative_to(folder)},{speaker},{text},{part}")

@@ -11,16 +11,15 @@ from unittest.mock import patch
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = ("collect", "episodes", "train", "dream", "worlds", "sample", "evaluate", "release")
 LAYERS = [  # low to high; a file imports only from lines above its own, or from its own package below
-    {"worldmodel.names", "worldmodel.tables", "worldmodel.files"},
-    {"worldmodel.core"},
-    {"worldmodel.config", "worldmodel.data", "worldmodel.media", "worldmodel.environment"},
+    {f"worldmodel.{name}" for name in ("suggest", "tables", "files", "checks", "distributed", "muon")},
+    {"worldmodel.models"},
+    {f"worldmodel.{name}" for name in ("config", "episodes", "media", "env_wrappers")},
     {"worldmodel.checkpoint"},
-    {"worldmodel.world", "worldmodel.painter", "worldmodel.training", "worldmodel.codes", "worldmodel.scores"},
-    {"worldmodel.evaluation", "worldmodel.distributed"},
-    {f"worldmodel.{name}" for name in PROGRAMS}
-    | {f"worldmodel.experiments.{name}" for name in ("global_codes", "likelihood", "quantizers", "speech")},
+    {f"worldmodel.{name}" for name in ("world_model", "training", "images", "metrics")},
+    {"worldmodel.evaluation", "worldmodel.ray_train"},
+    {"worldmodel.train", "worldmodel.experiments"},
+    {f"worldmodel.{name}" for name in ("collect", "dream", "worlds", "sample", "evaluate", "release")},
     {"worldmodel.benchmarks"},
     {"worldmodel.benchmark"},
     {"envs"},

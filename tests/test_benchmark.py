@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from worldmodel.benchmark import SECTIONS, benchmark, measure
-from worldmodel.benchmarks import dreaming, limits, painting, peers, recording, speaking, stepping, storing
-from worldmodel.benchmarks.clock import Contestant, Row, Stopwatch, on_threads, race, table
+from worldmodel.benchmarks import collect, dream, limits, peers, pixelcnn, steps, store, wavenet
 from worldmodel.benchmarks.settings import CONTEXT, Settings, parameters
-from worldmodel.core.sampling import draw
-from worldmodel.core.wavefront import WavefrontNet
-from worldmodel.world import WorldModel
+from worldmodel.benchmarks.timing import Contestant, Row, Stopwatch, on_threads, race, table
+from worldmodel.models.autoregressive.sampling import draw
+from worldmodel.models.autoregressive.wavefront import WavefrontNet
+from worldmodel.world_model import WorldModel
 
 TINY = "tests.tiny_world:Tiny-v0"
 CPU = torch.device("cpu")
@@ -23,20 +23,20 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less of everything."""
-    monkeypatch.setattr(recording, "EPISODES", 2)
+    monkeypatch.setattr(collect, "EPISODES", 2)
     monkeypatch.setattr(limits, "SIDE", 32)
     monkeypatch.setattr(limits, "COPIED", 1 << 12)
-    monkeypatch.setattr(stepping, "SIZES", (1, 3))
-    monkeypatch.setattr(storing, "FRAMES", 40)
-    monkeypatch.setattr(storing, "WINDOWS", 4)
-    monkeypatch.setattr(dreaming, "FRAMES", 2)
+    monkeypatch.setattr(steps, "SIZES", (1, 3))
+    monkeypatch.setattr(store, "FRAMES", 40)
+    monkeypatch.setattr(store, "WINDOWS", 4)
+    monkeypatch.setattr(dream, "FRAMES", 2)
     monkeypatch.setattr(peers, "IMAGES", 8)
-    monkeypatch.setattr(painting, "GRID", (4, 6))
-    monkeypatch.setattr(painting, "SIZES", ((8, 3),))
-    monkeypatch.setattr(painting, "BATCHES", (1, 3))
-    monkeypatch.setattr(speaking, "SIZES", (8, 16, 3, 2))
-    monkeypatch.setattr(speaking, "LENGTH", 24)
-    monkeypatch.setattr(speaking, "BATCHES", (1, 3))
+    monkeypatch.setattr(pixelcnn, "GRID", (4, 6))
+    monkeypatch.setattr(pixelcnn, "SIZES", ((8, 3),))
+    monkeypatch.setattr(pixelcnn, "BATCHES", (1, 3))
+    monkeypatch.setattr(wavenet, "SIZES", (8, 16, 3, 2))
+    monkeypatch.setattr(wavenet, "LENGTH", 24)
+    monkeypatch.setattr(wavenet, "BATCHES", (1, 3))
 
 
 def test_contestants_take_turns_and_their_ratios_are_to_the_first():
@@ -196,7 +196,7 @@ def test_a_mistake_is_answered_before_anything_is_measured(flags, message, world
 
 
 def test_a_pixelcnn_is_measured_beside_full_passes_that_draw_the_same_codes(world_run, small):
-    section = painting.pixelcnn(Settings(WorldModel.load(world_run), "", TINY, 1, (1,), 1))
+    section = pixelcnn.pixelcnn(Settings(WorldModel.load(world_run), "", TINY, 1, (1,), 1))
     assert [row.unit for row in section.rows] == ["code"] * 6
     assert section.remarks[:2] == [
         f"8 channels, 3 layers, batch {batch}: {batch * 24} of {batch * 24} codes equal" for batch in (1, 3)
@@ -204,7 +204,7 @@ def test_a_pixelcnn_is_measured_beside_full_passes_that_draw_the_same_codes(worl
 
 
 def test_a_wavenet_is_measured_beside_full_passes_that_draw_the_same_samples(world_run, small):
-    section = speaking.wavenet(Settings(WorldModel.load(world_run), "", TINY, 1, (1,), 1))
+    section = wavenet.wavenet(Settings(WorldModel.load(world_run), "", TINY, 1, (1,), 1))
     assert [row.unit for row in section.rows] == ["sample"] * 4
     said = ["times as fast as it sounds: "] * 2 + ["together, times as fast as it sounds: "] * 2
     assert all(row.remark.startswith(begin) for row, begin in zip(section.rows, said, strict=True))
@@ -212,13 +212,13 @@ def test_a_wavenet_is_measured_beside_full_passes_that_draw_the_same_samples(wor
 
 
 def test_a_store_of_short_episodes_is_refused(world_run, store, small, monkeypatch):
-    monkeypatch.setattr(storing, "WINDOW", 22)
+    monkeypatch.setattr(store, "WINDOW", 22)
     with pytest.raises(ValueError, match="has no episode of 22 frames"):
-        storing.store(Settings(WorldModel.load(world_run), str(store), TINY, 1, (1,), 1))
+        store.store(Settings(WorldModel.load(world_run), str(store), TINY, 1, (1,), 1))
 
 
 def test_dreams_begin_with_real_frames_and_go_on(world_run):
-    dreams = dreaming.Dreams(WorldModel.load(world_run), 2)
+    dreams = dream.Dreams(WorldModel.load(world_run), 2)
     assert (dreams.state.filled == dreams.world.dynamics.config.context).all()
     before = dreams.state.codes
     assert dreams.imagine(1).shape == (2, 6, 6)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import tones
-from tests.test_arrays import write_cifar
-from worldmodel.data import sound
-from worldmodel.data.espeak import library
+from tests.images.test_array_files import write_cifar
+from worldmodel.experiments.speech.data import audio
+from worldmodel.experiments.speech.data.espeak import library
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
 ROOT = Path(__file__).parent.parent
@@ -88,8 +88,8 @@ def folder(tmp_path_factory):
             for number in range(8):
                 time = np.arange(3000 + 100 * number) / 8000
                 wave = 0.5 * np.sin(2 * np.pi * pitch * (1 + digit * time) * time)
-                sound.save(path / "data" / "fsdd" / "recordings" / f"{digit}_{speaker}_{number}.wav", wave, 8000)
-    sound.save(path / "a.wav", 0.5 * np.sin(np.arange(4000) / 10), 8000)
+                audio.save(path / "data" / "fsdd" / "recordings" / f"{digit}_{speaker}_{number}.wav", wave, 8000)
+    audio.save(path / "a.wav", 0.5 * np.sin(np.arange(4000) / 10), 8000)
     return path
 
 

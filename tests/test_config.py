@@ -15,13 +15,13 @@ from agents.network import NetworkConfig
 from agents.train import AgentConfig
 from worldmodel import config
 from worldmodel.checkpoint import read_config
-from worldmodel.core.architecture import AutoencoderConfig
-from worldmodel.core.bottleneck import QuantizerConfig
-from worldmodel.core.dynamics import DynamicsConfig
-from worldmodel.core.global_codes import GlobalCodesConfig
-from worldmodel.core.prior import SpatialPriorConfig
-from worldmodel.core.speech import SpeechConfig
-from worldmodel.core.vqvae import VQVAEConfig
+from worldmodel.experiments.global_codes.model import GlobalCodesConfig
+from worldmodel.experiments.likelihood.architecture import AutoencoderConfig
+from worldmodel.experiments.speech.model import SpeechConfig
+from worldmodel.models.dynamics import DynamicsConfig
+from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.models.spatial_prior import SpatialPriorConfig
+from worldmodel.models.vqvae import VQVAEConfig
 from worldmodel.training import TrainConfig
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from worldmodel import media, world
-from worldmodel.data.store import EpisodeStore
+from worldmodel import media, world_model
 from worldmodel.dream import dream, mark, parse, plan, read
-from worldmodel.world import WorldModel
+from worldmodel.episodes.store import EpisodeStore
+from worldmodel.world_model import WorldModel
 
 NAMES = ("left", "stay", "right")
 
@@ -317,12 +317,12 @@ def test_episodes_with_other_actions_are_refused(model):
 
 
 def test_the_default_world_is_shipped_and_small():
-    assert world.DEFAULT in world.names()
-    files = [path for path in (world.PRETRAINED / world.DEFAULT).rglob("*") if path.is_file()]
+    assert world_model.DEFAULT in world_model.names()
+    files = [path for path in (world_model.PRETRAINED / world_model.DEFAULT).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 25e6
 
 
-@pytest.mark.parametrize("name", world.names())
+@pytest.mark.parametrize("name", world_model.names())
 @pytest.mark.slow
 def test_a_shipped_world_dreams_its_actions(name, tmp_path):
     out = tmp_path / "dream.gif"

@@ -11,11 +11,16 @@ import pytest
 
 from agents.evaluate import evaluate as evaluate_agent
 from worldmodel.benchmark import benchmark
-from worldmodel.data.synthesis import synthesize
 from worldmodel.dream import dream
 from worldmodel.evaluate import evaluate
-from worldmodel.experiments import global_codes, likelihood, quantizers
-from worldmodel.experiments.speech import knowing, measuring, using
+from worldmodel.experiments.global_codes.train import evaluate as evaluate_global_codes
+from worldmodel.experiments.likelihood.train import evaluate as evaluate_likelihood
+from worldmodel.experiments.quantizers.compare import quantizers
+from worldmodel.experiments.speech.convert import convert
+from worldmodel.experiments.speech.convert import sample as sample_speech
+from worldmodel.experiments.speech.evaluate import evaluate as evaluate_speech
+from worldmodel.experiments.speech.phonemes import phonemes
+from worldmodel.experiments.speech.synthesize import synthesize
 from worldmodel.files import check_file, check_folder, free, locked, sweep, write_atomically, written_whole
 from worldmodel.sample import sample
 
@@ -27,13 +32,13 @@ PROGRAMS = {
     "benchmark": lambda out: benchmark(world=NOWHERE, out=out),
     "agents.evaluate": lambda out: evaluate_agent(NOWHERE, out=out),
     "agents.evaluate --video": lambda out: evaluate_agent(NOWHERE, video=f"{out}.gif"),
-    "global_codes evaluate": lambda out: global_codes.evaluate(NOWHERE, NOWHERE, out),
-    "likelihood evaluate": lambda out: likelihood.evaluate(NOWHERE, out=out),
-    "quantizers": lambda out: quantizers.quantizers(out, NOWHERE),
-    "speech evaluate": lambda out: measuring.evaluate(NOWHERE, NOWHERE, out),
-    "speech phonemes": lambda out: knowing.phonemes(NOWHERE, NOWHERE, out),
-    "speech convert": lambda out: using.convert(NOWHERE, "george", f"{out}.wav"),
-    "speech sample": lambda out: using.sample(NOWHERE, out),
+    "global_codes evaluate": lambda out: evaluate_global_codes(NOWHERE, NOWHERE, out),
+    "likelihood evaluate": lambda out: evaluate_likelihood(NOWHERE, out=out),
+    "quantizers": lambda out: quantizers(out, NOWHERE),
+    "speech evaluate": lambda out: evaluate_speech(NOWHERE, NOWHERE, out),
+    "speech phonemes": lambda out: phonemes(NOWHERE, NOWHERE, out),
+    "speech convert": lambda out: convert(NOWHERE, "george", f"{out}.wav"),
+    "speech sample": lambda out: sample_speech(NOWHERE, out),
     "speech synthesize": lambda out: synthesize(out),
 }
 

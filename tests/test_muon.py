@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.core.dynamics import Dynamics, DynamicsConfig
-from worldmodel.core.muon import Muon, _iterated, _iterated_over_square, hidden_weights, orthogonal
-from worldmodel.core.quantizer import QuantizerConfig
-from worldmodel.core.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.dynamics import Dynamics, DynamicsConfig
+from worldmodel.models.quantizers.nearest import QuantizerConfig
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.muon import Muon, _iterated, _iterated_over_square, hidden_weights, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(12, 96), (96, 12)])

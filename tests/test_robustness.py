@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from envs.dream import DreamVectorEnv
-from worldmodel import config, episodes
+from worldmodel import config
 from worldmodel.collect import collect
-from worldmodel.data.store import EpisodeStore
 from worldmodel.dream import dream
+from worldmodel.episodes import __main__ as episodes
+from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluate import evaluate
-from worldmodel.train import prior, vqvae
-from worldmodel.world import WorldModel
+from worldmodel.train.programs import prior, vqvae
+from worldmodel.world_model import WorldModel
 
 pytestmark = pytest.mark.slow
 DOCUMENTED = (ValueError, OSError, KeyError)  # KeyError: an episode that a store does not have

@@ -19,12 +19,12 @@ import yaml
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_config
 from worldmodel import checkpoint, training
 from worldmodel.config import build
-from worldmodel.core.dynamics import Dynamics
-from worldmodel.core.vqvae import VQVAEConfig
-from worldmodel.data.store import EpisodeStore
-from worldmodel.train import prior, reward_scale, vqvae
+from worldmodel.episodes.store import EpisodeStore
+from worldmodel.models.dynamics import Dynamics
+from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.train.programs import prior, reward_scale, vqvae
 from worldmodel.training import TrainConfig
-from worldmodel.world import WorldModel
+from worldmodel.world_model import WorldModel
 
 
 def lines(run: Path) -> list[dict]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.conftest import VQVAE_SIZES, train_config
 from worldmodel import checkpoint, training
-from worldmodel.train import vqvae
+from worldmodel.train.programs import vqvae
 from worldmodel.training import TrainConfig
 
 

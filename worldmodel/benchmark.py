@@ -11,26 +11,26 @@ from typing import Any
 import torch
 
 from worldmodel import config
-from worldmodel.benchmarks import dreaming, learning, limits, painting, peers, recording, speaking, stepping, storing
-from worldmodel.benchmarks.clock import Section, on_threads, table
+from worldmodel.benchmarks import collect, dream, limits, peers, pixelcnn, steps, store, training, wavenet
 from worldmodel.benchmarks.settings import Settings, parameters
-from worldmodel.core.precision import Precision
-from worldmodel.data.store import EpisodeStore
+from worldmodel.benchmarks.timing import Section, on_threads, table
+from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import check_file
-from worldmodel.names import unknown
-from worldmodel.world import DEFAULT, WorldModel
+from worldmodel.models.precision import Precision
+from worldmodel.suggest import unknown
+from worldmodel.world_model import DEFAULT, WorldModel
 
 SECTIONS = {
-    "dream": dreaming.dream,
+    "dream": dream.dream,
     "peers": peers.peers,
     "quantizer": peers.quantizer,
-    "codec": dreaming.codec,
-    "pixelcnn": painting.pixelcnn,
-    "wavenet": speaking.wavenet,
-    "training": learning.training,
-    "steps": stepping.steps,
-    "collect": recording.collect,
-    "store": storing.store,
+    "codec": dream.codec,
+    "pixelcnn": pixelcnn.pixelcnn,
+    "wavenet": wavenet.wavenet,
+    "training": training.training,
+    "steps": steps.steps,
+    "collect": collect.collect,
+    "store": store.store,
 }
 QUICK, QUICK_ROUNDS, QUICK_BATCHES = ("dream", "codec", "training"), 3, "1,16"
 PACKAGES = ("torch", "numpy", "numba", "transformers", "vector-quantize-pytorch", "zstandard", "lz4", "vizdoom")

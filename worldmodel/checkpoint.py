@@ -30,15 +30,15 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from worldmodel import config, files
-from worldmodel.core.architecture import Autoencoder, AutoencoderConfig
-from worldmodel.core.autoencoders import DiscreteAutoencoder, autoencoder
-from worldmodel.core.dynamics import Dynamics, DynamicsConfig
-from worldmodel.core.global_codes import GlobalCodes, GlobalCodesConfig
-from worldmodel.core.prior import SpatialPrior, SpatialPriorConfig
-from worldmodel.core.speech import SpeechConfig, SpeechVQVAE
-from worldmodel.core.vqvae import VQVAE, VQVAEConfig
+from worldmodel.experiments.global_codes.model import GlobalCodes, GlobalCodesConfig
+from worldmodel.experiments.likelihood.architecture import Autoencoder, AutoencoderConfig
+from worldmodel.experiments.likelihood.autoencoders import DiscreteAutoencoder, autoencoder
+from worldmodel.experiments.speech.model import SpeechConfig, SpeechVQVAE
 from worldmodel.files import write_atomically
-from worldmodel.names import unknown
+from worldmodel.models.dynamics import Dynamics, DynamicsConfig
+from worldmodel.models.spatial_prior import SpatialPrior, SpatialPriorConfig
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.suggest import unknown
 
 PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # what a configuration says of this machine
 PRETRAINED = Path(__file__).parent / "pretrained"

@@ -16,10 +16,10 @@ import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from worldmodel import config, environment  # noqa: E402
-from worldmodel.core.ranges import check_seed  # noqa: E402
-from worldmodel.data.episode import Episode, Objects  # noqa: E402
-from worldmodel.data.store import Entry, EpisodeStore, Schema  # noqa: E402
+from worldmodel import config, env_wrappers  # noqa: E402
+from worldmodel.checks import check_seed  # noqa: E402
+from worldmodel.episodes.episode import Episode, Objects  # noqa: E402
+from worldmodel.episodes.store import Entry, EpisodeStore, Schema  # noqa: E402
 
 LONGEST_HOLD = 12  # steps that the sticky policy holds one action at most
 STICKY_WEIGHTS = {
@@ -149,7 +149,7 @@ class Recorder:
         if not 0 <= explore < 1 or (explore and policy in BLIND):
             raise ValueError(f"--explore must be in [0, 1), and 0 without an agent, got {explore}")
         self.agent, facts = (None, {"policy": policy}) if policy in BLIND else load(policy, explore, policy_class)
-        self.env = environment.make(env, **env_kwargs)
+        self.env = env_wrappers.make(env, **env_kwargs)
         names = self.env.get_wrapper_attr("action_names")
         if self.agent and tuple(self.agent.action_names) != tuple(names):
             raise ValueError(f"the agent {policy} knows the actions {self.agent.action_names}, the world has {names}")
@@ -243,8 +243,8 @@ def play(env: gym.Env, choose: Callable[[np.ndarray], int], seed: int, longest: 
 
     A world that draws nothing after its last action says so with ``{"final_observation_missing": True}`` for that
     step's info: what it returns in its place is left out. One that knows what is in view gives each info ``objects``,
-    (name, identity, box) as in :class:`worldmodel.data.episode.Objects`; one whose seed does not fix the episode says
-    ``{"reproducible": False}`` in the info of its reset.
+    (name, identity, box) as in :class:`worldmodel.episodes.episode.Objects`; one whose seed does not fix the episode
+    says ``{"reproducible": False}`` in the info of its reset.
     """
     observation, info = env.reset(seed=seed)
     reproducible = bool(info.get("reproducible", True))

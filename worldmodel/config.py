@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import auto_cli, set_parsing_settings
 from tqdm import tqdm
 
-from worldmodel.names import unknown
+from worldmodel.suggest import unknown
 
 T = TypeVar("T")
 BAR = tqdm.__init__

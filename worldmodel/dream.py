@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from worldmodel import config, media
-from worldmodel.core.precision import Precision
-from worldmodel.data.store import EpisodeStore
+from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import free
-from worldmodel.names import unknown
-from worldmodel.world import DEFAULT, WorldModel
+from worldmodel.models.precision import Precision
+from worldmodel.suggest import unknown
+from worldmodel.world_model import DEFAULT, WorldModel
 
 REAL, IMAGINED, TO_COME = (235, 235, 235), (255, 140, 0), (40, 40, 40)  # colours of the bar under a film
 BAR = 3  # pixels

@@ -7,19 +7,19 @@ import torch
 from tqdm import tqdm
 
 from worldmodel import checkpoint, config
-from worldmodel.core.precision import Precision
-from worldmodel.core.ranges import check_seed
-from worldmodel.core.sampling import check_temperature
-from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import split
+from worldmodel.checks import check_seed
+from worldmodel.episodes.segments import split
+from worldmodel.episodes.store import EpisodeStore
+from worldmodel.evaluation.bits_per_code import BATCH, load_blind
 from worldmodel.evaluation.clips import CONTEXT, held_out_clips
-from worldmodel.evaluation.page import Report
-from worldmodel.evaluation.parts import PARTS, Evaluation
-from worldmodel.evaluation.prediction import BATCH, load_blind
+from worldmodel.evaluation.report import Report
+from worldmodel.evaluation.sections import PARTS, Evaluation
 from worldmodel.evaluation.table import table
 from worldmodel.files import check_folder, free
-from worldmodel.names import unknown
-from worldmodel.world import DEFAULT, WorldModel
+from worldmodel.models.autoregressive.sampling import check_temperature
+from worldmodel.models.precision import Precision
+from worldmodel.suggest import unknown
+from worldmodel.world_model import DEFAULT, WorldModel
 
 SETTINGS = ("store", "world", "vqvae", "blind", "frames", "stretches", "length", "clips", "samples", "horizon", "long")
 SETTINGS += ("long_frames", "episodes", "objects", "pairs", "only", "quick", "temperature", "seed", "precision")

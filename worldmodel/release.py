@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from worldmodel import checkpoint, config
-from worldmodel.data.episode import Episode
-from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import split
+from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.segments import split
+from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import written_whole
-from worldmodel.world import WorldModel
+from worldmodel.world_model import WorldModel
 
 
 def release(

@@ -8,7 +8,7 @@ import torch
 
 from worldmodel import config, media
 from worldmodel.files import free
-from worldmodel.painter import Painter
+from worldmodel.images.generator import Painter
 
 
 def sample(

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from worldmodel import checkpoint
-from worldmodel.core import workers
-from worldmodel.core.muon import Muon, hidden_weights
-from worldmodel.core.precision import Precision, pick
-from worldmodel.core.ranges import check
+from worldmodel import checkpoint, distributed
+from worldmodel.checks import check
 from worldmodel.files import write_atomically
+from worldmodel.models.precision import Precision, pick
+from worldmodel.muon import Muon, hidden_weights
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -92,7 +91,7 @@ def fit(model: nn.Module, batches: Batches, evaluate: Evaluation, config: TrainC
         FloatingPointError: if the loss or a weight stops being a number; the last save is kept.
         ValueError: if another process is training this run.
     """
-    rank, number = workers.place()
+    rank, number = distributed.place()
     with checkpoint.locked(run) if rank == 0 else nullcontext():
         return _fit(model, batches, evaluate, config, run, rank, number)
 
@@ -137,7 +136,7 @@ def _fit(
             done = step + 1
             if done % config.log_every == 0:
                 values = {"loss": loss.detach(), "gradient_norm": norm, **metrics}
-                means = {name: float(workers.mean(value)) for name, value in values.items() if value.ndim == 0}
+                means = {name: float(distributed.mean(value)) for name, value in values.items() if value.ndim == 0}
                 if log:
                     log.write(done, "train", **means)
                 bar.set_postfix(loss=f"{means['loss']:.4f}")

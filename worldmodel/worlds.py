@@ -1,8 +1,8 @@
 """List the worlds that come with the package: ``python -m worldmodel.worlds``."""
 
 from worldmodel import checkpoint, config
-from worldmodel.data.store import EpisodeStore
-from worldmodel.world import find, names
+from worldmodel.episodes.store import EpisodeStore
+from worldmodel.world_model import find, names
 
 
 def worlds() -> None:

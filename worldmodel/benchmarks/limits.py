@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldmodel.benchmarks.clock import Contestant, Row, Section, race
 from worldmodel.benchmarks.settings import Settings
-from worldmodel.core.precision import multiplies_bfloat16
+from worldmodel.benchmarks.timing import Contestant, Row, Section, race
+from worldmodel.models.precision import multiplies_bfloat16
 
 SIDE, CHANNELS, GRID = 1024, 128, 32  # of the matrices; of the convolution, and the side of its pictures
 COPIED = 1 << 26  # bytes, more than a cache holds

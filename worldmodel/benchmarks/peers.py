@@ -6,15 +6,15 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from worldmodel.benchmarks.clock import NEEDS, Contestant, Section, race
-from worldmodel.benchmarks.dreaming import Dreams
+from worldmodel.benchmarks.dream import Dreams
 from worldmodel.benchmarks.limits import flops_of
 from worldmodel.benchmarks.settings import Settings, parameters
-from worldmodel.core.pixelcnn import PixelCNN
-from worldmodel.core.quantizer import QuantizerConfig, VectorQuantizer
-from worldmodel.core.sampling import draw
-from worldmodel.core.wavefront import WavefrontNet
-from worldmodel.core.wavenet import WaveNet
+from worldmodel.benchmarks.timing import NEEDS, Contestant, Section, race
+from worldmodel.models.autoregressive.pixelcnn import PixelCNN
+from worldmodel.models.autoregressive.sampling import draw
+from worldmodel.models.autoregressive.wavefront import WavefrontNet
+from worldmodel.models.autoregressive.wavenet import WaveNet
+from worldmodel.models.quantizers.nearest import QuantizerConfig, VectorQuantizer
 
 SLOW_ROUNDS = 3  # at most, of what takes seconds
 GPTS = ((10, 1), (6, 1), (10, 6))  # layers, and frames of context; ten layers of four heads are those of IRIS

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldmodel.benchmarks.clock import Stopwatch
-from worldmodel.data.store import EpisodeStore
-from worldmodel.world import WorldModel
+from worldmodel.benchmarks.timing import Stopwatch
+from worldmodel.episodes.store import EpisodeStore
+from worldmodel.world_model import WorldModel
 
 CONTEXT = 6  # real frames that a dream begins with
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.core.memory import Memory
-from worldmodel.data.store import Entry, EpisodeStore
-from worldmodel.data.windows import StepWindows, split
-from worldmodel.world import WorldModel
+from worldmodel.episodes.segments import StepWindows, split
+from worldmodel.episodes.store import Entry, EpisodeStore
+from worldmodel.models.dream_state import Memory
+from worldmodel.world_model import WorldModel
 
 CONTEXT = 6  # real frames that a dream begins with, as in van den Oord et al. 2017, section 4.4
 BATCH = 32

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from worldmodel.core.quantizer import perplexity
-from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import split
+from worldmodel.episodes.segments import split
+from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluation.clips import CONTEXT, Clips, dream, held_out_clips, stretches
-from worldmodel.evaluation.judges import Judge, log_odds, neighbours, teach_to_tell_dreams
-from worldmodel.scores import auroc, divergence
-from worldmodel.world import WorldModel
+from worldmodel.evaluation.inverse_dynamics import Judge, log_odds, neighbours, teach_to_tell_dreams
+from worldmodel.metrics import auroc, divergence
+from worldmodel.models.quantizers.nearest import perplexity
+from worldmodel.world_model import WorldModel
 
 HORIZONS = (10, 100, 1000)
 WINDOW = 50  # frames up to a horizon that are looked at, as far as there are any

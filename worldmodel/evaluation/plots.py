@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from worldmodel import media
-from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import split
+from worldmodel.episodes.segments import split
+from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluation.clips import CONTEXT, Clips, dream
-from worldmodel.scores import interval, moments
-from worldmodel.world import WorldModel
+from worldmodel.metrics import interval, moments
+from worldmodel.world_model import WorldModel
 
 matplotlib.rcParams.update({"svg.hashsalt": "worldmodel", "font.size": 9, "axes.spines.top": False})
 matplotlib.rcParams.update({"axes.spines.right": False, "figure.constrained_layout.use": True})

@@ -1,11 +1,11 @@
 """``python -m worldmodel.experiments.speech {synthesize,train,convert,evaluate,phonemes,prior,sample,ship}``."""
 
 from worldmodel import config
-from worldmodel.data.synthesis import synthesize
-from worldmodel.experiments.speech.knowing import phonemes
-from worldmodel.experiments.speech.learning import prior, train
-from worldmodel.experiments.speech.measuring import evaluate
-from worldmodel.experiments.speech.using import convert, sample, ship
+from worldmodel.experiments.speech.convert import convert, sample, ship
+from worldmodel.experiments.speech.evaluate import evaluate
+from worldmodel.experiments.speech.phonemes import phonemes
+from worldmodel.experiments.speech.synthesize import synthesize
+from worldmodel.experiments.speech.train import prior, train
 
 if __name__ == "__main__":
     config.run(

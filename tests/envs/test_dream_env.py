@@ -1,0 +1,227 @@
+"""Dreams as Gymnasium worlds: single ones, vectors of them, and the real world seen as they are."""
+
+from unittest.mock import patch
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from envs.dream import DreamEnv, DreamVectorEnv
+from envs.encoded import EncodedEnv
+from worldmodel.episodes.segments import split
+from worldmodel.episodes.store import EpisodeStore
+from worldmodel.world_model import WorldModel
+
+
+@pytest.fixture
+def settings(world_run):
+    return {"world": str(world_run), "horizon": 5}
+
+
+def play(env, actions, seed):
+    """Everything that a vector of dreams shows under actions (T, B)."""
+    seen = [(env.reset(seed=seed)[0], *[np.zeros(env.num_envs)] * 3)]
+    return [*seen, *(env.step(row)[:4] for row in actions)]
+
+
+@pytest.mark.parametrize("observation", ["codes", "frame"])
+@pytest.mark.parametrize("history", [1, 2])
+@pytest.mark.slow
+def test_a_dream_is_a_world_by_gymnasiums_own_checks(settings, observation, history):
+    env = gym.make("envs:Dream-v0", observation=observation, history=history, render_mode="rgb_array", **settings)
+    check_env(env.unwrapped)
+    codes = (history,) * (history > 1) + (6, 6)
+    assert env.reset(seed=0)[0].shape == (codes if observation == "codes" else (24, 24, 3 * history))
+    assert env.render().shape == (24, 24, 3)
+
+
+def test_several_frames_lie_in_the_channels_the_oldest_first(settings):
+    one, two = (DreamEnv(observation="frame", history=history, **settings) for history in (1, 2))
+    before, shown = one.reset(seed=3)[0], two.reset(seed=3)[0]
+    for action in (0, 2, 1):
+        np.testing.assert_array_equal(shown[..., 3:], before)
+        now, shown = one.step(action)[0], two.step(action)[0]
+        np.testing.assert_array_equal(shown[..., :3], before)
+        before = now
+
+
+def test_make_vec_makes_dreams_that_step_together(settings):
+    env = gym.make_vec("envs:Dream-v0", num_envs=3, **settings)
+    assert isinstance(env.unwrapped, DreamVectorEnv)
+    observations, infos = env.reset(seed=0)
+    assert env.observation_space.contains(observations) and infos == {}
+    observations, rewards, terminated, truncated, _ = env.step(env.action_space.sample())
+    assert env.observation_space.contains(observations)
+    assert rewards.shape == terminated.shape == truncated.shape == (3,)
+
+
+@pytest.mark.parametrize("observation", ["codes", "frame"])
+@pytest.mark.slow
+def test_rows_are_single_dreams_of_the_same_seeds(settings, observation):
+    settings |= {"observation": observation, "history": 2}
+    actions = np.random.default_rng(0).integers(0, 3, (23, 4))
+    seen = play(DreamVectorEnv(4, **settings), actions, seed=7)
+    for row in range(4):
+        env, over = DreamEnv(**settings), False
+        np.testing.assert_array_equal(env.reset(seed=7 + row)[0], seen[0][0][row])
+        for action, (observations, rewards, terminated, truncated) in zip(actions[:, row], seen[1:], strict=True):
+            if over:
+                np.testing.assert_array_equal(env.reset()[0], observations[row])
+                assert rewards[row] == 0 and not terminated[row] and not truncated[row]
+                over = False
+            else:
+                single, reward, ended, cut, _ = env.step(action)
+                np.testing.assert_array_equal(single, observations[row])
+                assert (ended, cut) == (terminated[row], truncated[row])
+                assert reward == pytest.approx(rewards[row], abs=1e-5)
+                over = ended or cut
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_dreams_again_and_another_seed_others(settings):
+    actions, env = np.ones((12, 2), np.int64), DreamVectorEnv(2, **settings)
+    first, again, other = (np.stack([step[0] for step in play(env, actions, seed)]) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert (first[:, 0] != first[:, 1]).any()
+
+
+@pytest.mark.parametrize(("logit", "lengths"), [(-30.0, 5), (30.0, 1)])
+def test_an_episode_ends_by_the_priors_probability_or_at_the_horizon(settings, logit, lengths):
+    env = DreamVectorEnv(2, **settings)
+    with torch.no_grad():
+        last = env.world.rollout.dynamics.outcome[-1]
+        last.weight[1], last.bias[1] = 0.0, logit
+    seen = play(env, np.zeros((12, 2), np.int64), seed=0)
+    ends = [step for step, (*_, terminated, truncated) in enumerate(seen) if (terminated + truncated).all()]
+    assert ends[0] == lengths and ends[1] == 2 * lengths + 1  # a step in between begins anew
+    assert bool(seen[lengths][2].all()) == (logit > 0)
+
+
+def test_the_temperature_reaches_the_prior(settings):
+    for temperature in (0.0, 0.3, 2.5):
+        dreams = DreamVectorEnv(2, temperature=temperature, **settings)
+        with patch.object(WorldModel, "step", autospec=True, side_effect=WorldModel.step) as step:
+            dreams.reset(seed=0)
+            dreams.step([0, 1])
+        assert [call.args[4] for call in step.call_args_list] == [temperature]
+
+
+def test_rewards_are_those_the_prior_expects(settings):
+    env = DreamVectorEnv(3, **settings)
+    env.reset(seed=0)
+    memory, actions = env._memory, torch.tensor([0, 1, 2])
+    expected = env.world.rollout.look(memory, actions)[1].rewards
+    np.testing.assert_allclose(env.step(actions)[1], expected.detach(), atol=1e-5)
+
+
+def test_a_dream_begins_with_real_frames_of_a_training_episode(settings, store):
+    env, episodes = DreamVectorEnv(8, **settings), EpisodeStore(store)
+    shown = env.reset(seed=0)[0]
+    learnt = np.concatenate(
+        [episodes.read(entry.number).observations for entry in episodes.entries if entry.number != 9]
+    )
+    codes = env.world.encode(torch.from_numpy(learnt)).numpy()
+    assert all((codes == picture).all((1, 2)).any() for picture in shown)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"observation": "pixels"}, "observation must be 'codes' or 'frame', got 'pixels'"),
+        ({"history": 0}, "history must be 1 or more, and 1000 at most, got 0"),
+        ({"horizon": 0}, "must be a whole number of 1 or more, got 0"),
+        ({"start": "shipped"}, "comes with no clips; use start='store'"),
+        ({"start": "elsewhere"}, "start must be"),
+        ({"context": 99}, "no episode of 99 frames or more"),
+        ({"render_mode": "human"}, "render_mode must be None or 'rgb_array'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        DreamVectorEnv(2, **(settings | wrong))
+
+
+@pytest.mark.slow
+def test_a_shipped_world_does_not_bring_the_store_it_learnt_from(store):
+    with pytest.raises(ValueError, match="name a store of your own"):
+        DreamVectorEnv(1, start="store")
+    with pytest.raises(ValueError, match="knows the actions"):
+        DreamVectorEnv(1, start="store", store=str(store))
+
+
+def test_a_dream_can_begin_with_a_whole_episode(settings, store):
+    dream = DreamEnv(context=21, **settings)
+    first = dream.reset(seed=0)[0]
+    learnt, _ = split(EpisodeStore(store))
+    last = [EpisodeStore(store).observations(entry.number, 20, 1) for entry in learnt]
+    assert any(np.array_equal(dream.world.encode(frame)[0], first) for frame in last)
+
+
+def test_steps_need_a_reset_first(settings):
+    with pytest.raises(RuntimeError, match="reset"):
+        DreamVectorEnv(2, **settings).step([0, 0])
+    with pytest.raises(RuntimeError, match="reset"):
+        DreamEnv(**settings).step(0)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ([0, 1], r"actions must be 3 integers, got int64 \(2,\)"),
+        ([[0, 1, 2]], r"actions must be 3 integers, got int64 \(1, 3\)"),
+        ([0.0, 1.0, 2.0], "actions must be 3 integers, got float64"),
+        ([0, 1, 3], r"actions must be in \[0, 3\), got \[0, 1, 3\]"),
+        ([0, -1, 2], r"actions must be in \[0, 3\), got \[0, -1, 2\]"),
+    ],
+)
+@pytest.mark.slow
+def test_actions_that_do_not_fit_are_refused_and_the_dreams_go_on(settings, actions, message):
+    tried, untouched = (DreamVectorEnv(3, **settings) for _ in range(2))
+    for dreams in (tried, untouched):
+        dreams.reset(seed=4)
+    with pytest.raises(ValueError, match=message):
+        tried.step(actions)
+    for _ in range(7):  # past the horizon of 5
+        for mine, theirs in zip(tried.step([0, 1, 2])[:4], untouched.step([0, 1, 2])[:4], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_seeds_are_integers_of_any_kind_one_or_one_for_each_dream(settings):
+    dreams = DreamVectorEnv(2, **settings)
+    first = dreams.reset(seed=3)[0]
+    for same in (np.int64(3), [3, 4], np.array([3, 4])):
+        np.testing.assert_array_equal(dreams.reset(seed=same)[0], first)
+    with pytest.raises(ValueError, match="seed must be one number or one for each of 2 dreams, got 3"):
+        dreams.reset(seed=[1, 2, 3])
+
+
+@pytest.mark.parametrize("observation", ["codes", "frame"])
+@pytest.mark.slow
+@pytest.mark.engine
+def test_the_real_world_shows_what_the_dream_shows(observation):
+    settings = {"observation": observation, "history": 2}
+    real = EncodedEnv("doom-health-gathering", horizon=4, render_mode="rgb_array", **settings)
+    dream = DreamEnv(world="doom-health-gathering", **settings)
+    assert real.observation_space == dream.observation_space and real.action_space == dream.action_space
+    first, _ = real.reset(seed=1)
+    channels = {"codes": lambda seen: seen, "frame": lambda seen: np.stack([seen[..., :3], seen[..., 3:]])}[observation]
+    assert real.observation_space.contains(first)
+    past, present = channels(first)
+    assert (past == present).all()
+    codes = real.world.encode(torch.from_numpy(real.render())[None])
+    expected = codes if observation == "codes" else real.world.decode(codes)
+    np.testing.assert_array_equal(present, expected[0])
+    seen = [real.step(1) for _ in range(4)]
+    np.testing.assert_array_equal(channels(seen[0][0])[0], present)
+    assert [step[3] for step in seen] == [False, False, False, True]
+    real.close()
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_real_world_with_other_actions_is_refused():
+    with pytest.raises(ValueError, match="knows the actions"):
+        EncodedEnv("doom-health-gathering", "envs:Doom-v0", {"actions": ["forward"]})

@@ -1,0 +1,419 @@
+"""A store gives back what was put in, or says which file is damaged; killing whoever writes to it harms nothing."""
+
+import fcntl
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.segments import split
+from worldmodel.episodes.store import CHUNK, CorruptEpisodeError, EpisodeStore, Schema
+from worldmodel.images.dataset import PictureBatches
+from worldmodel.images.pictures import FramePictures
+
+FRAMES = Schema((84, 84, 3), "uint8", ("left", "right"), "nowhere", {"level": 3}, {"seed": 0})
+CODES = Schema((21, 21), "uint16", ("left", "right"), "nowhere")
+
+WRITER = """
+import sys
+import numpy as np
+from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.store import EpisodeStore, Schema
+print("ready", flush=True)
+store = EpisodeStore.create(sys.argv[1], Schema((84, 84, 3), "uint8", ("left", "right"), "nowhere"))
+while True:
+    noise = np.random.default_rng(len(store)).integers(0, 256, (6, 84, 84, 3), np.uint8)
+    store.append(Episode(noise, np.ones(5, int), np.zeros(5), True, False, len(store)))
+"""
+
+
+def episode(steps: int, schema: Schema = FRAMES, final: bool = True, seed: int = 7) -> Episode:
+    random = np.random.default_rng([steps, seed])
+    limit = {"uint8": 256, "uint16": 512}[schema.observation_dtype]
+    return Episode(
+        random.integers(0, limit, (steps + final, *schema.observation_shape), schema.observation_dtype),
+        random.integers(0, 2, steps),
+        random.normal(size=steps),
+        terminated=bool(seed % 2),
+        truncated=not seed % 2,
+        seed=seed,
+    )
+
+
+def same(one: Episode, other: Episode) -> bool:
+    arrays = [(getattr(one, name), getattr(other, name)) for name in ("observations", "actions", "rewards")]
+    facts = [(part.terminated, part.truncated, part.seed) for part in (one, other)]
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays) and facts[0] == facts[1]
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> EpisodeStore:
+    """Six episodes of frames."""
+    made = EpisodeStore.create(tmp_path / "filled", FRAMES)
+    for seed in range(6):
+        made.append(episode(17, seed=seed))
+    return made
+
+
+@pytest.mark.parametrize("schema", [FRAMES, CODES])
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("steps", [1, CHUNK - 1, CHUNK, 3 * CHUNK + 1])
+def test_an_episode_comes_back_as_it_was(schema, final, steps, tmp_path):
+    put = episode(steps, schema, final)
+    EpisodeStore.create(tmp_path, schema).append(put)
+    (got,) = EpisodeStore(tmp_path)
+    assert same(got, put)
+    assert got.has_final_observation == final
+    actions, rewards = EpisodeStore(tmp_path).steps(0)
+    assert np.array_equal(actions, put.actions) and np.array_equal(rewards, put.rewards)
+
+
+@pytest.mark.parametrize("schema", [FRAMES, CODES])
+def test_a_window_is_a_slice_of_the_whole(schema, tmp_path):
+    put, random = episode(41, schema), np.random.default_rng(0)
+    opened = EpisodeStore.create(tmp_path, schema)
+    opened.append(put)
+    for _ in range(50):
+        start = int(random.integers(42))
+        length = int(random.integers(1, 43 - start))
+        assert np.array_equal(opened.observations(0, start, length), put.observations[start : start + length])
+
+
+@pytest.mark.parametrize(("start", "length"), [(-1, 2), (0, 0), (17, 2), (18, 1)])
+def test_a_window_that_leaves_the_episode_is_refused(start, length, filled):
+    with pytest.raises(ValueError, match=f"episode 0 has 18 observations, got {length} from {start} on"):
+        filled.observations(0, start, length)
+
+
+def test_the_same_episode_makes_the_same_file(tmp_path):
+    entries = [EpisodeStore.create(tmp_path / str(i), FRAMES).append(episode(20)) for i in range(8)]
+    assert len(set(entries)) == 1
+
+
+def test_the_index_says_what_the_episodes_are(filled):
+    entry = EpisodeStore(filled.path).entries[3]
+    assert (entry.number, entry.steps, entry.observations, entry.seed) == (3, 17, 18, 3)
+    assert (entry.terminated, entry.truncated) == (True, False)
+    assert entry.episode_return == pytest.approx(episode(17, seed=3).rewards.sum())
+    assert entry.bytes == (filled.path / entry.file).stat().st_size
+    assert filled.frames == 6 * 18 and len(filled) == 6 and 5 in filled and 6 not in filled
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"observations": np.zeros((6, 84, 84), np.uint8)},
+            r"holds uint8 observations of shape \(84, 84, 3\), got uint8",
+        ),
+        ({"observations": np.zeros((6, 84, 84, 3), np.float32)}, "holds uint8 observations .* got float32"),
+        ({"actions": np.array([0, 1, 2, 0, 0])}, "knows actions 0 to 1, got 0 to 2"),
+        ({"actions": np.array([0, 1, -1, 0, 0])}, "knows actions 0 to 1, got -1 to 1"),
+    ],
+)
+def test_an_episode_that_does_not_fit_is_refused_and_leaves_no_trace(change, message, filled):
+    with pytest.raises(ValueError, match=message):
+        filled.append(replace(episode(5), **change))
+    assert len(EpisodeStore(filled.path)) == 6
+    assert len(list((filled.path / "episodes").iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": np.zeros(0, int)}, r"actions must be a non-empty \(T,\) integer array, got int64 \(0,\)"),
+        ({"actions": np.zeros(5)}, "integer array, got float64"),
+        ({"rewards": np.zeros(4)}, r"rewards must be a \(5,\) float array like the actions, got float64 \(4,\)"),
+        ({"observations": np.zeros((7, 84, 84, 3), np.uint8)}, "5 actions go with 6 observations, .* got 7"),
+    ],
+)
+def test_an_episode_whose_parts_do_not_fit_together_cannot_be_made(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(episode(5), **change)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("observation_shape", (64, 64, 3)),
+        ("observation_dtype", "uint16"),
+        ("action_names", ("left", "right", "jump")),
+        ("environment", "elsewhere"),
+        ("kwargs", {"level": 4}),
+        ("provenance", {"seed": 1}),
+    ],
+)
+def test_a_store_is_not_reopened_with_another_schema_and_the_difference_is_named(name, value, filled):
+    with pytest.raises(ValueError, match=f"holds episodes with {name} .*use another --store"):
+        EpisodeStore.create(filled.path, replace(FRAMES, **{name: value}))
+    assert len(EpisodeStore.create(filled.path, FRAMES)) == 6
+
+
+def test_a_folder_without_a_store_is_an_error_that_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no store.json; record one with python -m worldmodel.collect"):
+        EpisodeStore(tmp_path)
+
+
+def test_a_number_is_recorded_once(filled):
+    entry = filled.write(5, episode(17, seed=5))
+    with pytest.raises(ValueError, match="already holds episode 5"):
+        filled.record(entry)
+    assert len(EpisodeStore(filled.path)) == 6
+    with pytest.raises(KeyError, match="none is number 6"):
+        filled.read(6)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def without_head(path: Path) -> None:
+    path.write_bytes(bytes(100) + path.read_bytes()[100:])
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, without_head, Path.unlink])
+def test_a_damaged_file_is_named_and_the_others_are_read(damage, filled):
+    bad = [filled.path / "episodes" / f"{number:06d}.safetensors" for number in (1, 4)]
+    for path in bad:
+        damage(path)
+    opened = EpisodeStore(filled.path)
+    for number in (1, 4):
+        with pytest.raises(CorruptEpisodeError, match=f"{number:06d}.safetensors is (missing|truncated|damaged)"):
+            opened.read(number)
+        with pytest.raises(CorruptEpisodeError, match=f"{number:06d}.safetensors is damaged"):
+            opened.observations(number, 0, 18)
+    for number in (0, 2, 3, 5):
+        assert same(opened.read(number), episode(17, seed=number))
+    problems = [(entry.number, problem) for entry, problem in opened.verify() if problem]
+    assert [number for number, _ in problems] == [1, 4]
+    assert all(path.name in problem for path, (_, problem) in zip(bad, problems, strict=True))
+
+
+def test_a_torn_last_line_of_the_index_is_ignored_and_then_repaired(filled):
+    index = filled.path / "index.jsonl"
+    whole = index.read_bytes()
+    index.write_bytes(whole + whole.splitlines()[-1][:40])
+    opened = EpisodeStore(filled.path)
+    assert len(opened) == 6
+    opened.append(episode(17, seed=6))
+    lines = index.read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == list(range(7))
+    assert same(EpisodeStore(filled.path).read(6), episode(17, seed=6))
+
+
+def test_a_damaged_line_inside_the_index_is_named(filled):
+    index = filled.path / "index.jsonl"
+    index.write_bytes(index.read_bytes().replace(b'"number": 2', b'"numb', 1))
+    with pytest.raises(ValueError, match=r"index.jsonl is damaged in line 3"):
+        EpisodeStore(filled.path)
+
+
+def test_what_a_killed_writer_left_does_not_count(filled):
+    filled.write(6, episode(17, seed=6))
+    (filled.path / "episodes" / ".000007.safetensors.123").write_bytes(b"half")
+    opened = EpisodeStore(filled.path)
+    assert len(opened) == len(list(opened)) == len(list(opened.verify())) == 6
+    assert opened.append(episode(9, seed=8)).number == 6
+    assert same(EpisodeStore(filled.path).read(6), episode(9, seed=8))
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_moment_leaves_a_whole_store(tmp_path):
+    path, random = tmp_path / "store", np.random.default_rng()
+    for _ in range(8):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+        writer.stdout.readline()
+        time.sleep(random.uniform(0, 0.2))
+        writer.kill()
+        writer.communicate()
+        if (path / "store.json").exists():
+            opened = EpisodeStore(path)
+            assert [problem for _, problem in opened.verify() if problem] == []
+            lines = (path / "index.jsonl").read_bytes().split(b"\n")[:-1]
+            assert [json.loads(line)["number"] for line in lines] == list(range(len(opened)))
+    assert len(opened) > 8
+    for number, read in enumerate(opened):
+        assert np.array_equal(
+            read.observations, np.random.default_rng(number).integers(0, 256, (6, 84, 84, 3), np.uint8)
+        )
+
+
+def test_a_batch_of_frames_is_a_function_of_seed_and_number(filled):
+    def batch(number: int, seed: int = 0, rank: int = 0, workers: int = 1) -> np.ndarray:
+        return PictureBatches(FramePictures([(filled, filled.entries[:4])]), 16, seed)(number, rank, workers).numpy()
+
+    assert batch(3).shape == (16, 84, 84, 3)
+    assert np.array_equal(batch(3), batch(3))
+    for other in (batch(4), batch(3, seed=1)):
+        assert not np.array_equal(batch(3), other)
+    assert np.array_equal(batch(3), np.concatenate([batch(3, rank=rank, workers=4) for rank in range(4)]))
+    with pytest.raises(ValueError, match="--batch must be a multiple of --workers, got 16 and 3"):
+        batch(3, workers=3)
+
+
+@pytest.mark.slow
+def test_a_batch_holds_frames_of_its_episodes_all_as_likely(tmp_path):
+    opened = EpisodeStore.create(tmp_path, CODES)
+    for number, steps in enumerate((3, 30, 7)):  # each observation says which one it is
+        codes = (
+            np.full((steps + 1, 21, 21), 100 * number, np.uint16) + np.arange(steps + 1, dtype=np.uint16)[:, None, None]
+        )
+        opened.append(Episode(codes, np.zeros(steps, int), np.zeros(steps), True, False))
+    batches = PictureBatches(FramePictures([(opened, opened.entries[:2])]), 100, seed=0)
+    drawn = np.concatenate([batches(number).numpy()[:, 0, 0] for number in range(35)])
+    places, counts = np.unique(drawn, return_counts=True)
+    assert places.tolist() == [*range(4), *range(100, 131)]
+    assert counts.min() > 60 and counts.max() < 150  # 100 expected
+
+
+def test_the_split_stays_when_the_store_grows(tmp_path):
+    opened = EpisodeStore.create(tmp_path, CODES)
+    splits = []
+    for seed in range(31):
+        opened.append(episode(2, CODES, seed=seed))
+        if seed >= 9:
+            splits.append([{entry.number for entry in part} for part in split(opened)])
+    for (learnt, held_out), (more_learnt, more_held_out) in pairwise(splits):
+        assert learnt <= more_learnt and held_out <= more_held_out and not more_learnt & more_held_out
+    assert splits[-1][1] == {9, 19, 29}
+
+
+def test_a_small_store_holds_out_its_last_episode_and_one_episode_is_too_few(tmp_path):
+    opened = EpisodeStore.create(tmp_path, CODES)
+    opened.append(episode(2, CODES))
+    with pytest.raises(ValueError, match="must hold two episodes or more, one to hold out, it holds 1"):
+        split(opened)
+    opened.append(episode(2, CODES))
+    assert [[entry.number for entry in part] for part in split(opened)] == [[0], [1]]
+
+
+def test_two_who_record_into_one_store_see_each_others_episodes(tmp_path):
+    one = EpisodeStore.create(tmp_path, FRAMES)
+    other = EpisodeStore(tmp_path)
+    for number in range(6):
+        recorder = (one, other)[number % 2]
+        recorder.record(recorder.write(number, episode(4, seed=number)))
+    with pytest.raises(ValueError, match="already holds episode 4: is another process recording there"):
+        other.record(other.write(4, episode(4, seed=4)))
+    assert [entry.number for entry in EpisodeStore(tmp_path).entries] == list(range(6))
+    assert EpisodeStore(tmp_path).frames == 30
+    assert all(not fault for _, fault in EpisodeStore(tmp_path).verify())
+
+
+def test_recording_waits_for_whoever_holds_the_index(filled):
+    number = max(entry.number for entry in filled.entries) + 1
+    entry = filled.write(number, filled.read(filled.entries[0].number))
+    with open(filled.path / "index.jsonl", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread = threading.Thread(target=filled.record, args=(entry,))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive() and number in EpisodeStore(filled.path)
+
+
+def test_the_index_is_believed_only_where_the_files_agree(filled):
+    lines = (filled.path / "index.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    for name, lie in (("steps", 10**15), ("observations", first["observations"] + 10**6), ("episode_return", 1e9)):
+        told = {**first, name: lie}
+        if name == "steps":
+            told["observations"] = lie + 1
+        if name == "observations":
+            told["steps"] = lie - 1
+        (filled.path / "index.jsonl").write_text("\n".join([json.dumps(told), *lines[1:]]) + "\n")
+        problems = [problem for _, problem in EpisodeStore(filled.path).verify()]
+        assert "index" in problems[0] and not any(problems[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": "3"}, r"damaged in line 1: steps must be int, got '3'"),
+        ({"terminated": 1}, "terminated must be bool, got 1"),
+        ({"sha256": None}, "sha256 must be str, got None"),
+        ({"steps": 0}, "no episode has number 0, 0 steps"),
+        ({"number": -1}, "no episode has number -1"),
+        ({"colour": 3}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_line_of_the_index_that_says_nonsense_is_named(change, message, filled):
+    lines = (filled.path / "index.jsonl").read_text().splitlines()
+    (filled.path / "index.jsonl").write_text(
+        "\n".join([json.dumps({**json.loads(lines[0]), **change}), *lines[1:]]) + "\n"
+    )
+    with pytest.raises(ValueError, match=message):
+        EpisodeStore(filled.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation_shape": [84, "84"]}, "observation_shape must be a list of int"),
+        ({"observation_shape": [0, 84]}, "no observation has the shape"),
+        ({"observation_shape": [2**20, 2**20]}, "no observation has the shape"),
+        ({"observation_dtype": "float32"}, "observation_dtype must be one of uint8, uint16, got 'float32'"),
+        ({"action_names": "left"}, "action_names must be a list of str, got 'left'"),
+        ({"kwargs": []}, r"kwargs must be dict, got \[\]"),
+    ],
+)
+def test_a_schema_that_says_nonsense_is_named(change, message, filled):
+    path = filled.path / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=f"store.json is damaged: .*{message}"):
+        EpisodeStore(filled.path)
+
+
+def test_an_episode_that_is_not_reproducible_stays_marked(tmp_path, filled):
+    episode = replace(filled.read(filled.entries[0].number), reproducible=False)
+    entry = filled.append(episode)
+    again = EpisodeStore(filled.path)
+    assert not again.read(entry.number).reproducible
+    lines = (filled.path / "index.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["reproducible"] is False
+    old = {name: value for name, value in json.loads(lines[0]).items() if name not in ("reproducible", "source")}
+    (filled.path / "index.jsonl").write_text(json.dumps(old) + "\n")  # as a store of before has it
+    assert EpisodeStore(filled.path).read(0).reproducible
+
+
+def test_a_chunk_that_promises_more_than_a_chunk_holds_is_refused_unread(filled):
+    entry = filled.entries[0]
+    huge = zstandard.ZstdCompressor(level=19).compress(bytes(10**8))
+    path = filled.path / entry.file
+    with safe_open(path, "np") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors |= {"chunks": np.frombuffer(huge, np.uint8), "offsets": np.array([0, len(huge)])}
+    path.write_bytes(save(tensors, metadata))
+    with pytest.raises(CorruptEpisodeError, match="a chunk is of 100000000 bytes, expected"):
+        filled.observations(entry.number, 0, 1)
+
+
+@pytest.mark.parametrize("name", ["store.json", "index.jsonl"])
+def test_json_that_is_nested_without_end_is_named(name, filled):
+    (filled.path / name).write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        EpisodeStore(filled.path)
+
+
+def test_a_store_without_its_index_says_so(filled):
+    (filled.path / "index.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks its index.jsonl; restore it"):
+        EpisodeStore(filled.path)

@@ -1,0 +1,173 @@
+"""Objects in view: recorded, found again in frames, and followed into dreams whose faults are known."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
+from tests.evaluation.test_evaluate import Film
+from worldmodel.collect import play
+from worldmodel.episodes.episode import Episode, Objects
+from worldmodel.episodes.store import EpisodeStore, Schema
+from worldmodel.evaluate import evaluate
+from worldmodel.evaluation import object_detector
+from worldmodel.evaluation import object_permanence as measure
+from worldmodel.evaluation.object_detector import detect
+from worldmodel.evaluation.object_permanence import permanence
+from worldmodel.evaluation.objects_in_view import by_colour
+from worldmodel.train.programs import prior, vqvae
+
+SIDE, SQUARE = 24, 6
+
+
+def moving_square(seed: int, steps: int = 40) -> Episode:
+    """A white square on dark noise, which actions 0, 1 and 2 shift left, leave and shift right, round and round."""
+    random = np.random.default_rng(seed)
+    frame = random.integers(0, 90, (SIDE, SIDE, 3), np.uint8)
+    row, column = random.integers(0, SIDE - SQUARE, 2)
+    frame[row : row + SQUARE, column : column + SQUARE] = 255
+    frames, seen, actions = [], [], random.integers(0, 3, steps)
+    for action in (1, *actions):
+        frame = np.roll(frame if not frames else frames[-1], 4 * (action - 1), 1)
+        column = (column + 4 * (action - 1)) % SIDE
+        frames.append(frame)
+        box = np.array([column, row, column + SQUARE, row + SQUARE]) / SIDE
+        seen.append([("square", 7, box)] if column + SQUARE <= SIDE else [])
+    return Episode(np.stack(frames), actions, np.zeros(steps), False, True, seed, Objects.gather(seen))
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    store = EpisodeStore.create(
+        tmp_path_factory.mktemp("squares") / "store",
+        Schema((SIDE, SIDE, 3), "uint8", ("left", "stay", "right"), "squares"),
+    )
+    for seed in range(20):
+        store.append(moving_square(seed))
+    return store
+
+
+def test_objects_come_back_from_a_store_and_an_episode_without_has_none(squares, tmp_path):
+    first = moving_square(0)
+    there = squares.read(0).objects
+    assert there.names == ("square",)
+    for name in ("frames", "kinds", "identities", "boxes"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(first.objects, name))
+    bare = EpisodeStore.create(tmp_path / "bare", squares.schema)
+    bare.append(replace(first, objects=None))
+    assert bare.read(0).objects is None
+
+
+def test_an_empty_view_is_not_an_unknown_one(squares, tmp_path):
+    store = EpisodeStore.create(tmp_path / "empty", squares.schema)
+    store.append(replace(moving_square(0), objects=Objects.gather([[] for _ in range(41)])))
+    assert len(store.read(0).objects.frames) == 0
+
+
+def test_objects_whose_parts_do_not_fit_cannot_be_made():
+    three = np.zeros(3, np.int64)
+    with pytest.raises(ValueError, match=r"boxes \(N, 4\)"):
+        Objects(("a",), three, three, three, np.zeros((2, 4), np.float32))
+    with pytest.raises(ValueError, match=r"kinds of objects must be in \[0, 1\), got up to 2"):
+        Objects(("a",), three, three + 2, three, np.zeros((3, 4), np.float32))
+
+
+def test_patches_of_a_colour_keep_their_identity_from_frame_to_frame():
+    frames = np.full((4, 40, 40, 3), (70, 80, 60), np.uint8)
+    for number, frame in enumerate(frames):
+        frame[10:16, 4 + 3 * number : 10 + 3 * number] = (150, 10, 12)  # an apple that moves
+        frame[20:24, 20:24] = (190, 200, 60)  # a lemon that stays
+    frames[3, 30:34, 2:6] = (150, 10, 12)  # another apple
+    found = by_colour(frames)
+    assert found.names == ("apple", "lemon")
+    of_kind = [found.identities[found.kinds == kind].tolist() for kind in (0, 1)]
+    assert len(set(of_kind[0][:4])) == 1 and len(of_kind[0]) == 5 and len(set(of_kind[0])) == 2
+    assert len(of_kind[1]) == 4 and len(set(of_kind[1])) == 1
+    np.testing.assert_allclose(found.boxes[0], [0.1, 0.25, 0.25, 0.4])
+
+
+def test_peaks_are_found_once_and_where_they_are():
+    logits = torch.full((1, 2, 6, 6), -5.0)
+    logits[0, 0, 2, 3], logits[0, 0, 2, 4] = 3.0, 2.0
+    ((points, others),) = detect(logits, torch.zeros(2))
+    np.testing.assert_allclose(points, [[3.5 / 6, 2.5 / 6]])
+    assert others.shape == (0, 2)
+
+
+def follow(world: Film, store: EpisodeStore, monkeypatch) -> dict:
+    monkeypatch.setattr(object_detector, "LEARNT", 512)
+    monkeypatch.setattr(measure, "RARE", 50)
+    return permanence(world, store, 12)["square"]
+
+
+@pytest.mark.slow
+def test_a_perfect_dream_keeps_every_object_and_invents_none(squares, monkeypatch):
+    rows = follow(Film(lambda actions: actions), squares, monkeypatch)
+    assert list(rows) == [1, 5, 10, 20]
+    for row in rows.values():
+        assert row["in view"] > 0 and row["found in truth"]["mean"] > 0.8
+        assert row["found in dream"] == row["found in truth"]
+        assert row["invented in dream"] == row["invented in truth"]
+
+
+@pytest.mark.slow
+def test_a_dream_that_forgets_keeps_none(squares, monkeypatch):
+    world = Film(lambda actions: actions)
+    rolled = world.imagine
+
+    def imagine(state, *rest):
+        return rolled(state.clamp_max(90), *rest)
+
+    monkeypatch.setattr(world, "imagine", imagine)
+    rows = follow(world, squares, monkeypatch)
+    assert all(row["found in dream"]["mean"] < 0.1 < row["found in truth"]["mean"] for row in rows.values())
+
+
+@pytest.mark.slow
+def test_a_dream_that_doubles_objects_invents_them(squares, monkeypatch):
+    world = Film(lambda actions: actions)
+    rolled = world.imagine
+
+    def imagine(state, *rest):
+        return rolled(torch.maximum(state, state.roll(SIDE // 2, 1)), *rest)
+
+    monkeypatch.setattr(world, "imagine", imagine)
+    rows = follow(world, squares, monkeypatch)
+    assert all(row["invented in dream"]["mean"] > 0.5 > row["invented in truth"]["mean"] for row in rows.values())
+
+
+def test_nothing_is_said_where_nobody_knows_what_is_in_view(squares, tmp_path):
+    bare = EpisodeStore.create(tmp_path / "bare", squares.schema)
+    for number in range(3):
+        bare.append(replace(squares.read(number), objects=None))
+    assert permanence(Film(lambda actions: actions), bare, 4) == {}
+
+
+@pytest.mark.slow
+def test_evaluate_follows_objects_where_a_store_knows_them(squares, tmp_path, monkeypatch):
+    monkeypatch.setattr(object_detector, "LEARNT", 128)
+    monkeypatch.setattr(measure, "RARE", 50)
+    store, tokenizer, run, out = str(squares.path), str(tmp_path / "vqvae"), str(tmp_path / "world"), tmp_path / "page"
+    vqvae(tokenizer, store, model=VQVAE_SIZES, train=train_config(4), batch=8)
+    prior(store, tokenizer, run, PRIOR_SIZES, train_config(2), batch=2, length=6)
+    evaluate(
+        store, run, stretches=8, length=8, clips=2, samples=1, horizon=4, frames=4, long=0, objects=3, out=str(out)
+    )
+    rows = json.loads((out / "scores.json").read_text())["objects"]["square"]
+    assert list(rows) == ["1", "5", "10", "20"]
+    assert "<td>square</td><td>20</td>" in (out / "index.html").read_text()
+
+
+def test_a_collector_records_what_a_world_says_is_in_view():
+    class World:
+        def reset(self, seed):
+            return np.zeros((8, 8, 3), np.uint8), {"objects": [("ball", 3, (0, 0, 0.5, 0.5))]}
+
+        def step(self, action):
+            return np.zeros((8, 8, 3), np.uint8), 0.0, True, False, {"objects": []}
+
+    seen = play(World(), lambda frame: 0, 0, 10).objects
+    assert (seen.names, seen.frames.tolist(), seen.identities.tolist()) == (("ball",), [0], [3])

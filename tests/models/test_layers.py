@@ -1,0 +1,28 @@
+"""The building blocks: values as written, gradients as autograd would have them."""
+
+import pytest
+import torch
+
+from worldmodel.models.layers import gated
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "told"),
+    [
+        ((3, 5, 8), -1, None),
+        ((2, 6, 3, 4), 1, None),
+        ((3, 5, 8), -1, (3, 5, 8)),
+        ((2, 4, 5, 8), -1, (2, 1, 1, 8)),
+    ],
+)
+@pytest.mark.slow
+def test_a_gate_has_the_gradient_of_its_definition(shape, dim, told):
+    torch.manual_seed(0)
+    given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, told) if size]
+    a, b = (given[0] if told is None else given[0] + given[1]).chunk(2, dim)
+
+    def gate(x, also=None):
+        return gated(x, dim, also)
+
+    assert torch.allclose(gate(*given), a.tanh() * b.sigmoid())
+    assert torch.autograd.gradcheck(gate, given)

@@ -1,0 +1,88 @@
+"""The autoencoder: shapes, ranges, and that it learns."""
+
+import pytest
+import torch
+
+from worldmodel.models.quantizers.nearest import QuantizerConfig
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig, denormalize, normalize
+
+TINY = VQVAEConfig(hidden=16, residual_hidden=8, quantizer=QuantizerConfig(codes=16, dim=8))
+
+
+def frames(count: int = 4, size: int = 20) -> torch.Tensor:
+    """Pictures of one colour on the left and another on the right, (count, size, size, 3) uint8."""
+    random = torch.Generator().manual_seed(0)
+    colours = torch.randint(0, 256, (count, 1, 2, 3), dtype=torch.uint8, generator=random)
+    return colours.expand(count, size, 2, 3).repeat_interleave(size // 2, 2)
+
+
+def test_84_by_84_frames_become_21_by_21_codes_and_come_back():
+    torch.manual_seed(0)
+    network = VQVAE.from_config(TINY).eval()
+    pictures = torch.randint(0, 256, (2, 84, 84, 3), dtype=torch.uint8)
+    codes = network.encode(pictures)
+    assert codes.shape == (2, 21, 21)
+    assert codes.dtype == torch.int64
+    assert network.decode(codes).shape == (2, 84, 84, 3)
+
+
+def test_reconstruct_is_decode_after_encode():
+    torch.manual_seed(0)
+    network = VQVAE.from_config(TINY).eval()
+    reconstruction, quantized = network.reconstruct(frames())
+    assert torch.equal(quantized.codes, network.encode(frames()))
+    assert torch.equal(reconstruction, network.decode(quantized.codes))
+
+
+def test_pixels_survive_normalizing():
+    pictures = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    assert torch.equal(denormalize(normalize(pictures)), pictures)
+
+
+@pytest.mark.parametrize("update", ["loss", "ema", "soft_em"])
+@pytest.mark.slow
+def test_it_learns_simple_pictures(update):
+    torch.manual_seed(0)
+    config = VQVAEConfig(hidden=16, residual_hidden=8, quantizer=QuantizerConfig(codes=16, dim=8, update=update))
+    network, pictures = VQVAE.from_config(config), frames()
+    optimizer, generator = torch.optim.Adam(network.parameters(), 3e-3), torch.Generator().manual_seed(0)
+    errors = []
+    for _ in range(200):
+        loss, metrics = network(pictures, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(metrics["reconstruction_error"].item())
+    assert errors[-1] < 0.3 * errors[0]
+
+
+@pytest.mark.parametrize(
+    "pictures", [torch.zeros(2, 84, 84, 3), torch.zeros(84, 84, 3, dtype=torch.uint8)], ids=["float", "rank 3"]
+)
+def test_frames_of_a_wrong_type_or_rank_are_refused(pictures):
+    with pytest.raises(ValueError, match=r"frames must be uint8 \(B, H, W, C\), got"):
+        VQVAE.from_config(TINY).encode(pictures)
+
+
+@pytest.mark.parametrize("shape", [(2, 84, 84, 4), (2, 85, 84, 3)], ids=str)
+def test_frames_of_a_wrong_size_are_refused(shape):
+    with pytest.raises(ValueError, match="must have 3 channels and sides that are multiples of 4"):
+        VQVAE.from_config(TINY).encode(torch.zeros(shape, dtype=torch.uint8))
+
+
+@pytest.mark.slow
+def test_a_training_step_runs_in_bfloat16_and_compiled():
+    torch.manual_seed(0)
+    network = VQVAE.from_config(TINY)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = torch.compile(network, backend="eager")(frames(), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+
+
+def test_the_papers_layers_are_all_there():
+    network = VQVAE.from_config(VQVAEConfig())
+    strided = [layer for layer in network.encoder if getattr(layer, "stride", None) == (2, 2)]
+    assert [layer.kernel_size for layer in strided] == [(4, 4), (4, 4)]
+    assert sum(type(layer).__name__ == "ResidualBlock" for layer in network.encoder) == 2
+    assert sum(type(layer).__name__ == "ResidualBlock" for layer in network.decoder) == 2

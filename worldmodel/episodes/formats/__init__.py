@@ -1,0 +1,1 @@
+"""Episodes in formats other than the store's own."""

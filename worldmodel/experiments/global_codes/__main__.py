@@ -1,0 +1,7 @@
+"""``python -m worldmodel.experiments.global_codes {train,evaluate}``."""
+
+from worldmodel import config
+from worldmodel.experiments.global_codes.train import evaluate, train
+
+if __name__ == "__main__":
+    config.run({"train": train, "evaluate": evaluate})

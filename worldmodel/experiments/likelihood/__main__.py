@@ -1,0 +1,7 @@
+"""``python -m worldmodel.experiments.likelihood {train,evaluate}``."""
+
+from worldmodel import config
+from worldmodel.experiments.likelihood.train import evaluate, train
+
+if __name__ == "__main__":
+    config.run({"train": train, "evaluate": evaluate})

@@ -1,0 +1,1 @@
+"""Quantizers compared on one autoencoder, over several seeds (second paper, table 1)."""

@@ -1,0 +1,7 @@
+"""``python -m worldmodel.experiments.quantizers``."""
+
+from worldmodel import config
+from worldmodel.experiments.quantizers.compare import quantizers
+
+if __name__ == "__main__":
+    config.run(quantizers)

@@ -1,0 +1,1 @@
+"""Recorded and synthesized speech: files, corpora and batches."""
