@@ -1,1 +1,1 @@
-"""Agents that learn in dreams and are measured in the real world."""
+"""Agents that are trained in dreams and evaluated in the real environment."""

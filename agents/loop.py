@@ -1,4 +1,4 @@
-"""Record, dream, learn, record with what was learnt: ``python -m agents.train --loop --config … --run runs/loop``."""
+"""Alternate between recording, world model and agent training: ``python -m agents.train --loop --run runs/loop``."""
 
 import csv
 import io
@@ -7,95 +7,89 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agents import evaluate
-from agents.network import NetworkConfig
-from agents.policy import Policy, read
-from agents.train import AgentConfig
-from agents.train import train as train_agent
-from worldmodel.collect import collect as record
+from agents.config import AgentConfig, NetworkConfig
+from worldmodel.episodes.collect import collect as collect_episodes
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import write_atomically
-from worldmodel.models.dynamics import DynamicsConfig
-from worldmodel.models.vqvae import VQVAEConfig
-from worldmodel.train.programs import prior as train_prior
-from worldmodel.train.programs import vqvae as train_vqvae
-from worldmodel.training import TrainConfig
+from worldmodel.models.config import DynamicsConfig, VQVAEConfig
+from worldmodel.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
 class CollectStage:
-    """What a round records.
+    """Settings of the recording in each round; see ``python -m worldmodel.collect --help``.
 
     Attributes:
-        env: Gymnasium id of the real world.
-        env_kwargs: what to make it with.
-        episodes: that the agent plays in a round.
-        first: that the sticky policy plays in the first round.
-        explore: share of the steps in which the agent is overruled by the sticky policy.
-        longest: steps after which an episode is cut off.
-        seed: of the worlds and the policies; each round has its own.
-        workers: record in the program's own process (0) or in this many Ray actors.
+        env: Gymnasium id of the real environment.
+        env_kwargs: arguments of the environment.
+        episodes: number of episodes that the agent of the last round plays in each later round.
+        first_episodes: number of episodes that the sticky policy plays in the first round.
+        epsilon: fraction of steps in which the sticky policy overrules the agent.
+        max_episode_steps: steps after which an episode is cut off.
+        seed: seed of the environments and the policies; round n uses seed + n.
+        workers: number of Ray actors that record; 0 for this process.
     """
 
     env: str = "envs:Doom-v0"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     episodes: int = 200
-    first: int = 200
-    explore: float = 0.1
-    longest: int = 4000
+    first_episodes: int = 200
+    epsilon: float = 0.1
+    max_episode_steps: int = 4000
     seed: int = 0
     workers: int = 0
 
 
 @dataclass(frozen=True)
 class VQVAEStage:
-    """How the VQ-VAE learns; see ``python -m worldmodel.train vqvae --help``.
+    """Settings of the VQ-VAE; see ``python -m worldmodel.train vqvae --help``.
 
     Attributes:
-        model: sizes.
-        train: length and speed.
-        batch: frames in a batch.
-        rounds: in how many rounds one is trained anew; later ones keep the codes, and go on with prior and agent.
+        model: sizes of the VQ-VAE.
+        train: settings of the training.
+        batch_size: frames per batch.
+        rounds: number of rounds that train a new VQ-VAE; later rounds keep the last one, and start the dynamics model
+            and the agent from the weights of the round before.
     """
 
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    batch: int = 32
+    batch_size: int = 32
     rounds: int = 1
 
 
 @dataclass(frozen=True)
-class PriorStage:
-    """How the prior learns, in every round; see ``python -m worldmodel.train prior --help``.
+class DynamicsStage:
+    """Settings of the dynamics model in every round; see ``python -m worldmodel.train dynamics --help``.
 
     Attributes:
-        model: sizes.
-        train: length and speed.
-        batch: stretches of episodes in a batch.
-        length: frames of a stretch.
+        model: sizes of the dynamics model.
+        train: settings of the training.
+        batch_size: segments of episodes per batch.
+        seq_length: frames per segment.
     """
 
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    batch: int = 2
-    length: int = 10
+    batch_size: int = 2
+    seq_length: int = 10
 
 
 @dataclass(frozen=True)
 class AgentStage:
-    """How the agent learns in the dream, in every round; see ``python -m agents.train --help``.
+    """Settings of the agent in every round; see ``python -m agents.train --help``.
 
     Attributes:
-        env_kwargs: of the dream, such as its horizon; the world is that of the round.
-        model: sizes.
-        train: length and speed.
-        evaluated: real episodes that a round's agent is measured by; they are not learnt from, and not counted.
+        env_kwargs: arguments of the dream, such as its horizon; the world is the round's own.
+        model: sizes of the agent's network.
+        train: settings of the training.
+        evaluation_episodes: real episodes to evaluate each round's agent on; they are not trained on, and not counted.
     """
 
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     model: NetworkConfig = field(default_factory=NetworkConfig)
     train: AgentConfig = field(default_factory=AgentConfig)
-    evaluated: int = 100
+    evaluation_episodes: int = 100
 
 
 def loop(
@@ -103,21 +97,21 @@ def loop(
     rounds: int = 3,
     collect: CollectStage = CollectStage(),
     vqvae: VQVAEStage = VQVAEStage(),
-    prior: PriorStage = PriorStage(),
+    dynamics: DynamicsStage = DynamicsStage(),
     agent: AgentStage = AgentStage(),
 ) -> None:
-    """Record, train a world model on all that was recorded, train an agent in its dreams, record with that agent, ….
+    """Record episodes, train a world model on all of them, train an agent in its dreams, record with that agent, ….
 
-    Run it again to go on at the step where it was stopped. The real return that each round reached, beside the real
-    steps that it took until then, is printed, and kept as table.json and table.csv.
+    Run it again to continue where it was stopped. The real return of each round's agent and the number of real steps
+    recorded until then are printed, and written to table.json and table.csv.
 
     Args:
-        run: folder for all of it: store/ with all episodes, rounds/1/ with the store and the runs of a round.
-        rounds: how often.
-        collect: what a round records.
-        vqvae: how the VQ-VAE learns.
-        prior: how the prior learns.
-        agent: how the agent learns.
+        run: folder for everything: store/ with all episodes, rounds/1/ with the store and the runs of round 1.
+        rounds: number of rounds.
+        collect: settings of the recording.
+        vqvae: settings of the VQ-VAE.
+        dynamics: settings of the dynamics model.
+        agent: settings of the agent.
     """
     if rounds < 1 or vqvae.rounds < 1:
         raise ValueError(f"rounds and vqvae.rounds must be 1 or more, got {rounds} and {vqvae.rounds}")
@@ -125,76 +119,83 @@ def loop(
     table = folder / "table.json"
     rows = json.loads(table.read_text("utf-8")) if table.exists() else []
     for number in range(len(rows) + 1, rounds + 1):
-        rows.append(one_round(folder, number, collect, vqvae, prior, agent))
+        rows.append(run_round(folder, number, collect, vqvae, dynamics, agent))
         write_atomically(table, json.dumps(rows, indent=1).encode())
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(folder / "table.csv", text.getvalue().encode())
-    print(f"{'round':>5} {'real steps':>10} {'return':>8}  95 % of means      at random")
+    print(f"{'round':>5} {'real steps':>10} {'return':>8}  {'95% interval':18} random")
     for row in rows:
-        between = f"[{row['low']:.4g}, {row['high']:.4g}]"
-        print(f"{row['round']:5} {row['real_steps']:10} {row['return']:8.4g}  {between:18} {row['random']:.4g}")
+        interval = f"[{row['low']:.4g}, {row['high']:.4g}]"
+        print(f"{row['round']:5} {row['real_steps']:10} {row['return']:8.4g}  {interval:18} {row['random']:.4g}")
 
 
-def one_round(
-    folder: Path, number: int, collect: CollectStage, vqvae: VQVAEStage, prior: PriorStage, agent: AgentStage
+def run_round(
+    folder: Path, number: int, collect: CollectStage, vqvae: VQVAEStage, dynamics: DynamicsStage, agent: AgentStage
 ) -> dict[str, float]:
-    """Do what of a round is not done yet, and say what its agent is worth."""
-    here, before = folder / "rounds" / str(number), folder / "rounds" / str(number - 1)
-    record(
-        str(here / "store"),
+    """Run the steps of a round that are not done yet, and return its row of the table."""
+    from agents import rollouts
+    from agents.policy import Policy, read_agent_config
+    from agents.training import train as train_agent
+    from worldmodel.train.dynamics import dynamics as train_dynamics
+    from worldmodel.train.vqvae import vqvae as train_vqvae
+
+    this_round, last_round = folder / "rounds" / str(number), folder / "rounds" / str(number - 1)
+    collect_episodes(
+        str(this_round / "store"),
         collect.env,
         collect.env_kwargs,
-        episodes=collect.first if number == 1 else collect.episodes,
+        episodes=collect.first_episodes if number == 1 else collect.episodes,
         workers=collect.workers,
-        policy="sticky" if number == 1 else str(before / "agent"),
-        explore=0.0 if number == 1 else collect.explore,
+        policy="sticky" if number == 1 else str(last_round / "agent"),
+        epsilon=0.0 if number == 1 else collect.epsilon,
         seed=collect.seed + number,
-        longest=collect.longest,
+        max_episode_steps=collect.max_episode_steps,
     )
     earlier = sum(len(EpisodeStore(folder / "rounds" / str(past) / "store")) for past in range(1, number))
-    store = merge(folder / "store", here / "store", earlier)
-    seen = folder / "rounds" / str(min(number, vqvae.rounds)) / "vqvae"
+    store = append_episodes(folder / "store", this_round / "store", earlier)
+    vqvae_run = folder / "rounds" / str(min(number, vqvae.rounds)) / "vqvae"
     if number <= vqvae.rounds:
-        train_vqvae(str(seen), str(store.path), model=vqvae.model, train=vqvae.train, batch=vqvae.batch)
-    same = number > vqvae.rounds  # the codes mean what they meant a round before
-    train_prior(
+        train_vqvae(str(vqvae_run), str(store.path), model=vqvae.model, train=vqvae.train, batch_size=vqvae.batch_size)
+    same_codes = number > vqvae.rounds  # as in the last round, so its models can be trained further
+    train_dynamics(
         str(store.path),
-        str(seen),
-        str(here / "prior"),
-        prior.model,
-        prior.train,
-        batch=prior.batch,
-        length=prior.length,
-        init=str(before / "prior") if same else "",
+        str(vqvae_run),
+        str(this_round / "prior"),
+        dynamics.model,
+        dynamics.train,
+        batch_size=dynamics.batch_size,
+        seq_length=dynamics.seq_length,
+        init=str(last_round / "prior") if same_codes else "",
     )
-    dream = {**agent.env_kwargs, "world": str(here / "prior")}
+    dream = {**agent.env_kwargs, "world": str(this_round / "prior")}
     train_agent(
-        str(here / "agent"),
+        str(this_round / "agent"),
         env_kwargs=dream,
         model=agent.model,
         train=replace(agent.train, seed=agent.train.seed + number),
-        init=str(before / "agent") if same else "",
+        init=str(last_round / "agent") if same_codes else "",
         real=collect.env,
     )
-    place = evaluate.real_world(read(here / "agent")["data"], collect.env)
-    policy = Policy.load(here / "agent", agent.train.evaluation_greedy)
-    players = {"agent": policy, "random": evaluate.RandomPolicy(policy.action_names)}
-    agents, others = (
-        evaluate.summary(evaluate.play(place, player, agent.evaluated, collect.seed, name))
+    real_env = rollouts.make_real_env(read_agent_config(this_round / "agent")["data"], collect.env)
+    policy = Policy.load(this_round / "agent", agent.train.evaluation_greedy)
+    players = {"agent": policy, "random": rollouts.RandomPolicy(policy.action_names)}
+    agent_scores, random_scores = (
+        rollouts.summary(rollouts.play_episodes(real_env, player, agent.evaluation_episodes, collect.seed, name))
         for name, player in players.items()
     )
     steps = sum(entry.steps for entry in store.entries)
-    return {"round": number, "real_steps": steps, "real_episodes": len(store), **agents, "random": others["return"]}
+    counts = {"round": number, "real_steps": steps, "real_episodes": len(store)}
+    return {**counts, **agent_scores, "random": random_scores["return"]}
 
 
-def merge(target: Path, source: Path, first: int) -> EpisodeStore:
-    """Copy episodes 0, 1, … of one store into another as ``first``, ``first + 1``, …, those that it lacks."""
+def append_episodes(target: Path, source: Path, first: int) -> EpisodeStore:
+    """Copy episodes 0, 1, … of a store into another as ``first``, ``first + 1``, …, unless they are there already."""
     new = EpisodeStore(source)
-    there = EpisodeStore.create(target, replace(new.schema, provenance={"rounds": "the stores of rounds/"}))
+    store = EpisodeStore.create(target, replace(new.schema, provenance={"rounds": "the stores of rounds/"}))
     for entry in new.entries:
-        if first + entry.number not in there:
-            there.record(there.write(first + entry.number, new.read(entry.number)))
-    return there
+        if first + entry.number not in store:
+            store.add_to_index(store.write(first + entry.number, new.read(entry.number)))
+    return store

@@ -1,26 +1,27 @@
-"""A trained agent, without Ray: it is shown frames and names actions."""
+"""A trained agent, which acts on frames or encoded observations without Ray."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from agents.network import Network, NetworkConfig
-from envs.dream import stack
-from worldmodel import checkpoint, config
+from agents.config import NetworkConfig
+from agents.network import Network
+from envs.dream import stack_frames
+from worldmodel import checkpoint, config, tensor_io
 from worldmodel.models.vqvae import VQVAE
 
 
 class Policy:
-    """Sees the world through a VQ-VAE and acts by a net; the only chance is the seed of :meth:`start`.
+    """Encodes frames with a VQ-VAE and chooses actions with a network; all randomness comes from :meth:`start`'s seed.
 
     Args:
-        network: what it acts by.
-        vqvae: whose codes it sees.
-        action_names: what actions 0, 1, … are called.
-        history: pictures that it sees at once.
-        greedy: take the likeliest action, and not one drawn by its probability.
-        digest: names the weights.
+        network: the agent's network.
+        vqvae: the VQ-VAE that encodes frames.
+        action_names: names of actions 0, 1, ….
+        history: number of frames per observation.
+        greedy: take the most probable action instead of a sampled one.
+        digest: identifier of the weights.
     """
 
     def __init__(
@@ -38,53 +39,53 @@ class Policy:
 
     @classmethod
     def load(cls, run: str | Path, greedy: bool = False) -> "Policy":
-        """The agent of a run folder.
+        """Load the agent of a run folder.
 
         Raises:
-            FileNotFoundError: if there is no run.
-            ValueError: if it is not that of an agent, or is damaged.
+            FileNotFoundError: if there is no such run.
+            ValueError: if it is not an agent's run, or damaged.
         """
         run = Path(run)
-        values = read(run)
+        values = read_agent_config(run)
         network = Network(config.build(NetworkConfig, values["model"], run / "config.yaml"))
-        checkpoint.load_weights(run / "model.safetensors", network)
+        tensor_io.load_weights(run / "model.safetensors", network)
         vqvae, data = checkpoint.load_vqvae(run / "vqvae"), values["data"]
-        return cls(network.eval(), vqvae, data["action_names"], data["history"], greedy, checkpoint.digest(run))
+        return cls(network.eval(), vqvae, data["action_names"], data["history"], greedy, tensor_io.digest(run))
 
     def start(self, seed: int) -> None:
-        """Begin an episode."""
+        """Start an episode."""
         self._generator = torch.Generator().manual_seed(seed)
-        self._recent = torch.zeros(0)
+        self._recent_codes = torch.zeros(0)
 
     def act(self, frame: np.ndarray) -> int:
-        """The action to take after a frame (H, W, 3) uint8 of the real world."""
+        """Return the action to take after a frame (H, W, 3) uint8 of the real environment."""
         return self.choose(self.observe(frame))
 
     @torch.no_grad()
     def observe(self, frame: np.ndarray) -> np.ndarray:
-        """What ``Encoded-v0`` would show: the frame, and those before it, as codes or through the VQ-VAE."""
+        """Return the observation of ``Encoded-v0``: this frame and those before it, as codes or reconstructed."""
         codes = self.vqvae.encode(torch.from_numpy(frame.copy())[None])  # (1, h, w)
-        past = self._recent[1:] if len(self._recent) else codes.expand(self.history - 1, -1, -1)
-        self._recent = torch.cat([past, codes])
-        if not self.network.config.codes:
-            return stack(self.vqvae.decode(self._recent).numpy())
-        return (self._recent if self.history > 1 else self._recent[0]).numpy()
+        past = self._recent_codes[1:] if len(self._recent_codes) else codes.expand(self.history - 1, -1, -1)
+        self._recent_codes = torch.cat([past, codes])
+        if not self.network.config.codebook_size:
+            return stack_frames(self.vqvae.decode(self._recent_codes).numpy())
+        return (self._recent_codes if self.history > 1 else self._recent_codes[0]).numpy()
 
     @torch.no_grad()
     def choose(self, observation: np.ndarray) -> int:
-        """The action to take after an observation of ``Dream-v0`` or ``Encoded-v0``."""
+        """Return the action to take after an observation of ``Dream-v0`` or ``Encoded-v0``."""
         logits, _ = self.network(torch.from_numpy(observation)[None])
         if self.greedy:
             return int(logits.argmax())
         return int(torch.multinomial(logits[0].softmax(0), 1, generator=self._generator))
 
 
-def read(run: Path) -> dict:
-    """The config.yaml of an agent's run.
+def read_agent_config(run: Path) -> dict:
+    """Read the config.yaml of an agent's run.
 
     Raises:
-        FileNotFoundError: if there is no run.
-        ValueError: if it is not that of an agent.
+        FileNotFoundError: if there is no such run.
+        ValueError: if it is not an agent's run.
     """
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run} is the run of no agent; train one with python -m agents.train --run {run}")

@@ -1,8 +1,15 @@
-"""The worlds, registered with Gymnasium by name: ``gymnasium.make("envs:Doom-v0")``. Importing this loads no engine."""
+"""Gymnasium environments of this package; importing it registers their ids and loads no engine and no torch.
+
+Each has two ids: ``gymnasium.make("envs:Doom-v0")``; after ``import envs``, ``gymnasium.make("worldmodel/Doom-v0")``.
+"""
 
 import gymnasium
 
-gymnasium.register("Doom-v0", entry_point="envs.doom:DoomEnv")
-gymnasium.register("Lab-v0", entry_point="envs.lab:LabEnv")
-gymnasium.register("Dream-v0", entry_point="envs.dream:DreamEnv", vector_entry_point="envs.dream:DreamVectorEnv")
-gymnasium.register("Encoded-v0", entry_point="envs.encoded:EncodedEnv")
+for _name, _entry_point, _vector_entry_point in (
+    ("Doom-v0", "envs.doom:DoomEnv", None),
+    ("Lab-v0", "envs.lab:LabEnv", None),
+    ("Dream-v0", "envs.dream:DreamEnv", "envs.dream:DreamVectorEnv"),
+    ("Encoded-v0", "envs.encoded:EncodedEnv", None),
+):
+    for _id in (_name, f"worldmodel/{_name}"):
+        gymnasium.register(_id, entry_point=_entry_point, vector_entry_point=_vector_entry_point)

@@ -1,32 +1,30 @@
 """The named discrete actions that Doom and DeepMind Lab share.
 
-Every world of this package with a moving first-person camera understands the same nine words, in the same order, so a
-policy, a recording or a dream made in one can be read in the other. A positive look turns right, a positive strafe
-steps right.
+Both have the same nine navigation actions in the same order, so that policies, recordings and dreams can be exchanged.
 """
 
 from typing import NamedTuple
 
 
-class Motion(NamedTuple):
-    """What one action asks of the body: each field is -1, 0 or 1."""
+class MotionCommand(NamedTuple):
+    """The movement that one action commands; each field is -1, 0 or 1."""
 
-    forward: int = 0
-    strafe: int = 0
-    look: int = 0
+    forward: int = 0  # 1 forward, -1 backward
+    strafe: int = 0  # 1 right, -1 left
+    look: int = 0  # 1 turns right, -1 left
     attack: int = 0
 
 
-NAVIGATION: dict[str, Motion] = {
-    "noop": Motion(),
-    "forward": Motion(forward=1),
-    "backward": Motion(forward=-1),
-    "strafe_left": Motion(strafe=-1),
-    "strafe_right": Motion(strafe=1),
-    "look_left": Motion(look=-1),
-    "look_right": Motion(look=1),
-    "forward_look_left": Motion(forward=1, look=-1),
-    "forward_look_right": Motion(forward=1, look=1),
+NAVIGATION: dict[str, MotionCommand] = {
+    "noop": MotionCommand(),
+    "forward": MotionCommand(forward=1),
+    "backward": MotionCommand(forward=-1),
+    "strafe_left": MotionCommand(strafe=-1),
+    "strafe_right": MotionCommand(strafe=1),
+    "look_left": MotionCommand(look=-1),
+    "look_right": MotionCommand(look=1),
+    "forward_look_left": MotionCommand(forward=1, look=-1),
+    "forward_look_right": MotionCommand(forward=1, look=1),
 }
 
-ATTACK: dict[str, Motion] = {"attack": Motion(attack=1)}
+ATTACK: dict[str, MotionCommand] = {"attack": MotionCommand(attack=1)}

@@ -1,4 +1,4 @@
-"""First-person Doom worlds on ViZDoom, 84×84 pixels or another size, with the action names of :mod:`envs.actions`."""
+"""First-person Doom on ViZDoom, as a Gymnasium environment with the action names of :mod:`envs.actions`."""
 
 import os
 import shutil
@@ -13,8 +13,8 @@ import vizdoom
 from PIL import Image
 
 from envs import scratch
-from envs.actions import ATTACK, NAVIGATION, Motion
-from worldmodel.suggest import unknown
+from envs.actions import ATTACK, NAVIGATION, MotionCommand
+from worldmodel.suggest import unknown_name
 
 SCENARIOS = (
     "health_gathering_supreme",
@@ -25,15 +25,15 @@ SCENARIOS = (
     "defend_the_center",
 )
 MAPS = tuple(f"E{episode}M{number}" for episode in (1, 2, 3, 4) for number in range(1, 10))
-ACTION_REPEAT = 4  # game tics per step; Doom runs at 35 tics a second
-LOOK_DEGREES_PER_TIC = 1.875  # 7.5° a step, near the 8.4° of DeepMind Lab at 60 frames a second
+ACTION_REPEAT = 4  # tics per step; Doom runs at 35 tics per second
+LOOK_DEGREES_PER_TIC = 1.875  # 7.5° per step, close to the 8.4° of DeepMind Lab at 60 frames per second
 
 _BUTTONS = [
     vizdoom.Button.MOVE_FORWARD,
     vizdoom.Button.MOVE_BACKWARD,
     vizdoom.Button.MOVE_LEFT,
     vizdoom.Button.MOVE_RIGHT,
-    vizdoom.Button.TURN_LEFT_RIGHT_DELTA,  # degrees a tic: turns evenly, where TURN_LEFT speeds up while it is held
+    vizdoom.Button.TURN_LEFT_RIGHT_DELTA,  # degrees per tic; TURN_LEFT would accelerate while held
     vizdoom.Button.ATTACK,
 ]
 
@@ -41,20 +41,23 @@ _BUTTONS = [
 class DoomEnv(gym.Env):
     """A Doom scenario as a Gymnasium environment.
 
-    Observations are (84, 84, 3) uint8, or of another size: the game's 320×240 picture scaled with an antialiasing
-    filter (the 160×120 picture is twice as fast to draw, but its floors shimmer). Rewards, episode ends and time
-    limits are the scenario's own; a time limit reports ``truncated``, a death or a goal ``terminated``. The same seed
-    and actions give the same frames. ``reset(seed=None)`` draws the next episode's seed from the generator of the last
-    seed.
+    Observations: Box (size, size, 3) uint8, RGB; the game's 320×240 image, resized with an antialiasing filter.
+    Actions: Discrete, named by ``action_names``; each is held for 4 tics (1/35 s each), in which a look turns 7.5°.
+    Rewards and episode ends are the scenario's own: a death or a goal is ``terminated``, a time limit ``truncated``.
+    Info: ``final_observation_missing`` is True at the last step, whose observation repeats the frame before it;
+    ``objects`` as described below.
+
+    The same seed and actions give the same frames. ``reset(seed=None)`` continues the random stream of the last seed.
 
     Args:
         scenario: one of :data:`SCENARIOS`; ignored when ``map`` is given.
-        map: a Freedoom map of the first game, ``"E1M1"`` to ``"E4M9"``, instead of a scenario.
-        actions: names of those to offer, in this order; by default the nine of :data:`envs.actions.NAVIGATION`, and
-            ``attack`` where the scenario has it.
-        size: pixels of a side of the picture.
-        objects: say in each info's ``objects`` what is in view, (name, identity, box), as the engine's labels buffer
-            knows it; box is (left, top, right, bottom) as shares of the picture's sides.
+        map: Freedoom map to play instead of a scenario, ``"E1M1"`` to ``"E4M9"``.
+        actions: names of the available actions, in this order; by default the nine of
+            :data:`envs.actions.NAVIGATION`, and ``attack`` if the scenario has it.
+        render_mode: ``"rgb_array"`` or None.
+        size: width and height of the observations in pixels.
+        objects: whether info["objects"] lists the visible objects of the engine's labels buffer as (name, id, box),
+            with box (left, top, right, bottom) in fractions of the image's width and height.
 
     Raises:
         ValueError: for an unknown scenario, map or action, or a size below 1.
@@ -78,60 +81,61 @@ class DoomEnv(gym.Env):
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"size must be a number of pixels, 1 or more, got {size!r}")
         if map is None and scenario not in SCENARIOS:
-            raise ValueError(unknown("scenario", scenario, SCENARIOS))
+            raise ValueError(unknown_name("scenario", scenario, SCENARIOS))
         if map is not None and map not in MAPS:
-            raise ValueError(unknown("map", map, MAPS))
+            raise ValueError(unknown_name("map", map, MAPS))
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode, self.frame_size, self._objects = render_mode, size, objects
-        folder = scratch.make("vizdoom")  # the engine writes settings and logs; they leave with the game
+        folder = scratch.make_folder("vizdoom")  # for the engine's settings and logs, removed on close
         self.game = vizdoom.DoomGame()
-        self._shut = weakref.finalize(self, _shut, self.game, folder, os.getpid())
-        motions = _select(_launch(self.game, scenario, map, folder, objects), actions)
-        self.action_names = tuple(motions)
-        self._commands = [_command(motion) for motion in motions.values()]
-        self.action_space = gym.spaces.Discrete(len(motions))
+        self._stop = weakref.finalize(self, _stop, self.game, folder, os.getpid())
+        commands = _select(_launch(self.game, scenario, map, folder, objects), actions)
+        self.action_names = tuple(commands)
+        self._button_values = [_button_values(command) for command in commands.values()]
+        self.action_space = gym.spaces.Discrete(len(commands))
         self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self._frame = np.zeros((size, size, 3), np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode; returns the first frame (size, size, 3) uint8 and an info."""
+        """Start an episode; returns the first frame (size, size, 3) uint8 and the info."""
         super().reset(seed=seed)
         self.game.set_seed(int(self.np_random.integers(2**31)))
         self.game.new_episode()
-        return self._observe(), self._seen()
+        return self._observe(), self._visible_objects()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold ``action`` for four tics; after the last step of an episode the frame is the last one that was drawn."""
+        """Hold ``action`` for four tics; the last step of an episode repeats the last frame that was drawn."""
         if not self.action_space.contains(action):
-            raise ValueError(f"action must be in [0, {self.action_space.n}), got {action!r}")
+            raise ValueError(f"action must be in [0, {len(self.action_names)}), got {action!r}")
         if self.game.is_episode_finished():
             raise RuntimeError("the episode is over: call reset() before step()")
-        reward = self.game.make_action(self._commands[action], ACTION_REPEAT)
+        reward = self.game.make_action(self._button_values[action], ACTION_REPEAT)
         finished = self.game.is_episode_finished()
         truncated = finished and self.game.is_episode_timeout_reached() and not self.game.is_player_dead()
-        info = {"final_observation_missing": True} if finished else {}  # the game shows no picture once it is over
-        return self._observe(), reward, finished and not truncated, truncated, info | self._seen()
+        info = {"final_observation_missing": True} if finished else {}  # the engine draws none
+        return self._observe(), reward, finished and not truncated, truncated, info | self._visible_objects()
 
     def render(self) -> np.ndarray | None:
-        """The current frame, (size, size, 3) uint8."""
+        """Return the current frame (size, size, 3) uint8, or None without a render mode."""
         return self._frame.copy() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         """Stop the game and remove its scratch folder; closing twice is fine."""
-        self._shut()
+        self._stop()
 
     def _observe(self) -> np.ndarray:
         state = self.game.get_state()
         if state is not None:  # None once the episode is over
-            picture = Image.fromarray(state.screen_buffer)
-            self._frame = np.asarray(picture.resize((self.frame_size, self.frame_size), Image.Resampling.BILINEAR))
+            image = Image.fromarray(state.screen_buffer)
+            self._frame = np.asarray(image.resize((self.frame_size, self.frame_size), Image.Resampling.BILINEAR))
         return self._frame.copy()
 
-    def _seen(self) -> dict[str, Any]:
+    def _visible_objects(self) -> dict[str, Any]:
         state = self.game.get_state() if self._objects else None
         if state is None:
             return {}
+        assert state.labels_buffer is not None and state.labels is not None  # _launch enabled them
         height, width = state.labels_buffer.shape
         return {
             "objects": [
@@ -150,8 +154,10 @@ class DoomEnv(gym.Env):
         }
 
 
-def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, folder: str, objects: bool) -> dict[str, Motion]:
-    """Start a game in ``folder`` and say its actions: there is an attack if the scenario's own has one."""
+def _launch(
+    game: vizdoom.DoomGame, scenario: str, map: str | None, folder: str, objects: bool
+) -> dict[str, MotionCommand]:
+    """Start a game in ``folder`` and return its actions by name; ``attack`` only if the scenario has it."""
     game.load_config(str(Path(vizdoom.scenarios_path) / f"{'freedoom1' if map else scenario}.cfg"))
     if map:
         game.set_doom_map(map)
@@ -163,35 +169,36 @@ def _launch(game: vizdoom.DoomGame, scenario: str, map: str | None, folder: str,
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_320X240)
     game.set_labels_buffer_enabled(objects)
     game.set_doom_config_path(os.path.join(folder, "vizdoom.ini"))
-    here = os.getcwd()
-    os.chdir(folder)  # the engine's process also leaves a folder where it is started
+    working_folder = os.getcwd()
+    os.chdir(folder)  # the engine also leaves a folder in its working directory
     try:
         game.init()
     finally:
-        os.chdir(here)
+        os.chdir(working_folder)
     return {**NAVIGATION, **(ATTACK if attacks else {})}
 
 
-def _select(motions: dict[str, Motion], names: Sequence[str]) -> dict[str, Motion]:
+def _select(commands: dict[str, MotionCommand], names: Sequence[str]) -> dict[str, MotionCommand]:
     for name in names:
-        if name not in motions:
-            raise ValueError(unknown("action", name, motions))
-    return {name: motions[name] for name in names} if names else motions
+        if name not in commands:
+            raise ValueError(unknown_name("action", name, commands))
+    return {name: commands[name] for name in names} if names else commands
 
 
-def _shut(game: vizdoom.DoomGame, folder: str, owner: int) -> None:
-    if os.getpid() != owner:  # a fork of the process whose game it is
+def _stop(game: vizdoom.DoomGame, folder: str, owner: int) -> None:
+    if os.getpid() != owner:  # in a fork, the game still belongs to the parent
         return
     game.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _command(motion: Motion) -> list[float]:
+def _button_values(command: MotionCommand) -> list[float]:
+    """Return the value of each of :data:`_BUTTONS`."""
     return [
-        motion.forward == 1,
-        motion.forward == -1,
-        motion.strafe == -1,
-        motion.strafe == 1,
-        motion.look * LOOK_DEGREES_PER_TIC,
-        motion.attack == 1,
+        command.forward == 1,
+        command.forward == -1,
+        command.strafe == -1,
+        command.strafe == 1,
+        command.look * LOOK_DEGREES_PER_TIC,
+        command.attack == 1,
     ]

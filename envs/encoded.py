@@ -1,4 +1,4 @@
-"""A real world seen as an agent sees it in the dream: through the VQ-VAE of a world model."""
+"""A real environment with the observations of a dream: encoded by the VQ-VAE of a world model."""
 
 from typing import Any, Literal
 
@@ -7,35 +7,41 @@ import numpy as np
 import torch
 from gymnasium.wrappers import TimeLimit
 
-from envs.dream import observation_space, show
+from envs.dream import make_observation_space, make_observations
 from worldmodel import checkpoint, env_wrappers
-from worldmodel.world_model import DEFAULT, WorldModel
+from worldmodel.shipped import DEFAULT_WORLD
+from worldmodel.world_model import WorldModel
 
 
 class EncodedEnv(gym.Wrapper):
-    """The world that a model learnt from, with the observations of ``Dream-v0``.
+    """The real environment that a world model was trained on, with the observations of ``Dream-v0``.
+
+    Observations: the last ``history`` frames, the oldest first: codes as Box (h, w) int32, or (history, h, w) if
+    history > 1; with ``observation="frame"``, the VQ-VAE's reconstructions as Box (H, W, 3·history) uint8.
+    Actions, rewards, episode ends and info are those of the real environment.
 
     Args:
-        world: a shipped world's name, or the run folder of a prior.
-        env: Gymnasium id of the real world; by default the one that ``world`` was recorded in, if that is of this
-            package.
-        env_kwargs: what to make it with; by default what it was recorded with.
-        horizon: steps after which an episode is truncated; 0 leaves that to the world.
-        observation: codes, or frames as the VQ-VAE shows them.
-        history: pictures shown at once, the oldest first; the first one stands for those before it.
-        device: of the VQ-VAE.
-        render_mode: ``"rgb_array"`` lets :meth:`render` give the real frame.
+        world: name of a shipped world, or run folder of a dynamics model.
+        env: Gymnasium id of the real environment; by default the one that the world was recorded in, if it is part of
+            this package.
+        env_kwargs: arguments of the real environment, added to those of the recording if ``env`` is the same.
+        horizon: steps after which an episode is truncated; 0 for the environment's own limit.
+        observation: kind of the observations, ``"codes"`` or reconstructed ``"frame"``.
+        history: number of frames per observation; the first frame of an episode stands for those before it.
+        device: device of the VQ-VAE.
+        render_mode: ``"rgb_array"`` to let :meth:`render` return the real frame, or None.
 
     Raises:
-        ValueError: if the actions of the two worlds differ, or the real one cannot be made, or is of a module that
-            only the files of ``world`` name.
+        ValueError: if the environment's actions are not the world's, it cannot be made, or only the files of
+            ``world`` name its module.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 8.75}  # gymnasium.make asks the class for it
+    # gymnasium.make reads it from the class, whose base has a property
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 8.75}  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self,
-        world: str = DEFAULT,
+        world: str = DEFAULT_WORLD,
         env: str = "",
         env_kwargs: dict[str, Any] | None = None,
         horizon: int = 0,
@@ -46,31 +52,33 @@ class EncodedEnv(gym.Wrapper):
     ) -> None:
         self.world = WorldModel.load(world, device)
         data = checkpoint.read_config(self.world.run)["data"]
+        env = env_wrappers.canonical_id(env)
         settings = {**(data["kwargs"] if env in ("", data["environment"]) else {}), **(env_kwargs or {})}
         if render_mode:
             settings["render_mode"] = render_mode
-        real = env_wrappers.make(env or env_wrappers.trusted(data["environment"], self.world.run, "env="), **settings)
+        env = env or env_wrappers.check_trusted(data["environment"], self.world.run, "env=")
+        real = env_wrappers.make_env(env, **settings)
         self.world.check_actions(real.get_wrapper_attr("action_names"))
         super().__init__(TimeLimit(real, horizon) if horizon else real)
         self.observation, self.history = observation, history
-        self.observation_space = observation_space(self.world, observation, history)
+        self.observation_space = make_observation_space(self.world, observation, history)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode."""
+        """Start an episode; returns the observation and the environment's info."""
         frame, info = self.env.reset(seed=seed, options=options)
-        self._recent = self._encode(frame).repeat(self.history, 1, 1)
-        return self._show(), info
+        self._recent_codes = self._encode(frame).repeat(self.history, 1, 1)
+        return self._observation(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take an action."""
+        """Take an action in the real environment."""
         frame, reward, terminated, truncated, info = self.env.step(action)
-        self._recent = torch.cat([self._recent[1:], self._encode(frame)])
-        return self._show(), float(reward), terminated, truncated, info
+        self._recent_codes = torch.cat([self._recent_codes[1:], self._encode(frame)])
+        return self._observation(), float(reward), terminated, truncated, info
 
     def _encode(self, frame: np.ndarray) -> torch.Tensor:
         return self.world.encode(torch.from_numpy(frame.copy())[None])  # (1, h, w)
 
-    def _show(self) -> np.ndarray:
-        return show(self.world, self._recent[None], self.observation, self.history)[0]
+    def _observation(self) -> np.ndarray:
+        return make_observations(self.world, self._recent_codes[None], self.observation, self.history)[0]

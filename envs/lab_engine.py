@@ -1,8 +1,8 @@
-"""DeepMind Lab's engine in a process of its own, where it can be opened anew for every episode.
+"""DeepMind Lab's engine in a child process, where it can be reopened for every episode.
 
-An engine that is used again keeps some of the episode before: the phase of its clock, the last action, the height of
-the start. Opening one leaks file descriptors, and at their limit it ends its process; so it is opened a number of
-times in a child process, and that is replaced.
+An engine that plays several episodes carries state over: its clock phase, the last action, the start height. Opening
+one leaks file descriptors, and at their limit it ends its process; so a child process opens a limited number of
+engines and is then replaced.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib import metadata
 from multiprocessing import Pipe
@@ -25,48 +25,48 @@ import numpy as np
 
 from envs import scratch
 
-ENGINES = 50  # opened in one process: six descriptors and 3 MiB each, of 1,024 that a process may usually have
-PICTURE = "RGB_INTERLEAVED"
+MAX_ENGINES_PER_PROCESS = 50  # each leaks six file descriptors, of usually 1,024 per process, and 3 MiB
+RGB_OBSERVATION = "RGB_INTERLEAVED"
 
 _SERVE = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from envs.lab_engine import serve; serve(sys.argv)"
 _MISSING = (
     "envs:Lab-v0 needs the module deepmind_lab, which is not on PyPI: build its wheel with bazel from the DeepMind Lab "
     "repository (https://github.com/google-deepmind/lab, docs/users/build.md) and pip install it; envs:Doom-v0 works "
-    "meanwhile"
+    "without it"
 )
 
 
 class Engine:
-    """A level, played in a child process.
+    """A level of DeepMind Lab, played in a child process.
 
     Args:
-        level: of DeepMind Lab.
-        settings: the engine's own, all of them strings.
+        level: name of the level.
+        settings: settings of the engine, all strings.
         renderer: ``"software"`` or ``"hardware"``.
-        fresh: open a new engine for each episode.
+        fresh: whether to open a new engine for each episode.
 
     Raises:
         ImportError: if ``deepmind_lab`` is not installed, or cannot be loaded.
-        RuntimeError: what the engine says when it cannot open the level.
-        ChildProcessError: here and in all methods, if the engine ended its process; the next reset starts another.
+        RuntimeError: the engine's own, if it cannot open the level.
+        ChildProcessError: from any method, if the engine ended its process; the next reset starts another.
     """
 
     def __init__(self, level: str, settings: dict[str, str], renderer: str, fresh: bool) -> None:
-        build()
+        engine_build()
         self._settings, self._fresh = (level, settings, renderer), fresh
         self._process: _Process | None = None
         self._start()
 
     def reset(self, seed: int) -> np.ndarray:
         """Start an episode; returns its first frame (84, 84, 3) uint8."""
-        if self._process is None or (self._fresh and self._episodes == ENGINES):
+        if self._process is None or (self._fresh and self._episodes == MAX_ENGINES_PER_PROCESS):
             self._start()
         self._episodes += 1
         return self._ask("reset", seed)
 
-    def step(self, command: np.ndarray, frames: int) -> tuple[float, np.ndarray | None]:
-        """Hold seven numbers for some frames; returns the reward and the frame, or None when the episode is over."""
-        return self._ask("step", command, frames)
+    def step(self, action: np.ndarray, frames: int) -> tuple[float, np.ndarray | None]:
+        """Hold an engine action (7,) for some frames; returns the reward, and the frame or None after the end."""
+        return self._ask("step", action, frames)
 
     def close(self) -> None:
         """End the process; closing twice is fine."""
@@ -80,16 +80,17 @@ class Engine:
         self._ask("open", *self._settings, self._fresh)
 
     def _ask(self, *request: Any) -> Any:
+        assert self._process is not None  # LabEnv asks only after a reset
         try:
             answer = self._process.ask(request)
         except EOFError:
             code = self._process.stop()
             self._process = None
             raise ChildProcessError(
-                f"DeepMind Lab's engine ended with exit code {code} at {request[0]}, its messages are above; "
+                f"DeepMind Lab's engine ended with exit code {code} at {request[0]}; its messages are above, and "
                 "reset() starts another"
             ) from None
-        except BaseException:  # an interrupt, say: the answer is still to come, and must not be taken for the next one
+        except BaseException:  # such as an interrupt: a late answer must not be taken for the next one
             self.close()
             raise
         if isinstance(answer, Exception):
@@ -98,19 +99,19 @@ class Engine:
 
 
 class _Process:
-    """A child that answers; it ends with its parent, whatever ends that."""
+    """A child process that answers requests; it ends with its parent, however that ends."""
 
     def __init__(self) -> None:
-        folder = scratch.make("lab")
-        self._connection, theirs = Pipe()
-        with theirs:
-            arguments = [sys.executable, "-c", _SERVE, json.dumps(sys.path), str(theirs.fileno()), folder]
-            # explore levels print their maze
+        folder = scratch.make_folder("lab")
+        self._connection, child_end = Pipe()
+        with child_end:
+            arguments = [sys.executable, "-c", _SERVE, json.dumps(sys.path), str(child_end.fileno()), folder]
+            # stdout is discarded: explore levels print their maze
             process = subprocess.Popen(
-                arguments, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                arguments, pass_fds=[child_end.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
         self._owner = os.getpid()
-        self.stop = weakref.finalize(self, _stop, self._connection, process, folder, self._owner)
+        self.stop = weakref.finalize(self, _stop, self._connection.close, process, folder, self._owner)
 
     def __reduce__(self) -> str:
         raise TypeError("a level that is being played cannot be copied; make another")
@@ -121,15 +122,15 @@ class _Process:
         try:
             self._connection.send(request)
             return self._connection.recv()
-        except OSError as error:  # it ended while it was asked, or its end was closed
+        except OSError as error:  # the child ended, or its end was closed
             raise EOFError from error
 
 
-def _stop(connection: Connection, process: subprocess.Popen, folder: str, owner: int) -> int | None:
-    """End a child; returns its exit code."""
-    if os.getpid() != owner:  # a fork of the process whose engine it is
+def _stop(disconnect: Callable[[], None], process: subprocess.Popen, folder: str, owner: int) -> int | None:
+    """End a child process and return its exit code."""
+    if os.getpid() != owner:  # in a fork, the engine still belongs to the parent
         return None
-    connection.close()
+    disconnect()
     try:
         code = process.wait(timeout=5)
     except subprocess.TimeoutExpired:  # in the middle of a long step
@@ -140,8 +141,8 @@ def _stop(connection: Connection, process: subprocess.Popen, folder: str, owner:
 
 
 def serve(arguments: list[str]) -> None:
-    """Answer a parent's requests until it goes; the program of the child."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C goes to all processes of a terminal; the parent decides
+    """Answer the parent's requests until it ends; the program of the child process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C reaches the child, too; the parent decides
     connection, level = Connection(int(arguments[2])), _Level(arguments[3])
     while True:
         try:
@@ -156,16 +157,16 @@ def serve(arguments: list[str]) -> None:
 
 
 class _Level:
-    """What a child does when it is asked."""
+    """The engine in the child process; its public methods are the requests that it answers."""
 
     def __init__(self, folder: str) -> None:
-        self._folder, self._lab, self._used = folder, None, False
+        self._folder, self._used = folder, False
 
     def open(self, level: str, settings: dict[str, str], renderer: str, fresh: bool) -> None:
-        import deepmind_lab
+        import deepmind_lab  # pyright: ignore[reportMissingImports]
 
         self._make = lambda: deepmind_lab.Lab(
-            level, [PICTURE], config=settings, renderer=renderer, temp_folder=self._folder
+            level, [RGB_OBSERVATION], config=settings, renderer=renderer, temp_folder=self._folder
         )
         self._fresh = fresh
         self._lab = self._make()
@@ -175,34 +176,34 @@ class _Level:
             self._lab.close()
             self._lab = self._make()
         self._used = True
-        # A level may read the episode's number, which counts up by itself: held at 0, the seed alone decides.
+        # Levels may read the episode number, which would count up; at 0, the seed alone determines the episode.
         self._lab.reset(episode=0, seed=seed)
-        return self._lab.observations()[PICTURE]
+        return self._lab.observations()[RGB_OBSERVATION]
 
-    def step(self, command: np.ndarray, frames: int) -> tuple[float, np.ndarray | None]:
-        reward = self._lab.step(command, num_steps=frames)
-        return reward, self._lab.observations()[PICTURE] if self._lab.is_running() else None
+    def step(self, action: np.ndarray, frames: int) -> tuple[float, np.ndarray | None]:
+        reward = self._lab.step(action, num_steps=frames)
+        return reward, self._lab.observations()[RGB_OBSERVATION] if self._lab.is_running() else None
 
 
-def build() -> str:
-    """Name the installed ``deepmind_lab``: its version, which builds share, and a digest of its libraries.
+def engine_build() -> str:
+    """Return the version of the installed ``deepmind_lab`` and, as builds share it, a digest of its libraries.
 
     Raises:
         ImportError: if it is not installed; the message says how to build it.
     """
     try:
-        found = importlib.util.find_spec("deepmind_lab")  # without loading it
-    except ValueError:  # it stands in sys.modules as None
-        found = None
-    if found is None or found.origin is None:
+        spec = importlib.util.find_spec("deepmind_lab")  # without loading it
+    except ValueError:  # sys.modules has it as None
+        spec = None
+    if spec is None or spec.origin is None:
         raise ImportError(_MISSING)
     try:
-        number = metadata.version("deepmind_lab")
+        version = metadata.version("deepmind_lab")
     except metadata.PackageNotFoundError:
-        number = "of unknown version"
-    origin = Path(found.origin)
-    files = (sorted(origin.parent.rglob("*.so")) if found.submodule_search_locations else []) or [origin]
-    total = sha256()
+        version = "of unknown version"
+    origin = Path(spec.origin)
+    files = (sorted(origin.parent.rglob("*.so")) if spec.submodule_search_locations else []) or [origin]
+    digest = sha256()
     for file in files:
-        total.update(file.read_bytes())
-    return f"deepmind_lab {number}, build {total.hexdigest()[:12]}"
+        digest.update(file.read_bytes())
+    return f"deepmind_lab {version}, build {digest.hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""Scratch folders for games that run in a process of their own; what a killed program left is removed by the next."""
+"""Scratch folders of game engines; those that a killed program left behind are removed by the next one."""
 
 import contextlib
 import os
@@ -8,26 +8,26 @@ import signal
 import tempfile
 from pathlib import Path
 
-MARKER = "of-worldmodel"  # a file in each, without which a folder is taken for somebody else's
+MARKER_FILE = "of-worldmodel"  # a file in each scratch folder; folders without it are never removed
 
 
-def make(engine: str) -> str:
-    """A new empty folder, ``worldmodel-ENGINE-PID-…`` in the temporary directory, after :func:`sweep`."""
-    sweep(engine)
+def make_folder(engine: str) -> str:
+    """Return a new folder ``worldmodel-ENGINE-PID-…`` in the temporary directory, after :func:`remove_stale`."""
+    remove_stale(engine)
     scratch = tempfile.mkdtemp(prefix=f"worldmodel-{engine}-{os.getpid()}-")
-    Path(scratch, MARKER).touch()
+    Path(scratch, MARKER_FILE).touch()
     return scratch
 
 
-def sweep(engine: str) -> None:
-    """End the engines and remove the folders of processes that were killed: an engine may not notice by itself."""
+def remove_stale(engine: str) -> None:
+    """Remove the folders of killed programs, and end their engines, which may still be running."""
     prefix = f"worldmodel-{engine}-"
     for scratch in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         owner = re.fullmatch(rf"{prefix}([0-9]+)-\w+", scratch.name)
-        if not owner or not (scratch / MARKER).is_file():
-            continue  # it is none of ours
+        if not owner or not (scratch / MARKER_FILE).is_file():
+            continue  # not a scratch folder of ours
         try:
-            os.kill(int(owner[1]), 0)  # asks only whether there is such a process
+            os.kill(int(owner[1]), 0)  # signal 0 only checks that the process exists
         except ProcessLookupError:
             for process in Path("/proc").glob("[0-9]*"):  # empty where there is no /proc
                 with contextlib.suppress(OSError):
@@ -35,4 +35,4 @@ def sweep(engine: str) -> None:
                         os.kill(int(process.name), signal.SIGKILL)
             shutil.rmtree(scratch, ignore_errors=True)
         except (PermissionError, OverflowError):
-            continue  # another user's, or no number of a process
+            continue  # another user's process, or not a process id

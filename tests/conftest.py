@@ -10,19 +10,30 @@ import torch
 from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.store import EpisodeStore, Schema
 from worldmodel.experiments.speech.data import audio
-from worldmodel.models.dynamics import DynamicsConfig
-from worldmodel.models.quantizers.nearest import QuantizerConfig
-from worldmodel.models.vqvae import VQVAEConfig
-from worldmodel.train.programs import prior, vqvae
-from worldmodel.training import TrainConfig
+from worldmodel.models.config import DynamicsConfig, VQVAEConfig
+from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.train.dynamics import dynamics
+from worldmodel.train.vqvae import vqvae
+from worldmodel.train_config import TrainConfig
 
-VQVAE_SIZES = VQVAEConfig(hidden=16, residual_hidden=8, quantizer=QuantizerConfig(codes=16, dim=8))
-PRIOR_SIZES = DynamicsConfig(context=4, width=24, heads=2, blocks=1, motion=12, motion_layers=2, hidden=8, layers=2)
+VQVAE_SIZES = VQVAEConfig(
+    hidden_channels=16, residual_channels=8, quantizer=QuantizerConfig(codebook_size=16, code_dim=8)
+)
+PRIOR_SIZES = DynamicsConfig(
+    context_length=4,
+    embed_dim=24,
+    num_heads=2,
+    num_layers=1,
+    motion_channels=12,
+    motion_layers=2,
+    ar_channels=8,
+    ar_layers=2,
+)
 
 
 def train_config(steps: int) -> TrainConfig:
     """A few steps that evaluate, save and log along the way."""
-    return TrainConfig(steps=steps, warmup=2, log_every=2, evaluate_every=4, average=0.5, threads=1)
+    return TrainConfig(steps=steps, warmup_steps=2, log_every=2, evaluate_every=4, ema_decay=0.5, threads=1)
 
 
 def tones(folder: Path, rate: int = 4000) -> Path:
@@ -38,8 +49,8 @@ def tones(folder: Path, rate: int = 4000) -> Path:
                 path = folder / speaker / f"{text}-{number}.wav"
                 audio.save(path, wave.astype(np.float32), rate)
                 path.with_suffix(".phn").write_text(f"0 450 aa\n450 {len(wave)} s\n")
-                part = "unheard" if speaker == "strange" else "held_out" if number == 3 else "learnt"
-                rows.append(f"{path.relative_to(folder)},{speaker},{text},{part}")
+                split = "unseen_speakers" if speaker == "strange" else "held_out" if number == 3 else "train"
+                rows.append(f"{path.relative_to(folder)},{speaker},{text},{split}")
     manifest = folder / "manifest.csv"
     manifest.write_text("\n".join(rows) + "\n")
     return manifest
@@ -90,7 +101,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vqvae_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "vqvae"
-    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(12), batch=8)
+    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(12), batch_size=8)
     return run
 
 
@@ -98,5 +109,5 @@ def vqvae_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world_run(store: Path, vqvae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole world: a prior's run, with the VQ-VAE in it."""
     run = tmp_path_factory.mktemp("runs") / "world"
-    prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(8), batch=2, length=6)
+    dynamics(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(8), batch_size=2, seq_length=6)
     return run

@@ -13,43 +13,51 @@ import pytest
 from tests.conftest import tones
 from tests.images.test_array_files import write_cifar
 from worldmodel.experiments.speech.data import audio
-from worldmodel.experiments.speech.data.espeak import library
+from worldmodel.experiments.speech.data.espeak import load_library
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-TRAIN = "--train.steps 1 --train.evaluate_every 1 --train.warmup 1 --batch 2"
-PRIOR = f"{TRAIN} --length 4 --model.width 24 --model.heads 2 --model.motion 12 --model.hidden 8 --model.layers 2"
-VQVAE = f"{TRAIN} --model.hidden 8 --model.residual_hidden 8"
-VOICES = f"{TRAIN} --model.width 8 --model.channels 8 --model.layers 4 --model.skip 8 --model.hidden 8"
-AGENT = "--train.steps 64 --train.batch 64 --train.minibatch 32 --train.epochs 1 --train.num_envs 4 --train.runners 0"
+TRAIN = "--train.steps 1 --train.evaluate_every 1 --train.warmup_steps 1 --batch_size 2"
+PRIOR = f"""{TRAIN} --seq_length 4 --model.embed_dim 24 --model.num_heads 2 --model.motion_channels 12
+    --model.ar_channels 8 --model.ar_layers 2"""
+VQVAE = f"{TRAIN} --model.hidden_channels 8 --model.residual_channels 8"
+CODEC = f"""{TRAIN} --model.condition_channels 8 --model.decoder_channels 8 --model.decoder_layers 4
+    --model.skip_channels 8 --model.hidden_channels 8"""
+AGENT = """--train.total_timesteps 64 --train.batch_size 64 --train.minibatch_size 32 --train.update_epochs 1
+    --train.num_envs 4 --train.num_env_runners 0"""
 SMALL = {  # what is said after a command, to have it done in seconds
     "worldmodel.dream": "",
-    "worldmodel.collect": "--frames 0 --episodes 10 --longest 24 --workers 0",
+    "worldmodel.collect": "--frames 0 --episodes 10 --max_episode_steps 24 --workers 0",
     "worldmodel.train vqvae": VQVAE,
-    "worldmodel.train prior": PRIOR,
-    "worldmodel.train pixelcnn": f"{TRAIN} --model.hidden 8 --model.layers 2",
+    "worldmodel.train dynamics": PRIOR,
+    "worldmodel.train spatial_prior": f"{TRAIN} --model.hidden_channels 8 --model.num_layers 2",
     "worldmodel.sample": "--grid 1x2",
-    "worldmodel.evaluate": """--frames 8 --stretches 4 --length 8 --clips 2 --samples 1 --horizon 4 --episodes 1
-        --long 2 --long_frames 8 --objects 0 --pairs 64""",
+    "worldmodel.evaluate": """--frames 8 --segments 4 --length 8 --clips 2 --samples 1 --horizon 4 --episodes 1
+        --drift_rollouts 2 --drift_horizon 8 --objects 0 --pairs 64""",
     "worldmodel.benchmark": "--only codec --repeats 1 --device cpu",
     "worldmodel.experiments.quantizers": f"{VQVAE} --quantizers ema,loss --starts small --seeds 1 --parallel 1",
     "worldmodel.experiments.speech synthesize": "--count 4 --held_out 2",
-    "worldmodel.experiments.speech train": f"{VOICES} --train.steps 3 --model.alone 1 --model.quantizer.codes 16",
-    "worldmodel.experiments.speech prior": f"{TRAIN} --length 8 --model.hidden 8 --model.layers 2",
+    "worldmodel.experiments.speech train": f"""{CODEC} --train.steps 3
+        --model.aux_only_steps 1 --model.quantizer.codebook_size 16""",
+    "worldmodel.experiments.speech prior": f"{TRAIN} --seq_length 8 --model.hidden_channels 8 --model.num_layers 2",
     "worldmodel.experiments.speech sample": "--count 1 --codes 8",
     "worldmodel.experiments.speech evaluate": "--recordings 4",
-    "agents.train": f"{AGENT} --train.evaluate_every 0 --train.gpus 0 --env.device cpu --env.horizon 8",
-    "agents.train --loop": f"""--rounds 1 --collect.first 3 --collect.longest 16 --vqvae.train.steps 1 --vqvae.batch 2
-        --prior.train.steps 1 --prior.length 4 --agent.evaluated 1 --agent.env_kwargs.horizon 8
+    "agents.train": f"{AGENT} --train.evaluate_every 0 --train.num_gpus 0 --env.device cpu --env.horizon 8",
+    "agents.train --loop": f"""--rounds 1 --collect.first_episodes 3 --collect.max_episode_steps 16
+        --vqvae.train.steps 1 --vqvae.batch_size 2
+        --dynamics.train.steps 1 --dynamics.seq_length 4 --agent.evaluation_episodes 1 --agent.env_kwargs.horizon 8
         {AGENT.replace("--train", "--agent.train")} --agent.train.evaluate_every 0""",
     "agents.evaluate": "--episodes 1 --horizon 5",
 }
-MORE = {"1000": "--frames 12", "--blind": "--world runs/doom-own"}  # the baseline is that of another world on the page
+MORE = {
+    "1000": "--frames 12",
+    "--no_context_prior": "--world runs/doom-own",
+}  # the baseline is that of another world on the page
 EARLIER = {  # runs that a page takes for made, and how
-    "runs/doom-blind": "python -m worldmodel.train prior --store stores/doom --vqvae runs/doom-vqvae "
-    "--run runs/doom-blind --model.context 0",
+    "runs/doom-blind": "python -m worldmodel.train dynamics --store stores/doom --vqvae runs/doom-vqvae "
+    "--run runs/doom-blind --model.context_length 0",
 }
 COPIES = {  # and those that stand for others
     "stores/seekavoid": "stores/doom",
@@ -124,7 +132,7 @@ def test_python_that_a_page_shows_runs(snippet, folder, monkeypatch):
 def test_a_command_that_a_page_shows_runs(command, folder, monkeypatch):
     if " synthesize " in command:
         try:
-            library()
+            load_library()
         except ImportError:
             pytest.skip("needs espeak-ng's library, which pip does not bring: apt install espeak-ng")
     monkeypatch.chdir(folder)

@@ -11,18 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.network import NetworkConfig
-from agents.train import AgentConfig
+from agents.config import AgentConfig, NetworkConfig
 from worldmodel import config
 from worldmodel.checkpoint import read_config
-from worldmodel.experiments.global_codes.model import GlobalCodesConfig
-from worldmodel.experiments.likelihood.architecture import AutoencoderConfig
-from worldmodel.experiments.speech.model import SpeechConfig
-from worldmodel.models.dynamics import DynamicsConfig
+from worldmodel.experiments.global_codes.config import GlobalCodesConfig
+from worldmodel.experiments.likelihood.config import AutoencoderConfig
+from worldmodel.experiments.speech.config import SpeechConfig
+from worldmodel.models.config import DynamicsConfig, SpatialPriorConfig, VQVAEConfig
 from worldmodel.models.quantizers.config import QuantizerConfig
-from worldmodel.models.spatial_prior import SpatialPriorConfig
-from worldmodel.models.vqvae import VQVAEConfig
-from worldmodel.training import TrainConfig
+from worldmodel.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def test_a_flag_that_does_not_parse_is_exit_code_2(program, arguments, capsys):
 def test_a_progress_bar_writes_little_into_a_file():
     code = (
         "import sys, time; from tqdm import tqdm; from worldmodel import config\n"
-        "config.SELDOM = float(sys.argv.pop())\n"
+        "config.LOG_INTERVAL = float(sys.argv.pop())\n"
         "def program():\n"
         "    for _ in tqdm(range(60)):\n"
         "        time.sleep(0.02)\n"
@@ -125,11 +122,11 @@ def test_what_is_dumped_is_built_again():
     [
         (None, "a.yaml: a VQVAEConfig must be settings by name, got None"),
         ([1], r"a.yaml: a VQVAEConfig must be settings by name, got \[1\]"),
-        ({"hidden": "wide"}, "a.yaml: VQVAEConfig hidden must be int, got 'wide'"),
-        ({"hidden": 1.5}, "VQVAEConfig hidden must be int, got 1.5"),
-        ({"hidden": True}, "VQVAEConfig hidden must be int, got True"),
-        ({"variance": None}, "VQVAEConfig variance must be float, got None"),
-        ({"hidden": 0}, "a.yaml: model.hidden must be 1 or more, got 0"),
+        ({"hidden_channels": "wide"}, "a.yaml: VQVAEConfig hidden_channels must be int, got 'wide'"),
+        ({"hidden_channels": 1.5}, "VQVAEConfig hidden_channels must be int, got 1.5"),
+        ({"hidden_channels": True}, "VQVAEConfig hidden_channels must be int, got True"),
+        ({"data_variance": None}, "VQVAEConfig data_variance must be float, got None"),
+        ({"hidden_channels": 0}, "a.yaml: model.hidden_channels must be 1 or more, got 0"),
         ({"quantizer": None}, "a.yaml: a QuantizerConfig must be settings by name, got None"),
         ({"quantizer": {"kind": "nope"}}, r"QuantizerConfig kind must be .*'nearest'.*, got 'nope'"),
         ({"quantizer": {1: 2}}, "unknown QuantizerConfig setting '1'"),
@@ -141,8 +138,8 @@ def test_a_damaged_section_is_named_with_its_file_and_key(values, message):
 
 
 def test_lists_are_tuples_and_whole_numbers_floats():
-    made = config.build(DynamicsConfig, {"grid": [6, 9], "noise": 0}, Path("a.yaml"))
-    assert made.grid == (6, 9) and made.noise == 0
+    made = config.build(DynamicsConfig, {"grid": [6, 9], "token_noise": 0}, Path("a.yaml"))
+    assert made.grid == (6, 9) and made.token_noise == 0
 
 
 CONFIGS = (
@@ -174,9 +171,9 @@ def test_no_setting_takes_a_negative_number_or_what_is_none(kind, field):
         (TrainConfig, {"threads": 100_000}, r"train\.threads must be 1024 or less, got 100000"),
         (TrainConfig, {"seed": 2**41}, r"train\.seed must be from 0 to 1099511627775, got 2199023255552"),
         (TrainConfig, {"learning_rate": 1e300}, r"train\.learning_rate must be below 1e\+18, got 1e\+300"),
-        (TrainConfig, {"decay": 1.5}, r"train\.decay must be in \[0, 1\], got 1\.5"),
-        (VQVAEConfig, {"residual_hidden": 0}, r"model\.residual_hidden must be 1 or more, got 0"),
-        (DynamicsConfig, {"noise": 2.0}, r"model\.noise must be in \[0, 1\], got 2\.0"),
+        (TrainConfig, {"decay_fraction": 1.5}, r"train\.decay_fraction must be in \[0, 1\], got 1\.5"),
+        (VQVAEConfig, {"residual_channels": 0}, r"model\.residual_channels must be 1 or more, got 0"),
+        (DynamicsConfig, {"token_noise": 2.0}, r"model\.token_noise must be in \[0, 1\], got 2\.0"),
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_range(kind, setting, message):

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from worldmodel import media, world_model
-from worldmodel.dream import dream, mark, parse, plan, read
+from worldmodel import media, shipped
+from worldmodel.action_script import parse_actions, plan_actions
+from worldmodel.dream import add_progress_bar, dream
+from worldmodel.episodes.segments import read_clip
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.world_model import WorldModel
 
@@ -25,7 +27,7 @@ def model(world_run):
 
 
 def opening(store, episode: int = 9, length: int = 6):
-    frames, taken = read(EpisodeStore(store), episode, 0, length)
+    frames, taken = read_clip(EpisodeStore(store), episode, 0, length)
     return frames[None], taken[None]
 
 
@@ -57,7 +59,9 @@ def test_many_dreams_are_shared_out_and_stay_what_each_would_be_alone(world_run,
     state = world.start_from_codes(codes, actions[:, :5])
     together = world.imagine(state, actions[:, 5:], seed=3)
     for number in (0, 15, 16, 36):
-        alone = world.imagine(state.rows(slice(number, number + 1)), actions[number : number + 1, 5:], seed=3 + number)
+        alone = world.imagine(
+            state.select(slice(number, number + 1)), actions[number : number + 1, 5:], seed=3 + number
+        )
         assert torch.equal(alone[0], together[number])
     frames = world.decode(together[:, 0])
     assert torch.equal(world.encode(frames), torch.cat([world.encode(frame[None]) for frame in frames]))
@@ -78,8 +82,8 @@ def test_temperature_zero_takes_the_likeliest_codes(model, store):
 def test_a_step_tells_reward_and_termination(model, store):
     state = model.start(*opening(store))
     step = model.step(state, torch.tensor([2]), model.uniforms([torch.Generator()]))
-    assert step.rewards.shape == step.terminated.shape == (1,)
-    assert 0 <= step.terminated.item() <= 1
+    assert step.rewards.shape == step.termination_probs.shape == (1,)
+    assert 0 <= step.termination_probs.item() <= 1
 
 
 def test_a_dream_takes_arrays_lists_and_names(model, store):
@@ -137,11 +141,11 @@ def test_a_film_shows_the_real_frames_then_the_imagined_ones(world_run, store, t
 
 def test_actions_are_repeated_until_there_are_frames_enough():
     known = ("left", "stay", "right")
-    assert plan("", "", 0, ("forward",)).tolist() == [0] * 10
-    assert plan("right", "", 3, known).tolist() == [2, 2, 2]
-    assert plan("", "left:2,right", 0, known).tolist() == [0, 0, 2]
-    assert plan("", "left:2,right", 7, known).tolist() == [0, 0, 2, 0, 0, 2, 0]
-    assert plan("", "left:2,right", 1, known).tolist() == [0]
+    assert plan_actions("", "", 0, ("forward",)).tolist() == [0] * 10
+    assert plan_actions("right", "", 3, known).tolist() == [2, 2, 2]
+    assert plan_actions("", "left:2,right", 0, known).tolist() == [0, 0, 2]
+    assert plan_actions("", "left:2,right", 7, known).tolist() == [0, 0, 2, 0, 0, 2, 0]
+    assert plan_actions("", "left:2,right", 1, known).tolist() == [0]
 
 
 @pytest.mark.slow
@@ -172,7 +176,7 @@ def test_the_frames_before_a_dream_are_shown_as_the_dream_is_or_as_recorded(
     dream(
         frames=2,
         context=3,
-        recorded=recorded,
+        raw_context=recorded,
         action="stay",
         world=str(world_run),
         store=str(store),
@@ -186,7 +190,7 @@ def test_the_frames_before_a_dream_are_shown_as_the_dream_is_or_as_recorded(
 
 
 def test_the_bar_grows_and_tells_real_from_imagined():
-    marked = mark(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), real=1)
+    marked = add_progress_bar(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), num_real=1)
     assert marked.shape == (4, 11, 8, 3)
     assert marked[:, :8].sum() == 0
     assert marked[2, 8, :, 0].tolist() == [235] * 2 + [255] * 4 + [40] * 2
@@ -194,7 +198,7 @@ def test_the_bar_grows_and_tells_real_from_imagined():
 
 
 def test_actions_are_parsed_by_name_and_number():
-    assert parse("right:3, left,stay:1", NAMES).tolist() == [2, 2, 2, 0, 1]
+    assert parse_actions("right:3, left,stay:1", NAMES).tolist() == [2, 2, 2, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def test_actions_are_parsed_by_name_and_number():
 )
 def test_actions_that_do_not_parse_are_explained(text, message):
     with pytest.raises(ValueError) as error:
-        parse(text, NAMES)
+        parse_actions(text, NAMES)
     assert message in str(error.value)
 
 
@@ -219,8 +223,8 @@ def test_actions_that_do_not_parse_are_explained(text, message):
     [
         ({"out": "a.avi"}, "a.avi must end in one of .gif, .mp4, .png"),
         ({"world": "no-such-world"}, "unknown world 'no-such-world': expected one of the folder of a run"),
-        ({"frames": -1}, "--frames and --context must be 1 or more, and 1000000 at most, got -1 and 6"),
-        ({"frames": 0}, "--frames and --context must be 1 or more, and 1000000 at most, got 0 and 6"),
+        ({"frames": -1}, "--frames and --context must be in [1, 1000000], got -1 and 6"),
+        ({"frames": 0}, "--frames and --context must be in [1, 1000000], got 0 and 6"),
         ({"action": "left", "compare": True}, "give one of --action, --actions and --compare"),
         ({"episode": 77}, "has no episode 77: expected one of 0, 1, 2"),
         ({"context": 40}, "episode 0 has 21 observations, got 40 from 0 on"),
@@ -239,11 +243,11 @@ def test_a_state_of_another_world_is_refused(model, store):
     shipped = WorldModel.load()
     frames, actions = shipped.clip(0)
     stranger = shipped.start(frames, actions)
-    with pytest.raises(ValueError, match="the state is none of this world's"):
+    with pytest.raises(ValueError, match="the state is not one of this world"):
         model.step(stranger, ["left"], torch.zeros(1, 6, 6))
     mine = model.start(*opening(store))
-    with pytest.raises(ValueError, match="the state is none of this world's"):
-        model.step(mine._replace(filled=torch.zeros(3, dtype=torch.int64)), ["left"], torch.zeros(1, 6, 6))
+    with pytest.raises(ValueError, match="the state is not one of this world"):
+        model.step(mine._replace(cache_length=torch.zeros(3, dtype=torch.int64)), ["left"], torch.zeros(1, 6, 6))
     with pytest.raises(ValueError, match="state must be what start or a step returned, got int"):
         model.step(3, ["left"], torch.zeros(1, 6, 6))
 
@@ -260,17 +264,17 @@ def test_a_world_without_forward_dreams_its_first_action(world_run, model, tmp_p
     dream(world=str(world_run), frames=2, out=str(tmp_path / "default.gif"))
     dream("left", world=str(world_run), frames=2, out=str(tmp_path / "left.gif"))
     assert (tmp_path / "default.gif").read_bytes() == (tmp_path / "left.gif").read_bytes()
-    assert plan("", "", None, ("left", "forward")).tolist() == [1] * 10
+    assert plan_actions("", "", None, ("left", "forward")).tolist() == [1] * 10
 
 
 def test_control_c_keeps_what_was_dreamed(world_run, tmp_path, monkeypatch, capsys):
-    steps = WorldModel.steps
+    steps = WorldModel.imagine_steps
 
     def interrupted(self, *arguments, **settings):
         yield from islice(steps(self, *arguments, **settings), 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(WorldModel, "steps", interrupted)
+    monkeypatch.setattr(WorldModel, "imagine_steps", interrupted)
     dream(compare=True, world=str(world_run), frames=8, out=str(tmp_path / "a.gif"))
     assert "6 real and 3 imagined frames" in capsys.readouterr().out
     assert len(iio.imread(tmp_path / "a.gif")) == 9
@@ -281,7 +285,7 @@ def test_frames_of_another_world_are_noted(world_run, store, tmp_path, capsys):
     other.append(EpisodeStore(store).read(0))
     dream("left", world=str(world_run), store=str(tmp_path / "other"), frames=1, out=str(tmp_path / "a.gif"))
     assert (
-        "note: the world" in (error := capsys.readouterr().err) and "learnt from stripes" in error and "spots" in error
+        "note: the world" in (error := capsys.readouterr().err) and "trained on stripes" in error and "spots" in error
     )
     dream("left", world=str(world_run), store=str(store), frames=1, out=str(tmp_path / "a.gif"))
     assert "note" not in capsys.readouterr().err
@@ -317,12 +321,12 @@ def test_episodes_with_other_actions_are_refused(model):
 
 
 def test_the_default_world_is_shipped_and_small():
-    assert world_model.DEFAULT in world_model.names()
-    files = [path for path in (world_model.PRETRAINED / world_model.DEFAULT).rglob("*") if path.is_file()]
+    assert shipped.DEFAULT_WORLD in shipped.shipped_worlds()
+    files = [path for path in (shipped.PRETRAINED / shipped.DEFAULT_WORLD).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 25e6
 
 
-@pytest.mark.parametrize("name", world_model.names())
+@pytest.mark.parametrize("name", shipped.shipped_worlds())
 @pytest.mark.slow
 def test_a_shipped_world_dreams_its_actions(name, tmp_path):
     out = tmp_path / "dream.gif"
@@ -333,8 +337,8 @@ def test_a_shipped_world_dreams_its_actions(name, tmp_path):
 @pytest.mark.slow
 def test_a_gif_shows_the_frames_in_their_colours_and_at_their_pace(tmp_path):
     world = WorldModel.load()
-    frames, _ = read(EpisodeStore(world.clips), 0, 0, 20)
-    film = mark(frames, 10).numpy()
+    frames, _ = read_clip(EpisodeStore(world.clips_folder), 0, 0, 20)
+    film = add_progress_bar(frames, 10).numpy()
     media.write(tmp_path / "film.gif", film, fps=10, scale=2)
     shown = iio.imread(tmp_path / "film.gif")[..., :3]
     error = np.abs(shown.astype(float) - film.repeat(2, 1).repeat(2, 2))
@@ -353,13 +357,13 @@ def test_codes_of_any_whole_type_are_decoded_and_codes_that_there_are_not_are_re
 
 
 def test_sigterm_keeps_what_was_dreamed_and_still_ends_the_program(world_run, tmp_path, monkeypatch):
-    steps = WorldModel.steps
+    steps = WorldModel.imagine_steps
 
     def ended(self, *arguments, **settings):
         yield from islice(steps(self, *arguments, **settings), 2)
         raise SystemExit(143)
 
-    monkeypatch.setattr(WorldModel, "steps", ended)
+    monkeypatch.setattr(WorldModel, "imagine_steps", ended)
     with pytest.raises(SystemExit, match="143"):
         dream("left", world=str(world_run), frames=8, out=str(tmp_path / "a.gif"))
     assert len(iio.imread(tmp_path / "a.gif")) == 8

@@ -1,4 +1,4 @@
-"""What is written is whole, and where nothing can be written is said before any work is done."""
+"""Files are written completely or not at all, and unwritable paths are reported before any work is done."""
 
 import contextlib
 import errno
@@ -13,15 +13,23 @@ from agents.evaluate import evaluate as evaluate_agent
 from worldmodel.benchmark import benchmark
 from worldmodel.dream import dream
 from worldmodel.evaluate import evaluate
-from worldmodel.experiments.global_codes.train import evaluate as evaluate_global_codes
-from worldmodel.experiments.likelihood.train import evaluate as evaluate_likelihood
-from worldmodel.experiments.quantizers.compare import quantizers
+from worldmodel.experiments.global_codes.evaluate import evaluate as evaluate_global_codes
+from worldmodel.experiments.likelihood.evaluate import evaluate as evaluate_likelihood
+from worldmodel.experiments.quantizers.compare import compare_quantizers
 from worldmodel.experiments.speech.convert import convert
-from worldmodel.experiments.speech.convert import sample as sample_speech
 from worldmodel.experiments.speech.evaluate import evaluate as evaluate_speech
 from worldmodel.experiments.speech.phonemes import phonemes
+from worldmodel.experiments.speech.sample import sample as sample_speech
 from worldmodel.experiments.speech.synthesize import synthesize
-from worldmodel.files import check_file, check_folder, free, locked, sweep, write_atomically, written_whole
+from worldmodel.files import (
+    check_file,
+    check_folder,
+    locked,
+    remove_stale_temporaries,
+    unused_path,
+    write_atomically,
+    write_folder_atomically,
+)
 from worldmodel.sample import sample
 
 NOWHERE = "a run or store that is not there, so that only a door can come first"
@@ -34,7 +42,7 @@ PROGRAMS = {
     "agents.evaluate --video": lambda out: evaluate_agent(NOWHERE, video=f"{out}.gif"),
     "global_codes evaluate": lambda out: evaluate_global_codes(NOWHERE, NOWHERE, out),
     "likelihood evaluate": lambda out: evaluate_likelihood(NOWHERE, out=out),
-    "quantizers": lambda out: quantizers(out, NOWHERE),
+    "quantizers": lambda out: compare_quantizers(out, NOWHERE),
     "speech evaluate": lambda out: evaluate_speech(NOWHERE, NOWHERE, out),
     "speech phonemes": lambda out: phonemes(NOWHERE, NOWHERE, out),
     "speech convert": lambda out: convert(NOWHERE, "george", f"{out}.wav"),
@@ -46,7 +54,7 @@ PROGRAMS = {
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_program_looks_at_its_output_first(program, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="file is no folder, so nothing can be written to"):
+    with pytest.raises(ValueError, match="file is not a folder, so nothing can be written to"):
         PROGRAMS[program](str(tmp_path / "file" / "out"))
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -59,7 +67,7 @@ def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
     check_folder(tmp_path / "new" / "deep")
     with pytest.raises(ValueError, match="is a folder; give the name of a file in it"):
         check_file(tmp_path)
-    with pytest.raises(ValueError, match="file is no folder"):
+    with pytest.raises(ValueError, match="file is not a folder"):
         check_folder(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "looking makes nothing"
 
@@ -67,7 +75,7 @@ def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_in_is_named(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(ValueError, match="cannot be written in"):
+    with pytest.raises(ValueError, match="is not writable"):
         check_file(tmp_path / "file")
 
 
@@ -78,7 +86,7 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
         if name != f".model.{nobody}":  # which was begun a moment ago, perhaps on another machine
             os.utime(tmp_path / name, (time.time() - 2 * hour,) * 2)
-    sweep(tmp_path)
+    remove_stale_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
@@ -110,13 +118,13 @@ def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
-    with written_whole(tmp_path / "a") as folder:
+    with write_folder_atomically(tmp_path / "a") as folder:
         (folder / "x").touch()
         assert not (tmp_path / "a").exists()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
-    with pytest.raises(ValueError, match="is there already"), written_whole(tmp_path / "a"):
+    with pytest.raises(ValueError, match="already exists"), write_folder_atomically(tmp_path / "a"):
         raise AssertionError
-    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "b") as folder:
+    with pytest.raises(KeyboardInterrupt), write_folder_atomically(tmp_path / "b") as folder:
         (folder / "x").touch()
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -127,15 +135,15 @@ def test_what_killed_writers_of_folders_left_is_swept(tmp_path):
     left.mkdir()
     (left / "model.safetensors").touch()
     os.utime(left, (0, 0))
-    sweep(tmp_path)
+    remove_stale_temporaries(tmp_path)
     assert not left.exists()
 
 
 def test_a_free_name_is_the_first_that_nobody_has(tmp_path):
-    assert free(tmp_path / "a.gif") == tmp_path / "a.gif"
+    assert unused_path(tmp_path / "a.gif") == tmp_path / "a.gif"
     (tmp_path / "a.gif").touch()
     (tmp_path / "a-2.gif").mkdir()
-    assert free(tmp_path / "a.gif") == tmp_path / "a-3.gif"
+    assert unused_path(tmp_path / "a.gif") == tmp_path / "a-3.gif"
 
 
 def test_a_write_that_is_broken_off_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):

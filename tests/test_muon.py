@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.models.dynamics import Dynamics, DynamicsConfig
-from worldmodel.models.quantizers.nearest import QuantizerConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
-from worldmodel.muon import Muon, _iterated, _iterated_over_square, hidden_weights, orthogonal
+from worldmodel.models.config import DynamicsConfig, VQVAEConfig
+from worldmodel.models.dynamics import Dynamics
+from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.muon import Muon, _newton_schulz, _newton_schulz_gram, hidden_weights, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(12, 96), (96, 12)])
 def test_directions_are_nearly_orthogonal(shape):
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    directions = orthogonal(matrices)
+    directions = orthogonalize(matrices)
     values = torch.linalg.svdvals(directions)
     assert values.min() > 0.65 and values.max() < 1.25
     vectors, _, others = torch.linalg.svd(matrices, full_matrices=False)
@@ -24,9 +25,9 @@ def test_a_long_matrix_takes_the_short_way_to_the_same_direction():
     x = torch.randn(2, 16, 160, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x * torch.logspace(0, -3, 16, dtype=torch.float64)[:, None]  # as gradients are: some directions are faint
     x = x / x.norm(dim=(1, 2), keepdim=True)
-    exact = _iterated(x)
-    torch.testing.assert_close(_iterated_over_square(x), exact, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(_iterated_over_square(x.float()).double(), exact, rtol=2e-2, atol=2e-3)
+    exact = _newton_schulz(x)
+    torch.testing.assert_close(_newton_schulz_gram(x), exact, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(_newton_schulz_gram(x.float()).double(), exact, rtol=2e-2, atol=2e-3)
 
 
 def test_a_step_is_momentum_with_look_ahead_made_orthogonal():
@@ -38,7 +39,7 @@ def test_a_step_is_momentum_with_look_ahead_made_orthogonal():
         weight.grad = gradient.clone()
         optimizer.step()
         mean = 0.9 * mean + 0.1 * gradient.flatten(1)
-        direction = orthogonal((0.1 * gradient.flatten(1) + 0.9 * mean)[None])[0]
+        direction = orthogonalize((0.1 * gradient.flatten(1) + 0.9 * mean)[None])[0]
         expected = expected * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 6 * direction.view_as(expected)
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-5)
 

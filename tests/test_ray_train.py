@@ -16,22 +16,24 @@ import pytest
 import torch
 
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
-from worldmodel import checkpoint
-from worldmodel.episodes.encode import coded, encoded
-from worldmodel.episodes.segments import StepWindows, split
+from worldmodel import tensor_io
+from worldmodel.episodes.encode import encode_store
+from worldmodel.episodes.segments import SegmentSampler, split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.images.dataset import PictureBatches
-from worldmodel.images.pictures import FramePictures
+from worldmodel.images.codes import encode_images
+from worldmodel.images.dataset import ImageBatches
+from worldmodel.images.sources import FrameImages
+from worldmodel.models.config import SpatialPriorConfig
 from worldmodel.models.dynamics import Batch, Dynamics
-from worldmodel.models.spatial_prior import SpatialPrior, SpatialPriorConfig
+from worldmodel.models.spatial_prior import SpatialPrior
 from worldmodel.models.vqvae import VQVAE
-from worldmodel.train.programs import code_batch
+from worldmodel.train.spatial_prior import read_code_batch
 from worldmodel.training import fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 STEPS = 300
-KINDS = ("vqvae", "prior", "blind", "pixelcnn")  # a blind prior leaves weights unused, which DDP must know
+KINDS = ("vqvae", "dynamics", "no_context", "spatial_prior")  # a blind prior leaves weights unused, which DDP must know
 
 
 def lines(run: Path) -> list[dict]:
@@ -43,19 +45,31 @@ def learn(kind: str, store: Path, vqvae_run: Path, run: Path, steps: int = 12) -
     torch.manual_seed(0)
     episodes = EpisodeStore(store)
     if kind == "vqvae":
-        quantizer = replace(VQVAE_SIZES.quantizer, revive_every=5)
-        model = VQVAE.from_config(replace(VQVAE_SIZES, variance=0.1, quantizer=quantizer))
-        batches = PictureBatches(FramePictures([(episodes, split(episodes)[0])]), 8, 0)
-    elif kind == "pixelcnn":
-        codes = coded(FramePictures([(episodes, split(episodes)[0])]), vqvae_run, torch.device("cpu"))
-        model = SpatialPrior(SpatialPriorConfig(codes=16, grid=(6, 6), classes=2, dim=8, hidden=8, layers=3))
-        order = PictureBatches(codes, 8, 0)
-        batches = lambda *place: code_batch(codes, order.draw(*place))  # noqa: E731
+        quantizer = replace(VQVAE_SIZES.quantizer, dead_code_reset_every=5)
+        model = VQVAE.from_config(replace(VQVAE_SIZES, data_variance=0.1, quantizer=quantizer))
+        batches = ImageBatches(FrameImages([(episodes, split_held_out(episodes)[0])]), 8, 0)
+    elif kind == "spatial_prior":
+        codes = encode_images(FrameImages([(episodes, split_held_out(episodes)[0])]), vqvae_run, torch.device("cpu"))
+        model = SpatialPrior(
+            SpatialPriorConfig(
+                codebook_size=16, grid=(6, 6), num_classes=2, code_dim=8, hidden_channels=8, num_layers=3
+            )
+        )
+        order = ImageBatches(codes, 8, 0)
+        batches = lambda *place: read_code_batch(codes, order.sample_indices(*place))  # noqa: E731
     else:
-        codes = encoded(episodes, vqvae_run, torch.device("cpu"))
-        context = 0 if kind == "blind" else PRIOR_SIZES.context
-        sizes = replace(PRIOR_SIZES, codes=16, dim=8, grid=(6, 6), actions=3, noise=0.0, context=context)
-        model, windows = Dynamics(sizes), StepWindows(codes, split(codes)[0], 4, 6, 0)
+        codes = encode_store(episodes, vqvae_run, torch.device("cpu"))
+        context = 0 if kind == "blind" else PRIOR_SIZES.context_length
+        sizes = replace(
+            PRIOR_SIZES,
+            codebook_size=16,
+            code_dim=8,
+            grid=(6, 6),
+            num_actions=3,
+            token_noise=0.0,
+            context_length=context,
+        )
+        model, windows = Dynamics(sizes), SegmentSampler(codes, split_held_out(codes)[0], 4, 6, 0)
         batches = lambda *place: Batch(*windows(*place))  # noqa: E731
     run.mkdir(exist_ok=True)
     config = replace(train_config(steps), precision="float32", device="cpu")
@@ -69,7 +83,7 @@ def work(rank: int, address: str, store: Path, vqvae_run: Path, folder: Path) ->
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     for kind in KINDS:
-        checkpoint.write_tensors(folder / f"{kind}{rank}", learn(kind, store, vqvae_run, folder / kind))
+        tensor_io.write_tensors(folder / f"{kind}{rank}", learn(kind, store, vqvae_run, folder / kind))
     torch.distributed.destroy_process_group()
 
 
@@ -77,7 +91,7 @@ def work(rank: int, address: str, store: Path, vqvae_run: Path, folder: Path) ->
 def by_two(store: Path, vqvae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two workers have learnt: a run of every kind, and all weights of both workers beside it."""
     folder = tmp_path_factory.mktemp("two")
-    encoded(EpisodeStore(store), vqvae_run, torch.device("cpu"))
+    encode_store(EpisodeStore(store), vqvae_run, torch.device("cpu"))
     address = f"file://{folder}/rendezvous"
     torch.multiprocessing.spawn(work, (address, store, vqvae_run, folder), nprocs=2)
     return folder
@@ -85,7 +99,7 @@ def by_two(store: Path, vqvae_run: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_workers_have_equal_weights(kind, by_two):
-    first, second = (checkpoint.read_tensors(by_two / f"{kind}{rank}") for rank in range(2))
+    first, second = (tensor_io.read_tensors(by_two / f"{kind}{rank}") for rank in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -96,7 +110,7 @@ def test_two_workers_learn_what_one_process_learns_from_the_whole_batch(kind, by
     for mine, other in zip(lines(tmp_path / "run"), lines(by_two / kind), strict=True):
         assert mine.pop("part") == other.pop("part")
         assert mine == pytest.approx(other, rel=1e-4)
-    together = checkpoint.read_tensors(by_two / f"{kind}0")
+    together = tensor_io.read_tensors(by_two / f"{kind}0")
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-4)
 
@@ -105,10 +119,10 @@ def test_two_workers_learn_what_one_process_learns_from_the_whole_batch(kind, by
 def training(store: Path, vqvae_run: Path, cluster: str, tmp_path: Path):
     """Two workers that train a prior by the command line, on a store that may be spoilt; they have saved once."""
     shutil.copytree(store, tmp_path / "store")
-    encoded(EpisodeStore(tmp_path / "store"), vqvae_run, torch.device("cpu"))
-    command = [sys.executable, "-m", "worldmodel.train", "prior", "--workers", "2", "--address", cluster]
-    command += ["--store", "store", "--vqvae", str(vqvae_run), "--run", "run", "--batch", "2", "--length", "6"]
-    for name in ("context", "width", "heads", "motion", "hidden", "layers"):
+    encode_store(EpisodeStore(tmp_path / "store"), vqvae_run, torch.device("cpu"))
+    command = [sys.executable, "-m", "worldmodel.train", "dynamics", "--workers", "2", "--address", cluster]
+    command += ["--store", "store", "--vqvae", str(vqvae_run), "--run", "run", "--batch_size", "2", "--seq_length", "6"]
+    for name in ("context_length", "embed_dim", "num_heads", "motion_channels", "ar_channels", "ar_layers"):
         command += [f"--model.{name}", str(getattr(PRIOR_SIZES, name))]
     command += ["--train.steps", str(STEPS), "--train.log_every", "10", "--train.evaluate_every", "20"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -126,7 +140,7 @@ def reached(run: Path) -> int:
     steps = [(line["step"], line["part"]) for line in lines(run)]
     assert len(steps) == len(set(steps))
     assert [step for step, part in steps if part == "train"] == list(range(10, steps[-1][0] + 1, 10))
-    return checkpoint.read_step(run / "train.safetensors")
+    return tensor_io.read_step(run / "train.safetensors")
 
 
 def test_a_run_whose_worker_is_killed_goes_on_from_the_last_save_to_its_end(training, tmp_path):
@@ -134,7 +148,7 @@ def test_a_run_whose_worker_is_killed_goes_on_from_the_last_save_to_its_end(trai
     assert reached(tmp_path / "run") < STEPS
     out, errors = training.communicate(timeout=300)
     assert training.returncode == 0, errors
-    assert "a worker failed; all start again from step" in out
+    assert "a worker failed; restarting all workers from step" in out
     assert reached(tmp_path / "run") == STEPS
     assert not list((tmp_path / "run").glob("ray*"))
 
@@ -157,7 +171,19 @@ def workers_of(parent: int) -> Iterator[int]:
 
 
 def test_one_process_never_loads_ray(store, tmp_path):
-    code = "import sys; from worldmodel import config; from worldmodel.train.programs import vqvae; config.run(vqvae); print('ray' in sys.modules)"
-    flags = ["--store", str(store), "--run", str(tmp_path / "run"), "--model.hidden", "16", "--train.steps", "1"]
+    code = (
+        "import sys; from worldmodel import config; from worldmodel.train.vqvae import vqvae; config.run(vqvae); "
+        "print('ray' in sys.modules)"
+    )
+    flags = [
+        "--store",
+        str(store),
+        "--run",
+        str(tmp_path / "run"),
+        "--model.hidden_channels",
+        "16",
+        "--train.steps",
+        "1",
+    ]
     done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"

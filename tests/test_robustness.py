@@ -16,12 +16,13 @@ from hypothesis.extra import numpy as arrays
 
 from envs.dream import DreamVectorEnv
 from worldmodel import config
-from worldmodel.collect import collect
 from worldmodel.dream import dream
 from worldmodel.episodes import __main__ as episodes
+from worldmodel.episodes.collect import collect
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluate import evaluate
-from worldmodel.train.programs import prior, vqvae
+from worldmodel.train.dynamics import dynamics
+from worldmodel.train.vqvae import vqvae
 from worldmodel.world_model import WorldModel
 
 pytestmark = pytest.mark.slow
@@ -206,7 +207,7 @@ def test_a_run_with_any_value_in_its_configuration_loads_or_is_refused(data, wor
         world = WorldModel.load(run)
         frames = torch.zeros(1, 4, 24, 24, 3, dtype=torch.uint8)
         world.step(world.start(frames, np.zeros((1, 3), np.int64)), [0], np.zeros((1, 6, 6)))
-        EpisodeStore(world.clips)
+        EpisodeStore(world.clips_folder)
         dream(world=str(run), action=str(world.action_names[0]), frames=1, context=4, out=str(run / "dream.gif"))
 
 
@@ -226,15 +227,33 @@ def test_a_run_with_damaged_files_loads_or_is_refused(data, world_run, tmp_path_
 FLAGS = {
     "train vqvae": (
         vqvae,
-        ["batch", "size", "workers", "train.steps", "train.threads", "model.hidden", "model.variance"],
+        [
+            "batch_size",
+            "size",
+            "workers",
+            "train.steps",
+            "train.threads",
+            "model.hidden_channels",
+            "model.data_variance",
+        ],
     ),
-    "train prior": (prior, ["batch", "length", "model.blocks", "model.heads", "model.context", "train.warmup"]),
+    "train dynamics": (
+        dynamics,
+        [
+            "batch_size",
+            "seq_length",
+            "model.num_layers",
+            "model.num_heads",
+            "model.context_length",
+            "train.warmup_steps",
+        ],
+    ),
     "dream": (dream, ["frames", "context", "episode", "start", "seed", "temperature", "action", "actions", "out"]),
     "evaluate": (
         evaluate,
-        ["frames", "clips", "length", "horizon", "long", "samples", "episodes", "objects", "threads"],
+        ["frames", "clips", "length", "horizon", "drift_rollouts", "samples", "episodes", "objects", "threads"],
     ),
-    "collect": (collect, ["frames", "episodes", "workers", "explore", "longest", "seed", "policy", "env"]),
+    "collect": (collect, ["frames", "episodes", "workers", "epsilon", "max_episode_steps", "seed", "policy", "env"]),
 }
 words = st.one_of(
     st.sampled_from(
@@ -253,10 +272,22 @@ def test_a_flag_of_any_value_is_taken_or_refused_in_a_line(data, store, vqvae_ru
     program, flags = FLAGS[name]
     flag, value = data.draw(st.sampled_from(flags)), data.draw(words)
     arguments = {
-        "train vqvae": {"store": store, "run": folder / "run", "train.steps": "1", "batch": "2", "model.hidden": "8"},
-        "train prior": {
-            **{"store": store, "vqvae": vqvae_run, "run": folder / "run", "train.steps": "1", "length": "4"},
-            **{"model.width": "8", "model.heads": "2", "model.blocks": "1", "model.motion": "8", "model.hidden": "8"},
+        "train vqvae": {
+            "store": store,
+            "run": folder / "run",
+            "train.steps": "1",
+            "batch_size": "2",
+            "model.hidden_channels": "8",
+        },
+        "train dynamics": {
+            **{"store": store, "vqvae": vqvae_run, "run": folder / "run", "train.steps": "1", "seq_length": "4"},
+            **{
+                "model.embed_dim": "8",
+                "model.num_heads": "2",
+                "model.num_layers": "1",
+                "model.motion_channels": "8",
+                "model.ar_channels": "8",
+            },
         },
         "dream": {"world": world_run, "frames": "1", "action": "stay", "context": "4", "out": folder / "dream.gif"},
         "evaluate": {"store": store, "world": world_run, "out": folder / "file" / "out", "frames": "8"},

@@ -1,4 +1,4 @@
-"""Training goes on where it was stopped, whatever stopped it."""
+"""Training resumes where it was stopped, whatever stopped it."""
 
 import fcntl
 import json
@@ -17,13 +17,14 @@ import torch
 import yaml
 
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_config
-from worldmodel import checkpoint, training
+from worldmodel import checkpoint, tensor_io, training
 from worldmodel.config import build
 from worldmodel.episodes.store import EpisodeStore
+from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.dynamics import Dynamics
-from worldmodel.models.vqvae import VQVAEConfig
-from worldmodel.train.programs import prior, reward_scale, vqvae
-from worldmodel.training import TrainConfig
+from worldmodel.train.dynamics import dynamics, reward_rms
+from worldmodel.train.vqvae import vqvae
+from worldmodel.train_config import TrainConfig
 from worldmodel.world_model import WorldModel
 
 
@@ -33,7 +34,7 @@ def lines(run: Path) -> list[dict]:
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the loop stop when it has taken so many steps."""
-    whole, calls = training._average, []
+    whole, calls = training._update_average, []
 
     def failing(*arguments) -> None:
         whole(*arguments)
@@ -41,11 +42,11 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if len(calls) == steps:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_average", failing)
+    monkeypatch.setattr(training, "_update_average", failing)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("kind", ["vqvae", "prior"])
+@pytest.mark.parametrize("kind", ["vqvae", "dynamics"])
 @pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     kind, optimizer, store, vqvae_run, tmp_path, monkeypatch
@@ -54,9 +55,9 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
 
     def train(run: Path) -> None:
         if kind == "vqvae":
-            vqvae(str(run), str(store), model=VQVAE_SIZES, train=settings, batch=8, mirror=True)
+            vqvae(str(run), str(store), model=VQVAE_SIZES, train=settings, batch_size=8, mirror=True)
         else:
-            prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, settings, batch=2, length=6)
+            dynamics(str(store), str(vqvae_run), str(run), PRIOR_SIZES, settings, batch_size=2, seq_length=6)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole)
@@ -64,11 +65,11 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
         interrupt_after(7, patched)
         with pytest.raises(KeyboardInterrupt):
             train(parts)
-    assert checkpoint.read_step(parts / "train.safetensors") == 4
+    assert tensor_io.read_step(parts / "train.safetensors") == 4
     train(parts)
     assert lines(parts) == lines(whole)
     for name in ("train.safetensors", "model.safetensors"):
-        mine, theirs = (checkpoint.read_tensors(run / name) for run in (parts, whole))
+        mine, theirs = (tensor_io.read_tensors(run / name) for run in (parts, whole))
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
@@ -78,10 +79,10 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
 def test_a_run_does_not_go_on_with_another_optimizer(begun, asked, store, tmp_path):
     def train(optimizer: str, steps: int) -> None:
         settings = replace(train_config(steps), optimizer=optimizer)
-        vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=settings, batch=8)
+        vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=settings, batch_size=8)
 
     train(begun, 4)
-    with pytest.raises(ValueError, match=f"begun with --train.optimizer {begun}, got {asked}"):
+    with pytest.raises(ValueError, match=f"with --train.optimizer {begun}, got {asked}"):
         train(asked, 8)
     train(begun, 8)
 
@@ -89,7 +90,16 @@ def test_a_run_does_not_go_on_with_another_optimizer(begun, asked, store, tmp_pa
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on(store, tmp_path):
     command = [sys.executable, "-m", "worldmodel.train", "vqvae", "--store", str(store), "--run", str(tmp_path / "run")]
-    command += ["--model.hidden", "16", "--train.steps", "400", "--train.evaluate_every", "5", "--train.threads", "1"]
+    command += [
+        "--model.hidden_channels",
+        "16",
+        "--train.steps",
+        "400",
+        "--train.evaluate_every",
+        "5",
+        "--train.threads",
+        "1",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     saved = tmp_path / "run" / "train.safetensors"
     while not saved.exists():
@@ -98,10 +108,10 @@ def test_a_run_killed_in_the_middle_goes_on(store, tmp_path):
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    reached = checkpoint.read_step(saved)
+    reached = tensor_io.read_step(saved)
     assert 5 <= reached < 400
     subprocess.run([*command, "--train.steps", str(reached + 5)], check=True, capture_output=True)
-    assert checkpoint.read_step(saved) == reached + 5
+    assert tensor_io.read_step(saved) == reached + 5
     steps = [line["step"] for line in lines(tmp_path / "run") if line["part"] == "held_out"]
     assert steps == sorted(set(steps))
 
@@ -109,26 +119,28 @@ def test_a_run_killed_in_the_middle_goes_on(store, tmp_path):
 def test_a_run_that_is_older_than_a_setting_goes_on(store, vqvae_run, tmp_path):
     shutil.copytree(vqvae_run, tmp_path / "run")
     values = yaml.safe_load((vqvae_run / "config.yaml").read_text())
-    del values["model"]["quantizer"]["kind"], values["model"]["halvings"]
+    del values["model"]["quantizer"]["kind"], values["model"]["num_downsamples"]
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(values))
-    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(13), batch=8)
-    assert checkpoint.read_step(tmp_path / "run/train.safetensors") == 13
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(13), batch_size=8)
+    assert tensor_io.read_step(tmp_path / "run/train.safetensors") == 13
 
 
 @pytest.mark.slow
 def test_a_run_finds_its_store_from_any_folder(store, vqvae_run, tmp_path, monkeypatch):
     monkeypatch.chdir(store.parent)
-    prior(store.name, str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), batch=2, length=6)
+    dynamics(
+        store.name, str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), batch_size=2, seq_length=6
+    )
     monkeypatch.chdir(tmp_path)
-    assert WorldModel.load(tmp_path / "run").clips == store
+    assert WorldModel.load(tmp_path / "run").clips_folder == store
 
 
 def test_a_run_folder_holds_what_is_needed_to_use_it(world_run):
     config = yaml.safe_load((world_run / "config.yaml").read_text())
-    assert config["kind"] == "prior"
+    assert config["kind"] == "dynamics"
     assert config["data"]["action_names"] == ["left", "stay", "right"]
-    assert checkpoint.load_dynamics(world_run).config.actions == 3
-    assert checkpoint.load_vqvae(world_run / "vqvae").quantizer.config.codes == 16
+    assert checkpoint.load_dynamics(world_run).config.num_actions == 3
+    assert checkpoint.load_vqvae(world_run / "vqvae").quantizer.config.codebook_size == 16
     assert {path.suffix for path in world_run.rglob("*") if path.is_file()} <= {
         ".yaml",
         ".lock",
@@ -164,24 +176,24 @@ def test_weights_of_another_size_are_refused(world_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(world_run, run)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["model"]["hidden"] = 12
+    config["model"]["ar_channels"] = 12
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match="does not fit the model"):
         checkpoint.load_dynamics(run)
-    config["model"]["hiden"] = config["model"].pop("hidden")
+    config["model"]["ar_chanels"] = config["model"].pop("ar_channels")
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match=r"unknown DynamicsConfig setting 'hiden': .* did you mean 'hidden'"):
+    with pytest.raises(ValueError, match=r"unknown DynamicsConfig setting 'ar_chanels': .* did you mean 'ar_channels'"):
         checkpoint.load_dynamics(run)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"width": 60_000, "heads": 1}, "does not fit the model that config.yaml beside it describes"),
-        ({"width": 10**12, "heads": 1}, "model.width must be 65536 or less, got 1000000000000"),
-        ({"codes": 10**15}, "does not fit the model"),
-        ({"layers": 10**9}, "model.layers must be 1000 or less, got 1000000000"),
-        ({"width": "24"}, "DynamicsConfig width must be int, got '24'"),
+        ({"embed_dim": 60_000, "num_heads": 1}, "does not fit the model that config.yaml beside it describes"),
+        ({"embed_dim": 10**12, "num_heads": 1}, "model.embed_dim must be 65536 or less, got 1000000000000"),
+        ({"codebook_size": 10**15}, "does not fit the model"),
+        ({"num_layers": 10**9}, "model.num_layers must be 1000 or less, got 1000000000"),
+        ({"embed_dim": "24"}, "DynamicsConfig embed_dim must be int, got '24'"),
     ],
 )
 def test_sizes_that_would_take_all_memory_are_compared_with_the_weights_first(setting, message, world_run, tmp_path):
@@ -193,7 +205,7 @@ def test_sizes_that_would_take_all_memory_are_compared_with_the_weights_first(se
 
 
 def test_the_wrong_kind_of_run_is_refused(world_run, vqvae_run, tmp_path):
-    with pytest.raises(ValueError, match="must be the run of a vqvae, it is that of a prior"):
+    with pytest.raises(ValueError, match="must be the run of a vqvae, it is that of a dynamics"):
         checkpoint.load_vqvae(world_run)
     with pytest.raises(FileNotFoundError, match=r"holds no config\.yaml"):
         checkpoint.load_vqvae(tmp_path)
@@ -203,8 +215,12 @@ def test_resuming_with_other_sizes_is_refused(store, vqvae_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(vqvae_run, run)
     before = (run / "config.yaml").read_text()
-    with pytest.raises(ValueError, match="was begun with hidden 16, got 24; use another --run, or the old setting"):
-        vqvae(str(run), str(store), model=replace(VQVAE_SIZES, hidden=24), train=train_config(16), batch=8)
+    with pytest.raises(
+        ValueError, match="was begun with hidden_channels 16, got 24; use another --run, or the old setting"
+    ):
+        vqvae(
+            str(run), str(store), model=replace(VQVAE_SIZES, hidden_channels=24), train=train_config(16), batch_size=8
+        )
     assert (run / "config.yaml").read_text() == before
 
 
@@ -213,39 +229,37 @@ def test_a_prior_does_not_go_on_with_another_vqvae(store, world_run, vqvae_run, 
     run, other = tmp_path / "run", tmp_path / "vqvae"
     shutil.copytree(world_run, run)
     shutil.copytree(vqvae_run, other)
-    tensors = checkpoint.read_tensors(other / "model.safetensors")
-    checkpoint.write_tensors(
-        other / "model.safetensors", {name: value + value.abs() for name, value in tensors.items()}
-    )
+    tensors = tensor_io.read_tensors(other / "model.safetensors")
+    tensor_io.write_tensors(other / "model.safetensors", {name: value + value.abs() for name, value in tensors.items()})
     before = (run / "config.yaml").read_text()
     with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
-        prior(str(store), str(other), str(run), PRIOR_SIZES, train_config(8), batch=2, length=6)
+        dynamics(str(store), str(other), str(run), PRIOR_SIZES, train_config(8), batch_size=2, seq_length=6)
     assert (run / "config.yaml").read_text() == before
-    prior(str(store), str(run / "vqvae"), str(run), PRIOR_SIZES, train_config(10), batch=2, length=6)
+    dynamics(str(store), str(run / "vqvae"), str(run), PRIOR_SIZES, train_config(10), batch_size=2, seq_length=6)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_when_the_store_has_grown(store, tmp_path):
     run, grown = tmp_path / "run", tmp_path / "store"
     shutil.copytree(store, grown)
-    vqvae(str(run), str(grown), model=VQVAE_SIZES, train=train_config(2), batch=8)
+    vqvae(str(run), str(grown), model=VQVAE_SIZES, train=train_config(2), batch_size=8)
     EpisodeStore(grown).append(sliding_stripes(99))
-    vqvae(str(run), str(grown), model=VQVAE_SIZES, train=train_config(4), batch=8)
-    assert checkpoint.read_step(run / "train.safetensors") == 4
+    vqvae(str(run), str(grown), model=VQVAE_SIZES, train=train_config(4), batch_size=8)
+    assert tensor_io.read_step(run / "train.safetensors") == 4
 
 
 @pytest.mark.slow
 def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, vqvae_run, tmp_path):
-    deeper, other_seed = replace(PRIOR_SIZES, blocks=2), replace(train_config(1), seed=5)
-    prior(str(store), str(vqvae_run), str(tmp_path / "run"), deeper, other_seed, 2, 6, init=str(world_run))
+    deeper, other_seed = replace(PRIOR_SIZES, num_layers=2), replace(train_config(1), seed=5)
+    dynamics(str(store), str(vqvae_run), str(tmp_path / "run"), deeper, other_seed, 2, 6, init=str(world_run))
     small, large = checkpoint.load_dynamics(world_run), checkpoint.load_dynamics(tmp_path / "run")
     assert len(large.blocks) == 2
     assert torch.allclose(large.embedding.weight, small.embedding.weight, atol=1e-2)
     fresh = Dynamics(large.config)
     fresh.grow_from(small)
     codes, actions = torch.randint(16, (2, 5, 6, 6)), torch.randint(3, (2, 5))
-    condition = fresh.outlook(codes, actions).condition
-    assert torch.allclose(condition, small.outlook(codes, actions).condition, atol=1e-6)
+    condition = fresh.predict(codes, actions).condition
+    assert torch.allclose(condition, small.predict(codes, actions).condition, atol=1e-6)
     condition.square().mean().backward()
     assert fresh.blocks[1].over_time.weight.grad.abs().sum() > 0, "what begins as nothing learns"
 
@@ -253,31 +267,31 @@ def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, v
 @pytest.mark.slow
 def test_a_prior_does_not_grow_from_one_of_another_kind(store, world_run, vqvae_run, tmp_path):
     other = tmp_path / "other"
-    vqvae(str(other), str(store), model=VQVAE_SIZES, train=train_config(2), batch=8)
+    vqvae(str(other), str(store), model=VQVAE_SIZES, train=train_config(2), batch_size=8)
     with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
-        prior(str(store), str(other), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, 6, init=str(world_run))
-    wider = replace(PRIOR_SIZES, hidden=16)
-    with pytest.raises(ValueError, match="a prior grows by blocks alone"):
-        prior(str(store), str(vqvae_run), str(tmp_path / "run"), wider, train_config(1), 2, 6, init=str(world_run))
+        dynamics(str(store), str(other), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, 6, init=str(world_run))
+    wider = replace(PRIOR_SIZES, ar_channels=16)
+    with pytest.raises(ValueError, match="a model can only grow in layers"):
+        dynamics(str(store), str(vqvae_run), str(tmp_path / "run"), wider, train_config(1), 2, 6, init=str(world_run))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(store, tmp_path):
-    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(1), batch=8)
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(1), batch_size=8)
     before = (tmp_path / "run" / "train.safetensors").read_bytes()
     with open(tmp_path / "run" / "train.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is training"):
-            vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(4), batch=8)
+            vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(4), batch_size=8)
     assert (tmp_path / "run" / "train.safetensors").read_bytes() == before
-    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(4), batch=8)
-    assert checkpoint.read_step(tmp_path / "run" / "train.safetensors") == 4
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(4), batch_size=8)
+    assert tensor_io.read_step(tmp_path / "run" / "train.safetensors") == 4
 
 
 def test_reward_scale_is_their_root_mean_square(store):
     rewards = np.concatenate([episode.rewards for episode in EpisodeStore(store)])
-    assert reward_scale(EpisodeStore(store)) == pytest.approx(np.sqrt(np.mean(rewards**2)))
+    assert reward_rms(EpisodeStore(store)) == pytest.approx(np.sqrt(np.mean(rewards**2)))
 
 
 def test_settings_that_make_no_sense_are_refused(tmp_path):
@@ -290,43 +304,50 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
 def test_a_run_goes_on_with_other_data_batch_or_seed_only_where_that_is_allowed(store, vqvae_run, tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(store, other, ignore=shutil.ignore_patterns("codes"))
-    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(2), batch=4)
+    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(2), batch_size=4)
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     longer = train_config(4)
     for changes, message in (
         ({"store": str(other)}, f"was begun with store {store}, got {other}; .*--train.allow_changes true"),
-        ({"batch": 8}, "was begun with batch 4, got 8"),
+        ({"batch_size": 8}, "was begun with batch_size 4, got 8"),
         ({"train": replace(longer, seed=7)}, "was begun with train.seed 0, got 7"),
         ({"mirror": True}, "was begun with mirror False, got True"),
     ):
         with pytest.raises(ValueError, match=message):
             vqvae(
-                **{"run": str(run), "store": str(store), "model": VQVAE_SIZES, "train": longer, "batch": 4, **changes}
+                **{
+                    "run": str(run),
+                    "store": str(store),
+                    "model": VQVAE_SIZES,
+                    "train": longer,
+                    "batch_size": 4,
+                    **changes,
+                }
             )
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
     allowed = replace(longer, seed=7, allow_changes=True)
-    vqvae(str(run), str(other), model=VQVAE_SIZES, train=allowed, batch=8)
+    vqvae(str(run), str(other), model=VQVAE_SIZES, train=allowed, batch_size=8)
     assert checkpoint.read_config(run)["data"]["store"] == str(other)
 
 
 def test_nothing_is_encoded_for_a_prior_that_is_refused(store, vqvae_run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(store, other, ignore=shutil.ignore_patterns("codes"))
-    prior(str(store), str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, length=6)
+    dynamics(str(store), str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, seq_length=6)
     with pytest.raises(ValueError, match="was begun with store"):
-        prior(str(other), str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(2), 2, length=6)
+        dynamics(str(other), str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(2), 2, seq_length=6)
     assert not (other / "codes").exists()
 
 
 def test_a_run_of_a_relative_path_goes_on(store, tmp_path, monkeypatch):
     monkeypatch.chdir(store.parent)
-    vqvae(str(tmp_path / "run"), store.name, model=VQVAE_SIZES, train=train_config(1), batch=4)
-    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(2), batch=4)
+    vqvae(str(tmp_path / "run"), store.name, model=VQVAE_SIZES, train=train_config(1), batch_size=4)
+    vqvae(str(tmp_path / "run"), str(store), model=VQVAE_SIZES, train=train_config(2), batch_size=4)
 
 
 def test_training_ends_with_a_line_that_says_how_good_it_is(store, tmp_path, capsys):
     run = tmp_path / "run"
-    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(2), batch=4)
+    vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(2), batch_size=4)
     last = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "psnr" in row][-1]
     assert (
         capsys.readouterr().out.splitlines()[-1].startswith(f"{run}: 2 steps; held out: psnr {last['psnr']:.4g}, ssim")
@@ -346,8 +367,8 @@ def test_a_digest_names_which_weights_are_whose(tmp_path):
     one, other = torch.ones(2), torch.zeros(2)
     digests = []
     for tensors in ({"a": one, "b": other}, {"a": other, "b": one}, {"a": one, "c": other}):
-        checkpoint.write_tensors(run / "model.safetensors", tensors)
-        digests.append(checkpoint.digest(run))
+        tensor_io.write_tensors(run / "model.safetensors", tensors)
+        digests.append(tensor_io.digest(run))
     assert len(set(digests)) == 3
 
 
@@ -356,11 +377,11 @@ def test_a_digest_names_which_weights_are_whose(tmp_path):
     [
         ({"train": {"optimizer": "muon"}}, "was begun with --train.optimizer adamw, got muon"),
         ({"train": {"device": "meta"}}, "there is no device 'meta' here"),
-        ({"batch": 0, "train": {"allow_changes": True}}, "--batch must be 1 or more, got 0"),
+        ({"batch": 0, "train": {"allow_changes": True}}, "--batch_size must be 1 or more, got 0"),
         ({"damage": ("metrics.jsonl", b'{"a": 1}\n{"step": 2}\n')}, r"metrics.jsonl is damaged in line 1"),
         ({"damage": ("train.safetensors", b"\x10")}, r"train.safetensors is damaged"),
         ({"damage": ("config.yaml", b"kind: vqvae\nmodel: {}\ndata: {}\ntrain: x\n")}, "train must be dict, got 'x'"),
-        ({"kind": "prior"}, "was begun with kind vqvae, got prior"),
+        ({"kind": "dynamics"}, "was begun with kind vqvae, got dynamics"),
     ],
 )
 def test_a_refused_training_changes_nothing(change, message, store, vqvae_run, tmp_path):
@@ -372,9 +393,9 @@ def test_a_refused_training_changes_nothing(change, message, store, vqvae_run, t
     train = replace(train_config(16), **change.get("train", {}))
     with pytest.raises(ValueError, match=message):
         if "kind" in change:
-            prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train, 2, length=6)
+            dynamics(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train, 2, seq_length=6)
         else:
-            vqvae(str(run), str(store), model=VQVAE_SIZES, train=train, batch=change.get("batch", 8))
+            vqvae(str(run), str(store), model=VQVAE_SIZES, train=train, batch_size=change.get("batch", 8))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -382,14 +403,14 @@ def test_a_run_that_another_process_trains_is_left_as_it_is(store, vqvae_run, tm
     run = shutil.copytree(vqvae_run, tmp_path / "run")
     before = (run / "config.yaml").read_bytes()
     with checkpoint.locked(run), pytest.raises(ValueError, match="another process is training"):
-        vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(16), batch=8)
+        vqvae(str(run), str(store), model=VQVAE_SIZES, train=train_config(16), batch_size=8)
     assert (run / "config.yaml").read_bytes() == before
 
 
 def test_a_prior_grows_from_one_run_alone(store, vqvae_run, world_run, tmp_path):
     run = shutil.copytree(world_run, tmp_path / "run")
     with pytest.raises(ValueError, match="was begun with init"):
-        prior(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(9), 2, 6, init=str(world_run))
-    with pytest.raises(ValueError, match="--length must be 2 or more frames"):
-        prior(str(store), str(vqvae_run), str(tmp_path / "new"), PRIOR_SIZES, train_config(9), 2, length=1)
+        dynamics(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(9), 2, 6, init=str(world_run))
+    with pytest.raises(ValueError, match="--seq_length must be 2 or more frames"):
+        dynamics(str(store), str(vqvae_run), str(tmp_path / "new"), PRIOR_SIZES, train_config(9), 2, seq_length=1)
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""A world for the tests of the collector: a square that moves, and the accidents that befall a recording process."""
+"""An environment for the tests of recording: a square that moves, and ways to make the recording process fail."""
 
 import os
 import signal
@@ -12,12 +12,12 @@ gym.register("Tiny-v0", entry_point="tests.tiny_world:TinyWorld")
 
 
 class TinyWorld(gym.Env):
-    """Shows (84, 84, 3) frames that the seed and the actions decide, for 16 to 24 steps.
+    """Shows frames (84, 84, 3), which depend on the seed and the actions, for 16 to 24 steps.
 
     Args:
-        pause: seconds that a step takes.
-        dies: a file; whoever first takes forty steps makes it and kills its own process.
-        breaks: raise an error after this many steps.
+        pause: duration of a step in seconds.
+        dies: file; the first process to take forty steps creates it and kills itself.
+        breaks: number of steps after which an error is raised.
     """
 
     metadata = {"render_modes": []}

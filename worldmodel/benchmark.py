@@ -1,43 +1,43 @@
-"""Measure what everything costs, beside its peers: ``python -m worldmodel.benchmark``."""
+"""Benchmark speed and compare with other implementations: ``python -m worldmodel.benchmark``."""
 
 import json
 import os
 import platform
 import statistics
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from worldmodel import config
-from worldmodel.benchmarks import collect, dream, limits, peers, pixelcnn, steps, store, training, wavenet
-from worldmodel.benchmarks.settings import Settings, parameters
-from worldmodel.benchmarks.timing import Section, on_threads, table
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import check_file
-from worldmodel.models.precision import Precision
-from worldmodel.suggest import unknown
-from worldmodel.world_model import DEFAULT, WorldModel
+from worldmodel.models.config import Precision
+from worldmodel.shipped import DEFAULT_WORLD
+from worldmodel.suggest import unknown_name
 
-SECTIONS = {
-    "dream": dream.dream,
-    "peers": peers.peers,
-    "quantizer": peers.quantizer,
-    "codec": dream.codec,
-    "pixelcnn": pixelcnn.pixelcnn,
-    "wavenet": wavenet.wavenet,
-    "training": training.training,
-    "steps": steps.steps,
-    "collect": collect.collect,
-    "store": store.store,
+if TYPE_CHECKING:
+    from worldmodel.benchmarks.settings import Settings
+    from worldmodel.benchmarks.timing import Section
+
+SECTIONS = {  # name: module and function in worldmodel.benchmarks
+    "dream": "dream:dream",
+    "peers": "peers:peers",
+    "quantizer": "peers:quantizer",
+    "codec": "dream:codec",
+    "pixelcnn": "pixelcnn:pixelcnn",
+    "wavenet": "wavenet:wavenet",
+    "training": "training:training",
+    "steps": "steps:steps",
+    "collect": "collect:collect",
+    "store": "store:store",
 }
 QUICK, QUICK_ROUNDS, QUICK_BATCHES = ("dream", "codec", "training"), 3, "1,16"
 PACKAGES = ("torch", "numpy", "numba", "transformers", "vector-quantize-pytorch", "zstandard", "lz4", "vizdoom")
 
 
 def benchmark(
-    world: str = DEFAULT,
+    world: str = DEFAULT_WORLD,
     only: str = "",
     quick: bool = False,
     repeats: int = 7,
@@ -49,31 +49,35 @@ def benchmark(
     device: str = "cpu",
     precision: Precision = "float32",
 ) -> None:
-    """Measure speed in CPU time on one thread, as tables and as JSON, beside what the machine can do at best.
+    """Benchmark the speed of every part, print tables with the fraction of the machine's limits, and write JSON.
 
-    Every figure is the median of several runs, and every ratio the median of ratios within a round, where contestants
-    take turns; the first row of each group is the one that the others' ratios are to. On cuda, time is the clock's.
+    Times are CPU time on one thread, or wall time on cuda. They are medians of several rounds in which contestants take
+    turns; ratios are medians of ratios within rounds, relative to the first row of each group.
 
     Args:
-        world: a shipped world's name, or the run folder of a prior.
-        only: the sections to measure, such as dream,quantizer; all of them by default: dream, peers, quantizer, codec,
-            pixelcnn, wavenet, training, steps, collect, store.
-        quick: only dream, codec and training, with two batches and three rounds: a minute or two.
-        repeats: rounds of every measurement.
-        batches: dreams at a time.
-        threads: that the largest batch is also dreamed with, on a CPU; everything else has one.
-        store: recorded episodes to read; a few are recorded if not given.
-        env: Gymnasium id of the world to record.
-        out: file to write the JSON into.
-        device: cpu or cuda.
-        precision: of what is multiplied in a dream: float32, bfloat16, or auto: bfloat16 if the hardware multiplies it.
+        world: name of a shipped world, or run folder of a dynamics model.
+        only: comma-separated sections to run; by default all: dream, peers, quantizer, codec, pixelcnn, wavenet,
+            training, steps, collect, store.
+        quick: run only dream, codec and training with two batch sizes and three rounds, in a minute or two.
+        repeats: number of timed rounds per measurement.
+        batches: comma-separated batch sizes of dreams.
+        threads: number of CPU threads that the largest batch is also timed with; everything else uses one.
+        store: folder of recorded episodes to read; by default a few are recorded.
+        env: Gymnasium id of the environment to record.
+        out: JSON file to write.
+        device: device to run the models on, cpu or cuda.
+        precision: number format of the dynamics model: float32, bfloat16, or auto for bfloat16 if the hardware has it.
     """
+    from worldmodel.benchmarks import limits
+    from worldmodel.benchmarks.settings import Settings, count_parameters
+    from worldmodel.world_model import WorldModel
+
     if quick:
         repeats, batches = min(repeats, QUICK_ROUNDS), QUICK_BATCHES
     chosen = only.split(",") if only else list(QUICK if quick else SECTIONS)
     for name in chosen:
         if name not in SECTIONS:
-            raise ValueError(unknown("section", name, SECTIONS))
+            raise ValueError(unknown_name("section", name, SECTIONS))
     sizes = batches.split(",")
     if not all(size.isdigit() and int(size) > 0 for size in sizes) or repeats < 1 or threads < 1:
         raise ValueError(
@@ -82,33 +86,38 @@ def benchmark(
         )
     check_file(Path(out))
     if store:
-        EpisodeStore(store)  # to say now that there is none
+        EpisodeStore(store)  # raises now if there is none
     model = WorldModel.load(world, device, precision=precision)
     settings = Settings(model, store, env, repeats, tuple(sorted(map(int, sizes))), threads)
-    result = {**machine(), "device": device, "threads": threads, "world": world, "parameters": parameters(model)}
-    result["precision"] = str(model.dtype).removeprefix("torch.")
+    result = {**describe_machine(), "device": device, "threads": threads, "world": world}
+    result |= {"parameters": count_parameters(model), "precision": str(model.dtype).removeprefix("torch.")}
     best, result["sections"] = {}, {}
     for name in ["limits", *chosen]:
-        section = measure(name, settings, best)
-        best = best or limits.at_best(section.rows)
+        section = run_section(name, settings, best)
+        best = best or limits.peak_flops(section.rows)
         result["sections"][name] = {"rows": [row.summary() for row in section.rows], "remarks": section.remarks}
-        Path(out).write_text(json.dumps(result, indent=2) + "\n", "utf-8")  # after each, so that nothing is lost
+        Path(out).write_text(json.dumps(result, indent=2) + "\n", "utf-8")  # after each section, to keep results
 
 
-def measure(name: str, settings: Settings, best: dict[str, float]) -> Section:
-    """Measure one section on one thread and print its table, with the share that rows reach of the machine's limits."""
-    with on_threads(1):
-        section = (limits.limits if name == "limits" else SECTIONS[name])(settings)
+def run_section(name: str, settings: "Settings", best: dict[str, float]) -> "Section":
+    """Run one section on one thread, compare it with the best FLOP/s by precision, and print its table."""
+    from worldmodel.benchmarks.timing import format_rows, use_threads
+
+    with use_threads(1):
+        module, _, function = SECTIONS.get(name, "limits:limits").partition(":")
+        section = getattr(import_module(f"worldmodel.benchmarks.{module}"), function)(settings)
     for row in section.rows:
         if row.flops and row.precision in best:
-            row.share = row.flops / statistics.median(row.seconds) / best[row.precision]
-    print(f"{name}\n{table(section.rows)}")
+            row.fraction_of_limit = row.flops / statistics.median(row.seconds) / best[row.precision]
+    print(f"{name}\n{format_rows(section.rows)}")
     print(*(f"  {remark}" for remark in section.remarks), "", sep="\n", flush=True)
     return section
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on: processor, cores, how busy it is, and versions."""
+def describe_machine() -> dict[str, Any]:
+    """Describe the processor, its load, and the versions of packages."""
+    import torch
+
     information = Path("/proc/cpuinfo")
     lines = information.read_text("utf-8").splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,95 +1,73 @@
-"""A run folder: all that is needed to use, or to go on training, a model.
+"""Run folders: everything needed to use a model, or to resume its training.
 
 ::
 
-    config.yaml              kind and sizes of the model, how it was trained, on what data
-    model.safetensors        its weights
-    train.safetensors        weights, optimizer and step to resume from
-    train.lock               held by the process that trains it
-    metrics.jsonl            one line each time something was measured
-    pictures/ tensorboard/   what it looked like on the way
-    vqvae/                   in a prior's run: the model whose codes it predicts; in an agent's: through which it sees
-    checkpoint/              in an agent's run, instead of train.safetensors: RLlib's own, to resume from
+    config.yaml              format, kind and configuration of the model, training settings, data
+    model.safetensors        weights
+    train.safetensors        weights, optimizer state and step to resume from
+    train.lock               held by the process that trains the model
+    metrics.jsonl            one line per measurement
+    pictures/ tensorboard/   images and curves of the training
+    vqvae/                   in a prior's or an agent's run, a copy of the VQ-VAE whose codes it predicts or observes
+    checkpoint/              in an agent's run, RLlib's checkpoint, instead of train.safetensors
 
-No file is a pickle, and each is replaced in one step, so a process killed at any moment leaves a run that loads. The
-exception is an agent's checkpoint/, which is replaced in one step, but pickled: go on with agents of your own alone.
-Using an agent does not read it.
+No file is a pickle, and each is replaced atomically, so a process killed at any moment leaves a run that loads. The
+exception is an agent's checkpoint/, which RLlib pickles: resume only agents that you trust. Using an agent does not
+read it.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
 from worldmodel import config, files
-from worldmodel.experiments.global_codes.model import GlobalCodes, GlobalCodesConfig
-from worldmodel.experiments.likelihood.architecture import Autoencoder, AutoencoderConfig
-from worldmodel.experiments.likelihood.autoencoders import DiscreteAutoencoder, autoencoder
-from worldmodel.experiments.speech.model import SpeechConfig, SpeechVQVAE
 from worldmodel.files import write_atomically
-from worldmodel.models.dynamics import Dynamics, DynamicsConfig
-from worldmodel.models.spatial_prior import SpatialPrior, SpatialPriorConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
-from worldmodel.suggest import unknown
+from worldmodel.models.precision import check_device
+from worldmodel.renamed import FORMAT, upgrade_config
+from worldmodel.tensor_io import check_shapes, digest, load_weights, read_step, read_tensors, write_tensors
 
-PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # what a configuration says of this machine
-PRETRAINED = Path(__file__).parent / "pretrained"
-CHOICES = ("store", "images", "size", "speech", "batch", "length", "mirror", "flip", "samples", "env", "env_kwargs")
-TOLD = {  # types of what a configuration says of the data
+if TYPE_CHECKING:
+    from worldmodel.models.dynamics import Dynamics
+    from worldmodel.models.spatial_prior import SpatialPrior
+    from worldmodel.models.vqvae import VQVAE
+
+PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # data keys that are paths of this machine
+CHOICES = ("store", "images", "size", "speech", "batch_size", "seq_length", "segment_length", "mirror", "flip")
+CHOICES += ("num_samples", "env", "env_kwargs")
+DATA_TYPES = {  # types of the values of config.yaml's data section
     **dict.fromkeys(("store", "images", "speech", "vqvae", "environment", "env"), str),
     **dict.fromkeys(("action_names", "classes", "speakers"), list),
     **dict.fromkeys(("kwargs", "env_kwargs"), dict),
-    **dict.fromkeys(("size", "batch", "length", "history"), int),
+    **dict.fromkeys(("size", "batch_size", "seq_length", "segment_length", "history"), int),
 }
-ANYHOW = ("device", "threads", "precision")  # of an environment: how it is computed, not what it is
-S, M = TypeVar("S"), TypeVar("M", bound=nn.Module)  # settings of a model, and the model
+COMPUTE_KEYS = ("device", "threads", "precision")  # arguments of an environment that do not change what it is
+LIKELIHOOD = "worldmodel.experiments.likelihood"
+KINDS = {  # kind of a run: the configuration of its model, and what makes the model from one; imported when needed
+    "vqvae": ("worldmodel.models.config:VQVAEConfig", "worldmodel.models.vqvae:VQVAE.from_config"),
+    "dynamics": ("worldmodel.models.config:DynamicsConfig", "worldmodel.models.dynamics:Dynamics"),
+    "spatial_prior": ("worldmodel.models.config:SpatialPriorConfig", "worldmodel.models.spatial_prior:SpatialPrior"),
+    "autoencoder": (f"{LIKELIHOOD}.config:AutoencoderConfig", f"{LIKELIHOOD}.autoencoders:build_autoencoder"),
+    "global_codes": (
+        "worldmodel.experiments.global_codes.config:GlobalCodesConfig",
+        "worldmodel.experiments.global_codes.model:GlobalCodes",
+    ),
+    "speech": ("worldmodel.experiments.speech.config:SpeechConfig", "worldmodel.experiments.speech.model:SpeechVQVAE"),
+    "speech_prior": ("worldmodel.models.config:SpatialPriorConfig", "worldmodel.models.spatial_prior:SpatialPrior"),
+}
 
 
-def check_device(name: str | torch.device) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    try:
-        if torch.zeros((), device=name).is_meta:
-            raise RuntimeError("it holds no numbers")
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"there is no device {str(name)!r} here ({error}); use --device cpu") from error
-    return torch.device(name)
-
-
-def names(shipped: Path) -> list[str]:
-    """The models that come with the package in a folder."""
-    return sorted(path.parent.name for path in shipped.glob("*/config.yaml"))
-
-
-def find(what: str, name: str | Path, shipped: Path) -> Path:
-    """The folder of a model that is shipped, or of a run.
-
-    Raises:
-        FileNotFoundError: if there is none; the message lists the names and the nearest one.
-    """
-    for folder in (shipped / str(name), Path(name)):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise FileNotFoundError(unknown(what, str(name), ["the folder of a run", *names(shipped)]))
-
-
-def ship(run: Path, out: Path, half: bool = False, **more: Any) -> None:
-    """Copy a model's configuration and weights into a folder to be passed on, without the paths of this machine.
+def export(run: Path, out: Path, half: bool = False, **more: Any) -> None:
+    """Export a model's configuration and weights into a folder to share, without the paths of this machine.
 
     Args:
-        half: write weights in float16, half as large; they are read as the float32 that the model has.
-        more: anything else that config.yaml should say.
+        half: write the weights in float16; they are converted to float32 on loading.
+        more: further entries of config.yaml.
 
     Raises:
         ValueError: if a weight is too large for float16.
@@ -100,88 +78,35 @@ def ship(run: Path, out: Path, half: bool = False, **more: Any) -> None:
     if half:
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError(f"{run} has weights that float16 cannot hold; ship it in float32")
+            raise ValueError(f"{run} has weights that float16 cannot hold; export it in float32")
     out.mkdir(exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump({**more, **values}, sort_keys=False), "utf-8")
     write_tensors(out / "model.safetensors", tensors)
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's parameters and buffers."""
-    write_tensors(path, model.state_dict())
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Read what :func:`save_weights` wrote into a model of the same sizes.
-
-    Raises:
-        ValueError: if the file is damaged or made for a model of other sizes.
-    """
-    try:
-        model.load_state_dict(read_tensors(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model that config.yaml beside it describes: {error}") from error
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically, with a checksum of what they hold."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    facts = json.dumps({**(metadata or {}), "sha256": _checksum(tensors)})
-    write_atomically(path, save(tensors, {"worldmodel": facts}))  # one key: several come in a random order
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is damaged.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; train a model there, or give another folder")
-    try:
-        tensors = load(path.read_bytes())
-        facts = _facts(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
-    if facts.get("sha256", _checksum(tensors)) != _checksum(tensors):
-        raise ValueError(f"{path} is damaged (its checksum is another); restore it, or train again")
-    return tensors
-
-
-def read_step(path: Path) -> int:
-    """The training step at which a train.safetensors was saved.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    try:
-        return int(_facts(path)["step"])
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
-
-
-def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], held: bool = False, **more: Any) -> None:
-    """Make a run's folder and its config.yaml, or get an existing run ready to go on.
+def begin_run(
+    run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], held: bool = False, **more: Any
+) -> None:
+    """Create a run's folder and config.yaml, or prepare an existing run to be resumed.
 
     Args:
         held: whether the caller holds the run's lock.
-        more: anything else that config.yaml should say.
+        more: further entries of config.yaml.
 
     Raises:
-        ValueError: if the run is there with a model of another kind or size, damaged, or being trained by another
-            process, or as :func:`check_choices` does; nothing is changed then.
+        ValueError: if there is a run with a model of another kind or size, that is damaged or being trained by another
+            process, or that :func:`check_choices` refuses; nothing is changed then.
     """
     check_choices(run, kind, train, data)
     if getattr(train, "device", "auto") != "auto":
         check_device(train.device)
-    if data.get("batch", 1) < 1:
-        raise ValueError(f"--batch must be 1 or more, got {data['batch']}")
+    if data.get("batch_size", 1) < 1:
+        raise ValueError(f"--batch_size must be 1 or more, got {data['batch_size']}")
     data = {name: _absolute(value) if name in PATHS else value for name, value in data.items()}
-    text = config.dump(kind=kind, **more, model=model, train=train, data=data)
+    text = config.dump(format=FORMAT, kind=kind, **more, model=model, train=train, data=data)
     if (run / "config.yaml").exists():
         there, asked = read_config(run), yaml.safe_load(text)
-        if there["kind"] == kind:  # settings that are younger than the run have their defaults there
+        if there["kind"] == kind:  # fields added after the run was begun have their defaults
             known = config.build(type(model), there["model"], run / "config.yaml")
             there["model"] = yaml.safe_load(config.dump(model=known))["model"]
         for name, old in {"kind": there["kind"], **there["model"]}.items():
@@ -194,21 +119,21 @@ def begin(run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], he
         with nullcontext() if held else locked(run):
             pass
     run.mkdir(parents=True, exist_ok=True)
-    files.sweep(run)
+    files.remove_stale_temporaries(run)
     write_atomically(run / "config.yaml", text.encode())
 
 
 def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> None:
-    """See that a run that is there is of that kind, and was begun with the same optimizer, data, batch and seed.
+    """Check that an existing run has that kind, and was begun with the same optimizer, data, batch size and seed.
 
-    A program that works before it trains says so first.
+    Programs call it before any long preparation of the training.
 
     Args:
-        train: has ``seed``, and ``allow_changes``, which lets anything pass.
-        data: of which :data:`CHOICES` are compared, those that the run knows.
+        train: settings with ``seed``, and with ``allow_changes``, which disables the comparison of data and seed.
+        data: data section, whose :data:`CHOICES` are compared where the run has them.
 
     Raises:
-        ValueError: naming the first that differs.
+        ValueError: naming the first difference.
     """
     if not (run / "config.yaml").exists():
         return
@@ -233,20 +158,20 @@ def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> Non
 
 
 def _plain(choice: Any) -> Any:
-    """A choice as it is compared: paths from the root, environments without how they are computed."""
+    """Return a value in the form that is compared: absolute paths, and no :data:`COMPUTE_KEYS`."""
     if isinstance(choice, dict):
-        return {name: _plain(value) for name, value in choice.items() if name not in ANYHOW}
+        return {name: _plain(value) for name, value in choice.items() if name not in COMPUTE_KEYS}
     return _absolute(choice) if isinstance(choice, str) else choice
 
 
 def _absolute(path: str) -> str:
-    """A path as it is found from any folder; what is no path here, such as a shipped model's name, stays."""
+    """Return an existing path as an absolute one, and anything else, such as a shipped model's name, unchanged."""
     return str(Path(path).absolute()) if path and Path(path).exists() else path
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run's lock until the block, or the process, ends, however it ends.
+    """Hold a run's lock until the block or the process ends.
 
     Raises:
         ValueError: if another process is training this run.
@@ -258,11 +183,11 @@ def locked(run: Path) -> Iterator[None]:
         raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
 
 
-def adopt(run: Path, vqvae: Path) -> None:
-    """Put a copy of a VQ-VAE's run into a prior's run, as ``vqvae``; nothing happens if it is there already.
+def copy_vqvae(run: Path, vqvae: Path) -> None:
+    """Copy a VQ-VAE's run into a prior's run as ``vqvae``, unless it is already there.
 
     Raises:
-        ValueError: if the prior was begun on the codes of another one.
+        ValueError: if the prior was begun on the codes of another VQ-VAE.
     """
     target = run / "vqvae"
     if (target / "model.safetensors").exists():
@@ -274,8 +199,8 @@ def adopt(run: Path, vqvae: Path) -> None:
         write_atomically(target / name, (vqvae / name).read_bytes())
 
 
-def remembered(run: Path, name: str) -> float:
-    """A measured setting of a run's model, which stays what it was when the data grow; 0 if there is no such run."""
+def measured_value(run: Path, name: str) -> float:
+    """Return a field of a run's model that was measured on its first data, or 0 if there is no run yet."""
     value = read_config(run)["model"].get(name, 0.0) if (run / "config.yaml").exists() else 0.0
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{run / 'config.yaml'}: model.{name} must be float, got {value!r:.80}")
@@ -283,30 +208,35 @@ def remembered(run: Path, name: str) -> float:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The config.yaml of a run.
+    """Return a run's config.yaml, upgraded to the names of today's format.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
+        ValueError: if it is damaged, or of a later format.
     """
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no config.yaml; train a model there, or give another folder")
     values = config.read_yaml(path)
+    if isinstance(values, dict) and values.get("format", 1) not in (1, FORMAT):
+        raise ValueError(
+            f"{path} has format {values['format']!r:.80}, this version reads 1 and {FORMAT}; upgrade worldmodel"
+        )
+    values = upgrade_config(values)
     for name, kind in (("kind", str), ("model", dict), ("data", dict)):
         if not isinstance(values, dict) or name not in values:
             raise ValueError(f"{path} lacks {name!r}; restore it, or train again")
         _check_type(path, name, values[name], kind)
     if "train" in values:
         _check_type(path, "train", values["train"], dict)
-    for name, kind in TOLD.items():
+    for name, kind in DATA_TYPES.items():
         if name in values["data"]:
             _check_type(path, f"data.{name}", values["data"][name], kind)
-    return {**values, "data": _Told(path, values["data"])}
+    return {**values, "data": _Data(path, values["data"])}
 
 
-class _Told(dict):
-    """What a configuration says of the data; what it does not say is an error that names the file."""
+class _Data(dict):
+    """The data section of a config.yaml. A missing key is an error that names the file."""
 
     def __init__(self, path: Path, values: dict[str, Any]) -> None:
         super().__init__(values)
@@ -322,12 +252,12 @@ def _check_type(path: Path, name: str, value: Any, kind: type) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """What a run measured so far, a row each time: step, part (train or held_out) and numbers.
+    """Return the measurements of a run as rows with step, part (train or held_out) and metrics.
 
-    A last line that is torn is left out.
+    An incomplete last line is left out.
 
     Raises:
-        ValueError: naming the line that is damaged.
+        ValueError: naming the damaged line.
     """
     path, rows = run / "metrics.jsonl", []
     lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
@@ -343,105 +273,45 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def load_vqvae(run: Path) -> VQVAE | DiscreteAutoencoder:
-    """The VQ-VAE of a run, in evaluation mode on the CPU; also one that says how likely pictures are."""
-    if read_config(run)["kind"] == "autoencoder" and isinstance(network := load_autoencoder(run), DiscreteAutoencoder):
-        return network
-    return _load(run, "vqvae", VQVAEConfig, VQVAE.from_config)
+def load_model(run: Path, kind: str) -> nn.Module:
+    """The model of a run of that kind, one of :data:`KINDS`, in evaluation mode on the CPU.
 
-
-def load_autoencoder(run: Path) -> Autoencoder:
-    """The autoencoder of a run of the likelihood experiment, in evaluation mode on the CPU."""
-    return _load(run, "autoencoder", AutoencoderConfig, autoencoder)
-
-
-def load_dynamics(run: Path) -> Dynamics:
-    """The dynamics prior of a run, in evaluation mode on the CPU."""
-    return _load(run, "prior", DynamicsConfig, Dynamics)
-
-
-def load_spatial(run: Path) -> SpatialPrior:
-    """The spatial prior of a run, in evaluation mode on the CPU."""
-    return _load(run, "pixelcnn", SpatialPriorConfig, SpatialPrior)
-
-
-def load_speech(run: Path) -> SpeechVQVAE:
-    """The VQ-VAE of speech of a run, in evaluation mode on the CPU."""
-    return _load(run, "speech", SpeechConfig, SpeechVQVAE)
-
-
-def load_speech_prior(run: Path) -> SpatialPrior:
-    """The prior over the codes of speech of a run, in evaluation mode on the CPU."""
-    return _load(run, "speech_prior", SpatialPriorConfig, SpatialPrior)
-
-
-def load_global_codes(run: Path) -> GlobalCodes:
-    """The second VQ-VAE of a run, in evaluation mode on the CPU."""
-    return _load(run, "global_codes", GlobalCodesConfig, GlobalCodes)
-
-
-def digest(run: Path) -> str:
-    """Twelve hexadecimal digits that name the weights of a run: the beginning of their sha256."""
-    return _checksum(read_tensors(run / "model.safetensors"))[:12]
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    """The sha256 of the names and bytes of tensors."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    return json.loads(metadata.get("worldmodel", "{}"))
-
-
-def _load(run: Path, kind: str, settings: type[S], make: Callable[[S], M]) -> M:
+    Raises:
+        FileNotFoundError: if there is no such run.
+        ValueError: if it is of another kind, or damaged.
+    """
     values = read_config(run)
     if values["kind"] != kind:
         raise ValueError(f"{run} must be the run of a {kind}, it is that of a {values['kind']}")
+    settings, make = (_imported(name) for name in KINDS[kind])
     sizes = config.build(settings, values["model"], run / "config.yaml")
-    _check_sizes(run / "model.safetensors", make, sizes)
+    check_shapes(run / "model.safetensors", make, sizes)
     network = make(sizes)
     load_weights(run / "model.safetensors", network)
     return network.eval()
 
 
-def _check_sizes(path: Path, make: Callable[[S], M], sizes: S) -> None:
-    """Compare what a model would hold with the header of its weights, before any memory is taken for it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; train a model there, or give another folder")
-    try:
-        with safe_open(path, framework="pt") as file:
-            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
-    wrong = f"{path} does not fit the model that config.yaml beside it describes"
-    try:
-        with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in make(sizes).state_dict().items()}
-    except RuntimeError as error:  # too large even to count
-        raise ValueError(f"{wrong}: {error}") from error
-    for name in sorted(there.keys() | expected.keys()):
-        if there.get(name) != expected.get(name):
-            has, needs = there.get(name, "not there"), expected.get(name, "nothing of that name")
-            raise ValueError(f"{wrong}: {name} is {has}, expected {needs}")
+def load_vqvae(run: Path) -> "VQVAE":
+    """The VQ-VAE of a run, or the discrete autoencoder of a likelihood run, which has the same methods."""
+    network = load_model(run, "autoencoder" if read_config(run)["kind"] == "autoencoder" else "vqvae")
+    if not hasattr(network, "quantizer"):
+        raise ValueError(f"{run} must be the run of a vqvae, it is that of an autoencoder without codes")
+    return cast("VQVAE", network)
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state as named tensors."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+def load_dynamics(run: Path) -> "Dynamics":
+    """The dynamics model of a run."""
+    return cast("Dynamics", load_model(run, "dynamics"))
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put what :func:`pack_optimizer` made into an optimizer of the same parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def load_spatial_prior(run: Path) -> "SpatialPrior":
+    """The spatial prior of a run."""
+    return cast("SpatialPrior", load_model(run, "spatial_prior"))
+
+
+def _imported(name: str) -> Any:
+    module, _, attributes = name.partition(":")
+    found: Any = import_module(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found

@@ -1,65 +1,72 @@
-"""Settings that must lie in a range, and what to say when one does not."""
+"""Range checks of settings, with messages that name the setting and the range."""
 
 from collections.abc import Iterable
 from numbers import Integral
 
-DEPTHS, DEEPEST = ("layers", "blocks", "motion_layers", "residual_blocks", "halvings"), 1000  # each takes time to build
-
-
-WIDTHS, WIDEST = ("width", "hidden", "residual_hidden", "motion", "dim", "channels", "skip"), 1 << 16
-THREADS = 1024
-LARGEST = 1e18  # number that a float32 still squares
-SEEDS = 2**40  # that a generator takes, with what is added to them
+MAX_WIDTH, WIDTH_SUFFIXES = 1 << 16, ("_channels", "_dim", "_units")
+MAX_DEPTH, DEPTH_SUFFIXES = 1000, ("_layers", "_blocks", "_downsamples")  # each layer takes time to build
+MAX_THREADS = 1024
+FLOAT_LIMIT = 1e18  # its square is still a float32
+SEED_LIMIT = 2**40  # generators take any seed below it, and also with the small numbers that are added to it
 
 
 def check_seed(seed: int) -> None:
-    """Refuse what is no seed.
+    """Check that ``seed`` is an integer in [0, 2**40).
 
     Raises:
-        ValueError: if it is not in [0, 2**40).
+        ValueError: if it is not.
     """
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
-        raise ValueError(f"seed must be a whole number from 0 to {SEEDS - 1}, got {seed!r}")
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"seed must be a whole number from 0 to {SEED_LIMIT - 1}, got {seed!r}")
 
 
-def check(
+def check_ranges(
     section: str,
     settings: object,
     counts: Iterable[str] = (),
-    weights: Iterable[str] = (),
+    non_negative: Iterable[str] = (),
     positive: Iterable[str] = (),
-    shares: Iterable[str] = (),
+    fractions: Iterable[str] = (),
 ) -> None:
-    """Refuse settings that make no sense; not-a-number never does.
+    """Check that the settings of a dataclass are in range; NaN never is.
+
+    Widths, depths, ``threads`` and ``seed`` must also stay below the limits of this module.
 
     Args:
-        section: of the configuration that they stand in, such as ``"train"``.
-        counts: names of those that must be 1 or more.
-        weights: 0 or more.
-        positive: more than 0.
-        shares: in [0, 1].
+        section: section of the configuration for messages, such as ``"train"``.
+        settings: dataclass instance to check.
+        counts: names of settings that must be 1 or more.
+        non_negative: names of settings that must be 0 or more.
+        positive: names of settings that must be more than 0.
+        fractions: names of settings that must be in [0, 1].
 
     Raises:
-        ValueError: naming the first that is not, and what it should be.
+        ValueError: naming the first setting that is out of range, and its range.
     """
-    wide = [name for name in WIDTHS if getattr(settings, name, 0) > WIDEST]
-    if wide:
-        raise ValueError(f"{section}.{wide[0]} must be {WIDEST} or less, got {getattr(settings, wide[0])}")
-    deep = [name for name in DEPTHS if getattr(settings, name, 0) > DEEPEST]
-    if deep:
-        raise ValueError(f"{section}.{deep[0]} must be {DEEPEST} or less, got {getattr(settings, deep[0])}")
-    if getattr(settings, "threads", 0) > THREADS:
-        raise ValueError(f"{section}.threads must be {THREADS} or less, got {settings.threads}")
-    if not 0 <= (seed := getattr(settings, "seed", 0)) < SEEDS:
-        raise ValueError(f"{section}.seed must be from 0 to {SEEDS - 1}, got {seed}")
+    for suffixes, limit in ((WIDTH_SUFFIXES, MAX_WIDTH), (DEPTH_SUFFIXES, MAX_DEPTH), (("threads",), MAX_THREADS)):
+        for name, value in vars(settings).items():
+            if name.endswith(suffixes) and value > limit:
+                raise ValueError(f"{section}.{name} must be {limit} or less, got {value}")
+    if not 0 <= (seed := getattr(settings, "seed", 0)) < SEED_LIMIT:
+        raise ValueError(f"{section}.seed must be from 0 to {SEED_LIMIT - 1}, got {seed}")
     rules = (
         (counts, lambda value: value >= 1, "1 or more"),
-        (weights, lambda value: 0 <= value < LARGEST, "0 or more"),
-        (positive, lambda value: 0 < value < LARGEST, "more than 0"),
-        (shares, lambda value: 0 <= value <= 1, "in [0, 1]"),
+        (non_negative, lambda value: 0 <= value < FLOAT_LIMIT, "0 or more"),
+        (positive, lambda value: 0 < value < FLOAT_LIMIT, "more than 0"),
+        (fractions, lambda value: 0 <= value <= 1, "in [0, 1]"),
     )
-    for names, right, expected in rules:
+    for names, is_valid, expected in rules:
         for name in names:
-            if not right(value := getattr(settings, name)):
-                expected = f"below {LARGEST:.0e}" if value >= LARGEST else expected
+            if not is_valid(value := getattr(settings, name)):
+                expected = f"below {FLOAT_LIMIT:.0e}" if value >= FLOAT_LIMIT else expected
                 raise ValueError(f"{section}.{name} must be {expected}, got {value}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Check that ``temperature`` is a number of 0 or more.
+
+    Raises:
+        ValueError: if it is negative, too large for a float32, or not a number.
+    """
+    if not isinstance(temperature, int | float) or not 0 <= temperature < FLOAT_LIMIT:
+        raise ValueError(f"temperature must be a number of 0 or more, got {temperature}")

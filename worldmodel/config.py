@@ -1,5 +1,6 @@
 """The command line of every program: dataclass defaults < YAML files < flags."""
 
+import os
 import signal
 import sys
 import threading
@@ -15,31 +16,33 @@ import yaml
 from jsonargparse import auto_cli, set_parsing_settings
 from tqdm import tqdm
 
-from worldmodel.suggest import unknown
+from worldmodel.suggest import unknown_name
 
 T = TypeVar("T")
 BAR = tqdm.__init__
-TERMINATED = 128 + signal.SIGTERM  # what a shell calls it
-SELDOM = 10.0  # seconds between two lines of a progress bar in a file
-LARGEST = 100_000  # values in a YAML file, those counted again that it names again
-SWITCHES = ("--help", "--print_config")  # jsonargparse's own, which take no value
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # the shell's convention
+LOG_INTERVAL = 10.0  # seconds between two lines of a progress bar that is not on a terminal
+MAX_YAML_VALUES = 100_000  # in a file, with aliases expanded
+SWITCHES = ("--help", "--print_config")  # flags of jsonargparse that take no value
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, validate_defaults=True)
 
 
-def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None = None) -> None:
-    """Run a program, or one of several named ones, with what the command line gives its parameters.
+def run(program: Callable | dict[str, Any], arguments: Sequence[str] | None = None) -> None:
+    """Run a program, or one of several subcommands, with parameters from the command line.
 
-    ``--config file.yaml`` may come anywhere and more than once: files are read first, in their order, so that flags
-    win. ``--env.scenario x`` is short for ``--env_kwargs.scenario x``, ``--compare`` for ``--compare=true``; and
-    ``--version`` alone says which one is installed.
+    ``--config file.yaml`` may be given anywhere and more than once: files are read first, in order, so that flags
+    override them. ``--env.scenario x`` is short for ``--env_kwargs.scenario x``, and ``--compare`` for
+    ``--compare=true``. ``--version`` prints the installed version.
 
-    A mistake of the caller's, an exception that names it, is printed as one line and ends the process with 1; a flag
-    that does not parse ends it with 2. Where the terminal is none, progress bars write a line every ten seconds.
+    An error that the user can mend is printed as one line, and the process exits with 1; a flag that cannot be parsed
+    makes it exit with 2. With the environment variable ``WORLDMODEL_TRACEBACK`` set, the traceback is shown as well.
+    Without a terminal, progress bars write a line every ten seconds.
     """
-    heed_sigterm()
+    exit_on_sigterm()
     if not sys.stderr.isatty():
-        tqdm.__init__ = partialmethod(BAR, mininterval=SELDOM, delay=SELDOM)  # tqdm's own way to set defaults
+        defaults = partialmethod(BAR, mininterval=LOG_INTERVAL, delay=LOG_INTERVAL)
+        tqdm.__init__ = defaults  # pyright: ignore[reportAttributeAccessIssue]  # tqdm's own way to set defaults
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(f"worldmodel {version('worldmodel')}")
@@ -52,31 +55,44 @@ def run(program: Callable | dict[str, Callable], arguments: Sequence[str] | None
                 raise ValueError(f"{flag} is empty; leave it out, or give a value: is a variable of the shell not set?")
             if flag == "--config" and (path := Path(file or following)).is_file():
                 read_yaml(path)
-        auto_cli(program, args=arguments, as_positional=False, allow_abbrev=False)
+        auto_cli(program, args=arguments, prog=_program_name(), as_positional=False, allow_abbrev=False)
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RecursionError, OverflowError) as error:
+        if os.environ.get("WORLDMODEL_TRACEBACK"):
+            raise
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def heed_sigterm() -> None:
-    """Let SIGTERM end the process as an exception does, which closes what is open; to be said again after ray.init."""
+def _program_name() -> str:
+    """Return what the user typed before the flags, for usage lines: argparse would print ``__main__.py``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if sys.argv[0].startswith("worldmodel ") or spec is None:
+        return Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def exit_on_sigterm() -> None:
+    """Make SIGTERM raise SystemExit, so that open files and processes are closed. Call again after ``ray.init``."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGTERM_EXIT_CODE))
 
 
 def dump(**parts: Any) -> str:
-    """Dataclasses and plain values as YAML, a section each."""
-    plain = {name: asdict(part) if is_dataclass(part) else part for name, part in parts.items()}
+    """Return dataclasses and plain values as YAML, one section each."""
+    plain = {
+        name: asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
+        for name, part in parts.items()
+    }
     return yaml.safe_dump(plain, sort_keys=False)
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """Return the contents of a YAML file.
 
     Raises:
-        ValueError: naming the file, if it is damaged, or would be endless: a few lines can name a list of themselves.
+        ValueError: naming the file, if it is damaged, or endless: an alias may point to a list that contains it.
     """
     try:
         text = path.read_text("utf-8")
@@ -87,14 +103,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def _expanded(node: yaml.Node | None, sizes: dict[int, float]) -> float:
-    """How many values there are in a part of a YAML file, if every alias is written out."""
+    """Return the number of values in a part of a YAML file with all aliases expanded."""
     if id(node) not in sizes:
-        sizes[id(node)] = float("inf")  # what it is if it comes again within itself
+        sizes[id(node)] = float("inf")  # for a node within itself
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         flat = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
         sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in flat)
-        if sizes[id(node)] > LARGEST:
-            raise OverflowError(f"it holds more than {LARGEST} values")
+        if sizes[id(node)] > MAX_YAML_VALUES:
+            raise OverflowError(f"it holds more than {MAX_YAML_VALUES} values")
     return sizes[id(node)]
 
 
@@ -102,15 +118,15 @@ def build(kind: type[T], values: dict[str, Any], source: Path) -> T:
     """Make the dataclass ``kind`` from a section of the YAML file ``source``.
 
     Raises:
-        ValueError: naming the file and the first key that ``kind`` does not have, with the nearest one it has, or whose
-            value is of another type or out of range.
+        ValueError: naming the file and the first key that is unknown (with the nearest known one), has a value of
+            another type, or is out of range.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{source}: a {kind.__name__} must be settings by name, got {values!r:.80}")
     hints = get_type_hints(kind)
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"{source}: {unknown(kind.__name__ + ' setting', str(name), hints)}")
+            raise ValueError(f"{source}: {unknown_name(kind.__name__ + ' setting', str(name), hints)}")
         if not is_dataclass(hints[name]) and not _fits(value, hints[name]):
             expected = getattr(hints[name], "__name__", hints[name]) if not get_args(hints[name]) else hints[name]
             raise ValueError(f"{source}: {kind.__name__} {name} must be {expected}, got {value!r:.80}")
@@ -122,7 +138,7 @@ def build(kind: type[T], values: dict[str, Any], source: Path) -> T:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value that YAML gave is of a field's type; whole numbers are floats, too, and lists are tuples."""
+    """Return whether a YAML value has a field's type. Integers pass as floats, and lists as tuples."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in arguments
@@ -140,7 +156,7 @@ def _expand(argument: str) -> str:
 
 
 def _files_first(arguments: list[str]) -> list[str]:
-    """Move ``--config`` options before all other flags, but behind the subcommand; a flag without a value is true."""
+    """Move ``--config`` before all other flags, after the subcommand; write out ``=true`` for flags without a value."""
     files, rest = [], []
     for position, argument in enumerate(arguments):
         following = arguments[position + 1 : position + 2]

@@ -1,35 +1,41 @@
-"""Any Gymnasium world as frames of 84×84 pixels, unless it is told another size, and named discrete actions."""
+"""Gymnasium environments as RGB frames, 84×84 by default, with named discrete actions."""
 
-from typing import Any
+import re
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import AddRenderObservation
 from PIL import Image
 
-SIZE = 84  # of a side
-OURS = ("", "envs")  # modules whose worlds a file may name
-SMALLEST = 32  # a smaller "image" is a symbolic grid (MiniGrid's is 7×7), not a picture
+FRAME_SIZE = 84  # default height and width in pixels
+TRUSTED_MODULES = ("", "envs")  # modules whose environments a file may name
+MIN_IMAGE_SIDE = 32  # smaller arrays are symbolic grids, such as MiniGrid's 7×7
 
 
-def make(env: str, **kwargs: Any) -> gym.Env:
-    """Make the world with the id ``env``, such as ``"envs:Doom-v0"`` or ``"ALE/Breakout-v5"``.
+def canonical_id(env: str) -> str:
+    """Return the id as files spell it: ``envs:Doom-v0`` for ``worldmodel/Doom-v0`` and ``envs:worldmodel/Doom-v0``."""
+    return re.sub(r"^(envs:)?worldmodel/", "envs:", env)
 
-    Its observations are (84, 84, 3) uint8, scaled with an antialiasing filter where they are not already, or as large
-    as the world's ``frame_size`` says, which is what Doom-v0 is given as ``size``; the picture is the observation
-    itself, the one picture in a dictionary of observations, or else what the world renders.
-    ``env.get_wrapper_attr("action_names")`` names its actions.
+
+def make_env(env: str, **kwargs: Any) -> gym.Env:
+    """Make the environment with the Gymnasium id ``env``, such as ``"envs:Doom-v0"`` or ``"ALE/Breakout-v5"``.
+
+    Observations are (84, 84, 3) uint8, resized with antialiasing if necessary; an environment can set another size as
+    its ``frame_size``. The image is the observation itself, the only image in a dictionary of observations, or else
+    the rendered image. ``env.get_wrapper_attr("action_names")`` returns the names of the actions.
 
     Raises:
-        ValueError: if there is no such id, it shows no picture, or its actions are not discrete.
+        ValueError: if the id is unknown, there is no image to observe or render, or the actions are not discrete.
     """
-    if strange := [name for name in kwargs if not isinstance(name, str)]:
-        raise ValueError(f"cannot make --env {env}: the names of its settings must be words, got {strange[0]!r}")
+    env = canonical_id(env)
+    if invalid := [name for name in kwargs if not isinstance(name, str)]:
+        raise ValueError(f"cannot make --env {env}: the names of its arguments must be strings, got {invalid[0]!r}")
     try:
-        world = gym.make(env, **kwargs)
-        if not _pictures(world.observation_space) and "rgb_array" in world.metadata.get("render_modes", []):
-            world.close()
-            world = AddRenderObservation(gym.make(env, **{**kwargs, "render_mode": "rgb_array"}), render_only=True)
+        made = gym.make(env, **kwargs)
+        if not _image_keys(made.observation_space) and "rgb_array" in made.metadata.get("render_modes", []):
+            made.close()
+            made = AddRenderObservation(gym.make(env, **{**kwargs, "render_mode": "rgb_array"}), render_only=True)
     except (gym.error.Error, ModuleNotFoundError) as error:
         hint = "name the module that registers it before a colon, as in envs:Doom-v0 or ale_py:ALE/Breakout-v5"
         raise ValueError(f"cannot make --env {env}: {error}; {hint}") from error
@@ -37,74 +43,79 @@ def make(env: str, **kwargs: Any) -> gym.Env:
         raise ValueError(f"cannot make --env {env} with {kwargs}: {error}") from error
     except (ValueError, OSError, ImportError):
         raise
-    except Exception as error:  # such as pyglet's, where there is no display
+    except Exception as error:  # such as pyglet's if there is no display
         raise ValueError(
-            f"cannot make --env {env}: {type(error).__name__}: {error}; a world that opens a window needs a display, "
-            "such as xvfb-run gives to a program"
+            f"cannot make --env {env}: {type(error).__name__}: {error}; an environment that opens a window needs a "
+            "display; xvfb-run provides one"
         ) from error
-    if not isinstance(world.action_space, gym.spaces.Discrete) or world.action_space.start != 0:
-        raise ValueError(f"--env {env} must have discrete actions, counted from 0; it has {world.action_space}")
-    if not _pictures(world.observation_space):
+    if not isinstance(made.action_space, gym.spaces.Discrete) or made.action_space.start != 0:
+        raise ValueError(f"--env {env} must have discrete actions, counted from 0; it has {made.action_space}")
+    if not _image_keys(made.observation_space):
         raise ValueError(
-            f"--env {env} must observe or render one uint8 picture of {SMALLEST} or more pixels a side, "
-            f"it observes {world.observation_space}"
+            f"--env {env} must observe or render one uint8 image of {MIN_IMAGE_SIDE} or more pixels per side, "
+            f"it observes {made.observation_space}"
         )
-    return Frames(world)
+    return ResizeFrames(made)
 
 
-def trusted(env: str, source: object, flag: str = "--env ") -> str:
-    """The id of a world that a file names, if making it imports no module but this package's.
+def check_trusted(env: str, source: object, flag: str = "--env ") -> str:
+    """Return an environment id read from a file, if making the environment imports only this package's modules.
 
     Args:
-        source: of the id, for the message.
-        flag: by which the user can name it.
+        source: source of the id, for the error message.
+        flag: flag with which the user can give the id instead.
 
     Raises:
-        ValueError: if it would import another; whoever made the file would then run code here.
+        ValueError: if another module would be imported, which would let the file's author run code here.
     """
     module = env.rpartition(":")[0]
-    if module not in OURS:
+    if module not in TRUSTED_MODULES:
         raise ValueError(
-            f"{source} names the world {env}, which is in the module {module}; if you trust that, name it yourself: "
-            f"{flag}{env}"
+            f"{source} names the environment {env} of the module {module}; if you trust that module, pass {flag}{env}"
         )
     return env
 
 
-class Frames(gym.ObservationWrapper):
-    """Shows a world's picture as (84, 84, 3) uint8, or the size it asks for, and names its actions.
+class ResizeFrames(gym.ObservationWrapper):
+    """Resize images to (84, 84, 3) uint8, or to the environment's ``frame_size``, and provide ``action_names``.
 
-    Names are the world's own ``action_names``, Atari's ``get_action_meanings()``, or ``"0"``, ``"1"``, ….
+    The names are the environment's ``action_names``, Atari's ``get_action_meanings()``, or ``"0"``, ``"1"``, ….
     """
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self._key = _pictures(env.observation_space)[0]
-        bare = env.unwrapped
-        size = getattr(bare, "frame_size", SIZE)
+        self._key = _image_keys(env.observation_space)[0]
+        base = env.unwrapped
+        self._size = size = getattr(base, "frame_size", FRAME_SIZE)
         self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        names = getattr(bare, "action_names", None) or getattr(bare, "get_action_meanings", lambda: None)()
-        self.action_names = tuple(str(name).lower() for name in names or range(env.action_space.n))
+        num_actions = cast(gym.spaces.Discrete, env.action_space).n
+        names = getattr(base, "action_names", None) or getattr(base, "get_action_meanings", lambda: None)()
+        self.action_names = tuple(str(name).lower() for name in names or range(num_actions))
 
     def observation(self, observation: Any) -> np.ndarray:
-        picture = observation if self._key is None else observation[self._key]
-        height, width, _ = shape = self.observation_space.shape
-        if picture.shape == shape:
-            return picture
-        image = Image.fromarray(picture.squeeze()).convert("RGB")
-        return np.array(image.resize((width, height), Image.Resampling.BILINEAR))  # a copy: Pillow's own is read-only
+        """Return the image as an RGB frame."""
+        array = observation if self._key is None else observation[self._key]
+        return resize_frame(array, self._size, self._size)
 
 
-def _pictures(space: gym.Space) -> list[str | None]:
-    """The keys of the one picture in an observation space: ``[None]`` for the space itself, ``[]`` for no picture."""
+def resize_frame(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an image (H, W), (H, W, 1) or (H, W, 3) uint8 to (height, width, 3), with antialiasing."""
+    if image.shape == (height, width, 3):
+        return image
+    resized = Image.fromarray(image.squeeze()).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(resized)  # a writable copy
+
+
+def _image_keys(space: gym.Space) -> list[str | None]:
+    """Return the key of the only image in an observation space: ``[None]`` for the space itself, ``[]`` if none."""
     if isinstance(space, gym.spaces.Dict):
-        keys = [key for key, part in space.spaces.items() if _is_picture(part)]
+        keys: list[str | None] = [key for key, part in space.spaces.items() if _is_image(part)]
         return keys if len(keys) == 1 else []
-    return [None] if _is_picture(space) else []
+    return [None] if _is_image(space) else []
 
 
-def _is_picture(space: gym.Space) -> bool:
+def _is_image(space: gym.Space) -> bool:
     if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8:
         return False
     height_and_width, channels = space.shape[:2], space.shape[2:]
-    return len(height_and_width) == 2 and channels in ((), (1,), (3,)) and min(height_and_width) >= SMALLEST
+    return len(height_and_width) == 2 and channels in ((), (1,), (3,)) and min(height_and_width) >= MIN_IMAGE_SIDE

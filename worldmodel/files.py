@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and paths that are looked at before the work for them is done."""
+"""Atomic writes, file locks, and early checks of output paths."""
 
 import contextlib
 import errno
@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-OLD = 3600  # seconds after which a file that its writer left unfinished is swept, if that process is gone
-LARGE, MOST_PACKED = 1 << 29, 300  # bytes unpacked; how much smaller a zip file may make so many
-LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # what file systems say that know no locks
+STALE_SECONDS = 3600  # age at which the temporary file of a dead process is removed
+LARGE_ARCHIVE_BYTES = 1 << 29  # unpacked size above which MAX_COMPRESSION_RATIO applies
+MAX_COMPRESSION_RATIO = 300
+LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step: whoever reads it, or whenever this process is killed, it is the old or the new."""
+    """Replace a file in one step: readers see the old or the new content, even if this process is killed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
@@ -33,16 +34,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``path`` when the block ends, or is gone if that fails.
+def write_folder_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends, or is removed if the block fails.
 
     Raises:
-        ValueError: if there is something at ``path`` already.
+        ValueError: if ``path`` exists.
     """
     if path.exists():
-        raise ValueError(f"{path} is there already; remove it, or give another name")
+        raise ValueError(f"{path} already exists; remove it, or give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
+    remove_stale_temporaries(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.mkdir()
     try:
@@ -52,48 +53,48 @@ def written_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def free(path: Path) -> Path:
-    """``path``, or if there is something already ``name-2``, ``name-3``, … beside it."""
-    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    return next(name for name in itertools.chain([path], names) if not name.exists())
+def unused_path(path: Path) -> Path:
+    """Return ``path`` if nothing is there, else the first unused of ``name-2``, ``name-3``, …."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers of :func:`write_atomically` and :func:`written_whole` left in a folder."""
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove the temporaries that killed processes left in a folder while writing atomically."""
     for path in folder.glob(".*"):
         writer = re.fullmatch(r"\..+\.([0-9]+)", path.name)
-        with contextlib.suppress(OSError):  # another process sweeps, too
-            if writer and time.time() - path.stat().st_mtime > OLD and not _alive(int(writer[1])):
+        with contextlib.suppress(OSError):  # another process may remove it first
+            if writer and time.time() - path.stat().st_mtime > STALE_SECONDS and not _is_running(int(writer[1])):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file of its own until the block, or the process, ends, however it ends; see :func:`lock`."""
+    """Hold the lock file ``path`` until the block or the process ends; see :func:`lock`."""
     with open(path, "w") as file:
         lock(file, wait)
         yield
 
 
 def lock(file: IO, wait: bool = True) -> None:
-    """Lock an open file until it is closed; on a file system that knows no locks nothing happens.
+    """Lock an open file until it is closed; does nothing on file systems without locks.
 
     Args:
-        wait: for whoever holds it.
+        wait: wait until the lock is free.
 
     Raises:
-        BlockingIOError: if another process holds it, and this one does not wait.
+        BlockingIOError: if another process holds the lock and ``wait`` is false.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno not in LOCKLESS:
+        if error.errno not in LOCKS_UNSUPPORTED:
             raise
 
 
-def _alive(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
-        os.kill(process, 0)  # asks only whether there is such a process
+        os.kill(process, 0)  # signal 0 only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
@@ -102,10 +103,10 @@ def _alive(process: int) -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path that no file can be written to.
+    """Check that a file can be written to a path.
 
     Raises:
-        ValueError: if it is a folder, or lies where none can be made or written in.
+        ValueError: if the path is a folder, or its folder cannot be created or written to.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file in it")
@@ -113,27 +114,28 @@ def check_file(path: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a zip file, such as a .npz, that would unpack into far more than it is.
+    """Refuse a zip file, such as a .npz, that unpacks to far more than its size (a zip bomb).
 
     Raises:
-        ValueError: if it would.
-        zipfile.BadZipFile: if it is none.
+        ValueError: if it does.
+        zipfile.BadZipFile: if it is not a zip file.
     """
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(part.file_size for part in archive.infolist())
-    if unpacked > LARGE and unpacked > MOST_PACKED * path.stat().st_size:
-        raise ValueError(f"{path} would unpack into {unpacked / 1e9:.1f} GB, {MOST_PACKED} times its size or more")
+    if unpacked > LARGE_ARCHIVE_BYTES and unpacked > MAX_COMPRESSION_RATIO * path.stat().st_size:
+        ratio = f"{MAX_COMPRESSION_RATIO} times its size or more"
+        raise ValueError(f"{path} would unpack into {unpacked / 1e9:.1f} GB, {ratio}")
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a path that no folder can be made at, or written in.
+    """Check that a folder can be created at a path and written to.
 
     Raises:
-        ValueError: naming the part of it that is in the way.
+        ValueError: naming the part of the path that is in the way.
     """
     path = path.absolute()
-    there = next(part for part in (path, *path.parents) if part.exists() or part.is_symlink())
-    if not there.is_dir():
-        raise ValueError(f"{there} is no folder, so nothing can be written to {path}; give another path")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} cannot be written in; give another path")
+    existing = next(part for part in (path, *path.parents) if part.exists() or part.is_symlink())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is not a folder, so nothing can be written to {path}; give another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{existing} is not writable; give another path")

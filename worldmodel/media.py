@@ -1,4 +1,4 @@
-"""Frames to files: GIF and MP4 films, PNG strips and grids."""
+"""Write frames as GIF and MP4 videos, PNG strips and grids."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from PIL import Image
 from worldmodel.files import check_file
 
 FORMATS = (".gif", ".mp4", ".png")
-LOOKED_AT = 16  # frames that the colours of a GIF are chosen from
+PALETTE_FRAMES = 16  # frames that the colors of a GIF are chosen from
 
 
-def check(path: Path) -> None:
-    """Refuse a name that :func:`write` could not write, before any work is done for it.
+def check_path(path: Path) -> None:
+    """Check that :func:`write` can write to a path.
 
     Raises:
-        ValueError: for another suffix than .gif, .mp4 or .png, or a path that no file can be written to.
+        ValueError: if the suffix is not .gif, .mp4 or .png, or no file can be written there.
     """
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path} must end in one of {', '.join(FORMATS)}")
@@ -24,13 +24,13 @@ def check(path: Path) -> None:
 
 
 def write(path: Path, frames: np.ndarray, fps: float = 8.75, scale: int = 3) -> None:
-    """Write frames (T, H, W, 3) uint8 as a film, or as one strip where ``path`` ends in .png.
+    """Write frames (T, H, W, 3) uint8 as a video, or as one strip if ``path`` ends in .png.
 
     Args:
-        fps: frames a second; 8.75 is Doom's 35 tics at four a step.
-        scale: each pixel becomes a square of this many.
+        fps: frames per second; 8.75 is Doom's 35 tics per second at four tics per step.
+        scale: side of the square that each pixel becomes.
     """
-    check(path)
+    check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
     if suffix == ".gif":
@@ -38,22 +38,22 @@ def write(path: Path, frames: np.ndarray, fps: float = 8.75, scale: int = 3) -> 
         return
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     if suffix == ".png":
-        iio.imwrite(path, grid(frames[None]))
-    else:  # H.264 wants even sides
+        iio.imwrite(path, tile(frames[None]))
+    else:  # H.264 needs even sides
         even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
         iio.imwrite(path, even, fps=fps, codec="libx264", macro_block_size=1)
 
 
-def grid(frames: np.ndarray) -> np.ndarray:
-    """Rows of frames (R, N, H, W, 3) as one picture (R·H, N·W, 3)."""
+def tile(frames: np.ndarray) -> np.ndarray:
+    """Tile rows of frames (R, N, H, W, 3) into one image (R·H, N·W, 3)."""
     return np.concatenate([np.concatenate(list(row), axis=1) for row in frames], axis=0)
 
 
 def _write_gif(path: Path, frames: np.ndarray, fps: float, scale: int) -> None:
-    """A film of 256 colours, the same in all frames: choosing anew for each one costs more than to dream it."""
-    looked_at = frames[:: -(-len(frames) // LOOKED_AT)]
-    palette = Image.fromarray(looked_at.reshape(-1, *frames.shape[2:])).quantize(256)
-    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    """Write a GIF with one palette of 256 colors: a palette per frame would take longer than dreaming the frame."""
+    sample = frames[:: -(-len(frames) // PALETTE_FRAMES)]
+    palette = Image.fromarray(sample.reshape(-1, *frames.shape[2:])).quantize(256)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     size = scale * frames.shape[2], scale * frames.shape[1]
-    first, *others = (picture.resize(size, Image.Resampling.NEAREST) for picture in pictures)
+    first, *others = (image.resize(size, Image.Resampling.NEAREST) for image in images)
     first.save(path, save_all=True, append_images=others, duration=1000 / fps, loop=0)

@@ -1,10 +1,11 @@
-"""Muon: an optimizer that makes the momentum of each weight matrix orthogonal before taking it as a step.
+"""Muon: an optimizer that orthogonalizes the momentum of each weight matrix before taking it as a step.
 
-Keller Jordan, https://kellerjordan.github.io/posts/muon (2024). ``torch.optim.Muon`` takes matrices alone and always
-multiplies in bfloat16, which many CPUs only emulate, fifty times slower; this one also takes kernels of convolutions,
-multiplies in the precision that is fast, and takes weights of one shape together.
+Keller Jordan, https://kellerjordan.github.io/posts/muon (2024). ``torch.optim.Muon`` takes only matrices and always
+multiplies in bfloat16, which many CPUs emulate fifty times slower. This version also takes convolution kernels,
+multiplies in a given precision, and batches weights of the same shape with ``torch._foreach_*``, as torch.optim does.
 """
 
+# pyright: reportPrivateImportUsage=false
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -12,22 +13,22 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, which brings singular values near one
-ITERATIONS = 5
-OUTPUTS = ("readout", "logits")  # layers whose rows stand for codes, as those of an embedding do
+NUM_ITERATIONS = 5
+OUTPUT_LAYERS = ("readout", "logits")  # layers whose rows stand for codes, like those of an embedding
 
 
 class Muon(torch.optim.Optimizer):
-    """For the weights of linear layers and convolutions; kernels are flattened to (first axis, rest).
+    """Muon for the weights of linear layers and convolutions; kernels are flattened to (first axis, rest).
 
-    A step is ``lr * 0.2 * sqrt(longer side)`` long in each singular direction, so that its root mean square is near
-    that of AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+    The step in each singular direction is ``lr * 0.2 * sqrt(longer side)``, so that its root mean square is close to
+    AdamW's at the same learning rate (Liu et al. 2025, arXiv 2502.16982, section 2.2).
 
     Args:
         params: tensors of two or more dimensions.
         lr: learning rate.
-        momentum: share of the old mean of gradients that is kept at each step; with Nesterov's look-ahead.
-        weight_decay: decoupled, as in AdamW.
-        dtype: to multiply matrices in.
+        momentum: decay of the gradient's moving average, with Nesterov look-ahead.
+        weight_decay: decoupled weight decay, as in AdamW.
+        dtype: type in which matrices are multiplied.
     """
 
     def __init__(
@@ -43,60 +44,60 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Take a step against the present gradients."""
+        """Update all weights that have a gradient."""
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike[weight.flatten(1).shape].append(weight)
-            for shape, weights in alike.items():
+                    by_shape[weight.flatten(1).shape].append(weight)
+            for shape, weights in by_shape.items():
                 momenta = [self.state[weight].setdefault("momentum", torch.zeros_like(weight)) for weight in weights]
-                gradients = [weight.grad for weight in weights]
+                gradients = [weight.grad for weight in weights if weight.grad is not None]  # all of them
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-                ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-                directions = orthogonal(torch.stack([part.flatten(1) for part in ahead]), self.dtype)
+                lookahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+                directions = orthogonalize(torch.stack([matrix.flatten(1) for matrix in lookahead]), self.dtype)
                 steps = [direction.view_as(weight) for direction, weight in zip(directions, weights, strict=True)]
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, steps, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
 
-def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Roughly the nearest orthogonal matrices: (N, rows, columns) to the same, with singular values of 0.7 to 1.2."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return roughly the nearest orthogonal matrices, (N, rows, columns), with singular values from 0.7 to 1.2."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    long = dtype == torch.float32 and x.shape[2] >= 2 * x.shape[1]
-    x = _iterated_over_square(x) if long else _iterated(x)
+    wide = dtype == torch.float32 and x.shape[2] >= 2 * x.shape[1]
+    x = _newton_schulz_gram(x) if wide else _newton_schulz(x)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def _iterated(x: Tensor) -> Tensor:
-    """Newton and Schulz's iteration of x <- (a + b·xxᵀ + c·(xxᵀ)²)·x."""
+def _newton_schulz(x: Tensor) -> Tensor:
+    """Run the Newton-Schulz iteration x <- (a + b·xxᵀ + c·(xxᵀ)²)·x."""
     a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    for _ in range(NUM_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def _iterated_over_square(x: Tensor) -> Tensor:
-    """The same with fewer products for a long x, in which only xxᵀ and the factor of x are iterated."""
+def _newton_schulz_gram(x: Tensor) -> Tensor:
+    """Run the same iteration on xxᵀ and the factor of x alone, which takes fewer products for a wide x."""
     a, b, c = COEFFICIENTS
-    square, factor = x @ x.mT, None
-    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    for iteration in range(ITERATIONS):
-        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c) + a * identity
-        factor = polynomial if factor is None else polynomial @ factor
-        if iteration < ITERATIONS - 1:
-            square = polynomial @ (square @ polynomial)
+    gram = x @ x.mT
+    factor = identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for iteration in range(NUM_ITERATIONS):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
+        factor = polynomial @ factor if iteration else polynomial
+        if iteration < NUM_ITERATIONS - 1:
+            gram = polynomial @ (gram @ polynomial)
     return factor @ x
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
-    """The weights that Muon is meant for: matrices and kernels, but those of embeddings and outputs."""
+    """Return the weights that Muon is meant for: matrices and kernels, except those of embeddings and output layers."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     return [
         module.weight
         for name, module in model.named_modules()
-        if isinstance(module, layers) and name.rpartition(".")[2] not in OUTPUTS
+        if isinstance(module, layers) and name.rpartition(".")[2] not in OUTPUT_LAYERS
     ]

@@ -1,102 +1,110 @@
-"""The training loop in several workers at once, under Ray Train."""
+"""Distributed training with Ray Train."""
 
 import json
+import logging
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
-from torch import nn
 from tqdm import tqdm
 
-from worldmodel import checkpoint
-from worldmodel.config import heed_sigterm
-from worldmodel.training import Batches, Evaluation, TrainConfig, fit
+from worldmodel import tensor_io
+from worldmodel.config import exit_on_sigterm
+from worldmodel.train_config import TrainConfig
+from worldmodel.training import BatchFunction, EvaluateFunction, M, fit
 
-RESTARTS = 3  # without a save between them, before the run gives up
-MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)  # raised by a worker, they would be raised again
+MAX_RESTARTS = 3  # without a checkpoint between them
+PERMANENT_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # a restart would raise them again
 
 
 def fit_on_workers(
-    model: nn.Module,
-    batches: Batches,
-    evaluate: Evaluation,
+    model: M,
+    batches: BatchFunction,
+    evaluate: EvaluateFunction[M],
     config: TrainConfig,
     run: Path,
-    workers: int,
-    gpus: int = 0,
+    num_workers: int,
+    gpus_per_worker: int = 0,
     address: str = "",
 ) -> None:
-    """Run :func:`fit` in several workers, which talk by gloo on CPUs and by NCCL on GPUs.
+    """Run :func:`fit` in this process (0 workers) or in several, which communicate by gloo on CPUs, NCCL on GPUs.
 
-    When one dies, all start again from the last save. ``run`` and what ``batches`` reads must be absolute paths that
-    all machines of a cluster share.
+    If a worker dies, all restart from the last checkpoint. ``run`` and the files that ``batches`` reads must be
+    absolute paths shared by all machines of the cluster.
 
     Args:
-        workers: how many.
-        gpus: of each worker.
-        address: of a running Ray cluster; empty starts one here.
+        address: address of a running Ray cluster; empty starts a local one.
 
     Raises:
-        ValueError: if there are too few CPUs or GPUs, or the batch cannot be divided among the workers.
-        ChildProcessError: if workers die again and again.
-        Exception: one of MISTAKES that a worker raised.
+        ValueError: if there are too few CPUs or GPUs, or the workers cannot divide the batch evenly.
+        ChildProcessError: if workers die more than MAX_RESTARTS times without a checkpoint in between.
+        Exception: one of PERMANENT_ERRORS that a worker raised.
     """
-    device = "cuda" if gpus else "cpu"
+    if not num_workers:
+        fit(model, batches, evaluate, config, run)
+        return
+    device = "cuda" if gpus_per_worker else "cpu"
     if config.device not in ("auto", device):
-        raise ValueError(f"--train.device {config.device} does not go with --gpus_per_worker {gpus}")
+        raise ValueError(f"--train.device {config.device} does not go with --gpus_per_worker {gpus_per_worker}")
     config = replace(config, device=device)
-    batches(0, 0, workers)  # what is wrong with them is said before anything is started
+    batches(0, 0, num_workers)  # raise errors in them before Ray starts
     os.environ |= {"RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # a busy machine takes more than 60
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # 60 by default
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    def learn() -> None:
+    def train() -> None:
         fit(model, batches, evaluate, config, run)
 
-    each, scratch, saved = {"CPU": 1, "GPU": gpus}, run / f"ray-{os.getpid()}", run / "train.safetensors"
+    resources, checkpoint = {"CPU": 1, "GPU": gpus_per_worker}, run / "train.safetensors"
+    scratch = run / f"ray-{os.getpid()}"
     trainer = TorchTrainer(
-        learn,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=each),
+        train,
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
+        ),
         run_config=RunConfig(storage_path=str(scratch), failure_config=FailureConfig(controller_failure_limit=0)),
     )
-    before, failures = -1, 0
-    with ThreadPoolExecutor(1) as pool:  # in the main thread Ray would take Control-C for itself
+    last_step, failures = -1, 0
+    with ThreadPoolExecutor(1) as pool:  # in the main thread, Ray would handle Control-C itself
         try:
-            start = {"address": address} if address else {"address": "local", "num_cpus": workers}
-            while True:  # not Ray's own max_failures, which would also repeat what raised one of MISTAKES
-                ray.init(**start, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-                heed_sigterm()
-                there = ray.cluster_resources()
-                for kind, number in each.items():
-                    if there.get(kind, 0) < workers * number:
-                        need = f"{workers * number} {kind}s, Ray has {there.get(kind, 0):.0f}"
-                        raise ValueError(f"{workers} workers need {need}; use fewer --workers, or another --address")
+            start: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": num_workers}
+            while True:  # Ray's max_failures would also retry PERMANENT_ERRORS
+                ray.init(**start, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                exit_on_sigterm()
+                available = ray.cluster_resources()
+                for kind, amount in resources.items():
+                    if available.get(kind, 0) < num_workers * amount:
+                        need = f"{num_workers * amount} {kind}s, Ray has {available.get(kind, 0):.0f}"
+                        raise ValueError(
+                            f"{num_workers} workers need {need}; use fewer --workers, or another --address"
+                        )
                 try:
-                    return _watch(pool.submit(trainer.fit), run, config.steps)
+                    return _show_progress(pool.submit(trainer.fit), run, config.steps)
                 except TrainingFailedError as error:
-                    raised = getattr(error, "worker_failures", {}) or {0: error}
-                    for cause in raised.values():
-                        if isinstance(cause, MISTAKES):
+                    causes = getattr(error, "worker_failures", {}) or {0: error}
+                    for cause in causes.values():
+                        if isinstance(cause, PERMANENT_ERRORS):
                             raise cause from error
-                    reached = checkpoint.read_step(saved) if saved.exists() else 0
-                    before, failures = reached, failures + 1 if reached == before else 1
-                    if failures > RESTARTS:
-                        causes = "; ".join(shorten(f"worker {rank}: {cause}", 300) for rank, cause in raised.items())
-                        raise ChildProcessError(f"{failures} failures after step {reached}: {causes}") from error
-                    print(f"a worker failed; all start again from step {reached}")
-                ray.shutdown()  # a failed attempt may leave a placement group that keeps the next one waiting
+                    step = tensor_io.read_step(checkpoint) if checkpoint.exists() else 0
+                    last_step, failures = step, failures + 1 if step == last_step else 1
+                    if failures > MAX_RESTARTS:
+                        text = "; ".join(shorten(f"worker {rank}: {cause}", 300) for rank, cause in causes.items())
+                        raise ChildProcessError(f"{failures} failures after step {step}: {text}") from error
+                    print(f"a worker failed; restarting all workers from step {step}")
+                ray.shutdown()  # a leftover placement group would block the next attempt
         finally:
             ray.shutdown()
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _watch(training: Future, run: Path, steps: int) -> None:
-    """Wait for the end, and show how far the metrics of a run have come."""
+def _show_progress(training: Future, run: Path, steps: int) -> None:
+    """Show the progress of a run from its metrics until training ends."""
     with tqdm(total=steps, unit="step", smoothing=0.05) as bar:
         while training in wait([training], timeout=1).not_done:
             text = (run / "metrics.jsonl").read_text("utf-8") if (run / "metrics.jsonl").exists() else ""

@@ -1,14 +1,11 @@
-"""Draw pictures that nobody took: ``python -m worldmodel.sample --run runs/cifar10-pixelcnn --label cat``."""
+"""Sample images from a spatial prior: ``python -m worldmodel.sample --run runs/cifar10-pixelcnn --label cat``."""
 
 import re
 import time
 from pathlib import Path
 
-import torch
-
 from worldmodel import config, media
-from worldmodel.files import free
-from worldmodel.images.generator import Painter
+from worldmodel.files import unused_path
 
 
 def sample(
@@ -21,40 +18,44 @@ def sample(
     out: str = "",
     device: str = "cpu",
 ) -> None:
-    """Draw a sheet of pictures from a spatial prior.
+    """Sample a grid of images from a spatial prior and write it as a PNG file.
 
     Args:
-        run: folder of a run of worldmodel.train pixelcnn.
-        label: a class that all pictures are of; a row of each class in turn if not given.
-        grid: rows x columns.
-        temperature: above 1 is wilder, below 1 is calmer, 0 takes the likeliest code everywhere.
-        seed: the same one gives the same pictures; picture n of seed s is picture n - 1 of seed s + 1.
-        scale: each pixel becomes a square of this many.
-        out: file to write, .png; by default samples.png, samples-2.png, …, the first that is free.
-        device: cpu or cuda.
+        run: run folder of a spatial prior.
+        label: class of all images; if empty, each row shows the next class.
+        grid: size of the image grid, rows x columns.
+        temperature: sampling temperature, 0 or more; 0 always takes the most probable code.
+        seed: random seed of the first image; image n, counted from 0, has seed + n.
+        scale: side in pixels of the square that each image pixel becomes.
+        out: PNG file to write; by default the first unused name of samples.png, samples-2.png, ….
+        device: sampling device, cpu or cuda.
     """
+    import torch
+
+    from worldmodel.images.generator import ImageGenerator
+
     sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", grid)
     if not sides:
         raise ValueError(f"--grid must be rows x columns such as 8x8, got {grid}")
-    target = Path(out) if out else free(Path("samples.png"))
+    target = Path(out) if out else unused_path(Path("samples.png"))
     if target.suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {out}")
-    media.check(target)
+    media.check_path(target)
     if scale < 1:
         raise ValueError(f"--scale must be 1 or more, got {scale}")
-    torch.set_num_threads(1)  # many small steps: more threads only wait for each other
+    torch.set_num_threads(1)  # the steps are too small to share among threads
     rows, columns = map(int, sides.groups())
-    painter = Painter.load(run, device)
-    labels = painter.labels(rows, columns, label)
+    generator = ImageGenerator.load(run, device)
+    labels = generator.make_labels(rows, columns, label)
     clock, unit = (time.process_time, "CPU time") if device == "cpu" else (time.perf_counter, "time")
-    began = clock()
-    pictures = painter.paint(labels, seed, temperature, progress=True)
-    rate = len(pictures) / (clock() - began)
-    sheet = media.grid(pictures.unflatten(0, (rows, columns)).numpy())
+    started = clock()
+    images = generator.generate(labels, seed, temperature, progress=True)
+    rate = len(images) / (clock() - started)
+    sheet = media.tile(images.unflatten(0, (rows, columns)).numpy())
     media.write(target, sheet[None], scale=scale)
-    names = [painter.classes[number] for number in labels[::columns].tolist()] if painter.classes else []
-    told = f", from the top: {', '.join(names)}" if names and not label else ""
-    print(f"wrote {target}: {len(pictures)} pictures, {rate:.2f} a second of {unit}{told}")
+    row_classes = [generator.classes[index] for index in labels[::columns].tolist()] if generator.classes else []
+    legend = f", from the top: {', '.join(row_classes)}" if row_classes and not label else ""
+    print(f"wrote {target}: {len(images)} images, {rate:.2f} images/s of {unit}{legend}")
 
 
 if __name__ == "__main__":

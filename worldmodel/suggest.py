@@ -1,12 +1,12 @@
-"""What to say when somebody asks for a name that does not exist."""
+"""Error messages that suggest the nearest existing name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """An error message: the name, those that exist, and the nearest of them if one is near."""
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """Return an error message with the unknown name, the known names, and the closest match if there is one."""
     known = list(known)
-    near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    close = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {what} {name!r}: expected one of {', '.join(known)}{hint}"

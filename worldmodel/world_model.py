@@ -1,4 +1,4 @@
-"""A world that can be dreamed: a VQ-VAE and the prior over its codes, behind ``start`` and ``step``."""
+"""World model: a VQ-VAE and a dynamics model over its codes, with the interface ``start`` and ``step``."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,45 +13,49 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint
-from worldmodel.checkpoint import PRETRAINED
-from worldmodel.checks import check_seed
+from worldmodel.checks import check_seed, check_temperature
+from worldmodel.episodes.segments import read_clip
 from worldmodel.episodes.store import EpisodeStore, Schema
-from worldmodel.models.autoregressive.sampling import check_temperature
-from worldmodel.models.cuda_graphs import Replayed
-from worldmodel.models.dream_state import Memory
-from worldmodel.models.dynamics import Dynamics, Outlook
-from worldmodel.models.precision import Precision, pick, prepared
+from worldmodel.models.config import NUM_CONTEXT_FRAMES, Precision
+from worldmodel.models.cuda_graphs import CUDAGraphed
+from worldmodel.models.dream_state import DreamState
+from worldmodel.models.dynamics import Dynamics, Prediction
+from worldmodel.models.precision import check_device, prepare_for_inference, resolve_precision
 from worldmodel.models.rollout import Rollout
 from worldmodel.models.vqvae import VQVAE
-from worldmodel.suggest import unknown
+from worldmodel.shipped import DEFAULT_WORLD, find_world
+from worldmodel.suggest import unknown_name
 
-DEFAULT = "doom-health-gathering"
-PARTS = {"cpu": 16, "cuda": 1024}  # dreams at once; on a CPU: what a core's cache holds, the compiled loop is made for
+CHUNK_SIZES = {"cpu": 16, "cuda": 1024}  # dreams at a time; on a CPU, what fits into a core's cache
+DTYPE_CHECKS: dict[str, Callable[[Tensor], bool]] = {
+    "uint8": lambda tensor: tensor.dtype == torch.uint8,
+    "integers": lambda tensor: not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool),
+    "float": torch.is_floating_point,
+}
 
 
 class Step(NamedTuple):
-    """What one imagined step brings, for each of B dreams."""
+    """Result of one imagined step of B dreams."""
 
-    state: Memory
-    codes: Tensor  # (B, H, W) int64, the next frame
-    rewards: Tensor  # (B,) float32, expected
-    terminated: Tensor  # (B,) float32, probability
+    state: DreamState
+    codes: Tensor  # (B, h, w) int64, next frame
+    rewards: Tensor  # (B,) float32, expected rewards
+    termination_probs: Tensor  # (B,) float32, probabilities of termination
 
 
 class WorldModel:
-    """Rolls out futures purely in code space; frames are decoded only when asked for.
+    """Rolls out futures in code space only; frames are decoded on request.
 
     Args:
-        run: the folder that it came from.
-        action_names: what actions 0, 1, … are called.
-        threads: that share the work on the CPU, each with some of the dreams. They do better than torch's own, which
-            wait for each other in every small step, and want ``torch.set_num_threads(1)``.
-        precision: that dreams are multiplied in, all but what decides a code, a reward or an end; auto is bfloat16
-            wherever the hardware multiplies it. What is here when the world is made is what it dreams with: later
-            changes of the networks do not count.
+        action_names: names of actions 0, 1, ….
+        run: run folder or folder of a shipped world.
+        threads: number of CPU threads that share the dreams; call ``torch.set_num_threads(1)`` as well, because torch's
+            own threads are slow for such small steps.
+        precision: number format of the dynamics model, except where codes, rewards and terminations are decided; auto
+            for bfloat16 if the hardware has it. Weights are copied: later changes of the networks have no effect.
 
     Attributes:
-        rollout: the prior as it dreams.
+        rollout: inference version of the dynamics model.
     """
 
     def __init__(
@@ -66,67 +70,66 @@ class WorldModel:
         if threads < 1:
             raise ValueError(f"threads must be 1 or more, got {threads}")
         self.vqvae, self.dynamics, self.action_names, self.run = vqvae, dynamics, tuple(action_names), run
-        self.threads, self.dtype = threads, pick(precision, self.device)
+        self.threads, self.dtype = threads, resolve_precision(precision, self.device)
         self.rollout = Rollout(dynamics, self.dtype)
-        self._painter = prepared(vqvae, self.dtype, ("encoder", "quantizer"))
+        self._decoding_vqvae = prepare_for_inference(vqvae, self.dtype, ("encoder", "quantizer"))
 
     @classmethod
     def load(
         cls,
-        world: str | Path = DEFAULT,
+        world: str | Path = DEFAULT_WORLD,
         device: str | torch.device = "cpu",
         threads: int = 1,
         precision: Precision = "float32",
     ) -> "WorldModel":
-        """Load a shipped world by name, or a prior's run by folder.
+        """Load a shipped world by name, or the run of a dynamics model by folder.
 
         Raises:
-            FileNotFoundError: if it is neither; the message lists the names and the nearest one.
-            ValueError: if a file of it is damaged.
+            FileNotFoundError: if there is no such world or run; the message suggests the closest name.
+            ValueError: if a file is damaged.
         """
-        run, device = find(world), checkpoint.check_device(device)
+        run, device = find_world(world), check_device(device)
         dynamics = checkpoint.load_dynamics(run).to(device)
         vqvae = checkpoint.load_vqvae(run / "vqvae").to(device)
-        names, wanted = checkpoint.read_config(run)["data"]["action_names"], dynamics.config.actions
-        if not all(isinstance(name, str) for name in names) or wanted not in (0, len(names)):
-            raise ValueError(f"{run / 'config.yaml'}: data.action_names must be {wanted} names, got {names!r:.80}")
+        names, num_actions = checkpoint.read_config(run)["data"]["action_names"], dynamics.config.num_actions
+        if not all(isinstance(name, str) for name in names) or num_actions not in (0, len(names)):
+            raise ValueError(f"{run / 'config.yaml'}: data.action_names must be {num_actions} names, got {names!r:.80}")
         return cls(vqvae, dynamics, names, run, threads, precision)
 
     @property
-    def clips(self) -> Path:
-        """The store of frames to begin dreams from: a shipped world's own, or the one that a run was trained on."""
+    def clips_folder(self) -> Path:
+        """Folder of a store to start dreams from: a shipped world's clips, or the store that a run was trained on."""
         own = self.run / "context"
         return own if own.exists() else Path(checkpoint.read_config(self.run)["data"]["store"])
 
-    def clip(self, number: int = 0, length: int = 6) -> tuple[Tensor, Tensor]:
-        """Recorded frames to begin a dream from and the actions between them.
+    def clip(self, number: int = 0, length: int = NUM_CONTEXT_FRAMES) -> tuple[Tensor, Tensor]:
+        """Read recorded frames to start a dream from and the actions between them.
 
         Args:
-            number: which of the world's :attr:`clips`.
+            number: index of the episode in :attr:`clips_folder`.
 
         Returns:
-            (1, length, H, W, 3) uint8, and (1, length - 1) int64.
+            Frames (1, length, H, W, 3) uint8 and actions (1, length - 1) int64.
 
         Raises:
-            ValueError: if there are fewer, or it is shorter.
+            ValueError: if there is no such clip or it is too short.
         """
-        store = EpisodeStore(self.clips)
+        store = EpisodeStore(self.clips_folder)
         if not 0 <= number < len(store):
             raise ValueError(f"{self.run} has clips 0 to {len(store) - 1}, got {number}")
-        entry = store.entries[number]
-        frames, (actions, _) = store.observations(entry.number, 0, length), store.steps(entry.number)
-        return torch.from_numpy(frames.copy())[None], torch.from_numpy(actions[: length - 1].copy())[None]
+        frames, actions = read_clip(store, store.entries[number].number, 0, length)
+        return frames[None], actions[None]
 
-    def numbers(self, actions: ArrayLike) -> Tensor:
-        """Actions of any shape, by name or by number, as int64.
+    def action_indices(self, actions: ArrayLike) -> Tensor:
+        """Convert actions of any shape, given as names or numbers, to int64.
 
         Raises:
-            ValueError: if one does not exist, or is neither.
+            ValueError: if an action does not exist, or is neither a name nor a number.
         """
         given = actions.cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
         if given.dtype.kind == "U":
-            if strange := [name for name in given.ravel().tolist() if name not in self.action_names]:
-                raise ValueError(unknown("action", strange[0], self.action_names))
+            if unknown := [name for name in given.ravel().tolist() if name not in self.action_names]:
+                raise ValueError(unknown_name("action", unknown[0], self.action_names))
             given = np.vectorize(self.action_names.index, otypes=[np.int64])(given)
         if not np.issubdtype(given.dtype, np.integer):
             raise ValueError(f"actions must be integers or names, got {given.dtype}")
@@ -135,231 +138,211 @@ class WorldModel:
         return torch.as_tensor(given.astype(np.int64))
 
     def check_actions(self, names: Sequence[str]) -> None:
-        """Refuse episodes whose actions have other names.
+        """Check that the actions of episodes have the same names as the world's.
 
         Raises:
-            ValueError: if they do.
+            ValueError: if the names differ.
         """
         if tuple(names) != self.action_names:
             raise ValueError(
                 f"the world {self.run} knows the actions {self.action_names}, the episodes have {tuple(names)}"
             )
 
-    def stranger(self, schema: Schema) -> str:
-        """A sentence that says so if episodes are of another environment than the one that the world learnt from."""
+    def environment_mismatch(self, schema: Schema) -> str:
+        """Return a note if episodes are from another environment than the training data, else an empty string."""
         data = checkpoint.read_config(self.run)["data"]
-        known = data.get("environment", ""), _seen(data.get("kwargs", {}))
-        given = schema.environment, _seen(schema.kwargs)
-        if not known[0] or known == given:
+        trained = data.get("environment", ""), _visual_kwargs(data.get("kwargs", {}))
+        given = schema.environment, _visual_kwargs(schema.kwargs)
+        if not trained[0] or trained == given:
             return ""
-        (mine, settings), (theirs, others) = known, given
-        return f"the world {self.run} learnt from {mine} {settings or ''}, these frames are of {theirs} {others or ''}"
+        (env, kwargs), (given_env, given_kwargs) = trained, given
+        return (
+            f"the world {self.run} was trained on {env} {kwargs or ''}, these frames are from {given_env} "
+            f"{given_kwargs or ''}"
+        )
 
     @property
     def device(self) -> torch.device:
+        """Device of the dynamics model."""
         return next(self.dynamics.parameters()).device
 
     @cached_property
-    def _replayed(self) -> Replayed:
-        """The prior's step, which on a GPU costs little more than its arithmetic when it is replayed."""
-        return Replayed(lambda *given: self.rollout.step(*given), lambda: self.rollout.dynamics.parameters())
+    def _graphed_step(self) -> CUDAGraphed:
+        """The step of the dynamics model as a CUDA graph, which avoids the launch cost of its many small kernels."""
+        return CUDAGraphed(lambda *args: self.rollout.step(*args), lambda: self.rollout.dynamics.parameters())
 
     @torch.no_grad()
-    def start(self, frames: ArrayLike, actions: ArrayLike) -> Memory:
-        """Begin B dreams from n real frames each (B, n, H, W, 3) uint8, and the n-1 actions (B, n-1) between them.
+    def start(self, frames: ArrayLike, actions: ArrayLike) -> DreamState:
+        """Start B dreams from n frames each, (B, n, H, W, 3) uint8, and the actions (B, n-1) between them.
 
-        Frames are a tensor or an array, actions also names or numbers in lists.
+        Frames and actions can be tensors or arrays, actions also lists of names or numbers.
 
         Raises:
-            ValueError: if they are of other shapes or types, of another size than the world's, or an action does not
-                exist.
+            ValueError: if a shape, type or image size is wrong, or an action does not exist.
         """
-        frames = _checked("frames", frames, _bytes, "uint8", ("B", "n", "H", "W", 3))
+        frames = _check_tensor("frames", frames, "uint8", ("B", "n", "H", "W", 3))
         codes = self.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return self.start_from_codes(codes, actions)
 
     @torch.no_grad()
-    def start_from_codes(self, codes: ArrayLike, actions: ArrayLike) -> Memory:
-        """The same from codes (B, n, h, w) int64."""
-        codes = _checked("codes", codes, _whole, "integers", ("B", "n", *self._grid)).long()
-        taken = self.numbers(actions)
-        many, steps = len(codes), codes.shape[1] - 1
-        if taken.ndim < 1 or len(taken) != many or taken.numel() != many * steps:
-            raise ValueError(f"actions must be {(many, steps)}, those between the frames, got {tuple(taken.shape)}")
-        taken = taken.view(many, steps)  # a list of none for each dream is flat
-        return self.rollout.start(codes.to(self.device), taken.to(self.device))
+    def start_from_codes(self, codes: ArrayLike, actions: ArrayLike) -> DreamState:
+        """Start B dreams from codes (B, n, h, w) int64; see :meth:`start`."""
+        codes = _check_tensor("codes", codes, "integers", ("B", "n", *self._grid)).long()
+        indices = self.action_indices(actions)
+        shape = len(codes), codes.shape[1] - 1
+        if indices.ndim < 1 or len(indices) != shape[0] or indices.numel() != shape[0] * shape[1]:
+            raise ValueError(f"actions must be {shape}, those between the frames, got {tuple(indices.shape)}")
+        indices = indices.view(shape)  # an empty list for each dream has only one dimension
+        return self.rollout.start(codes.to(self.device), indices.to(self.device))
 
     @torch.no_grad()
-    def step(self, state: Memory, actions: ArrayLike, uniforms: ArrayLike, temperature: float = 1.0) -> Step:
-        """Take actions (B,), by number or by name, and imagine the next frame.
+    def step(self, state: DreamState, actions: ArrayLike, uniforms: ArrayLike, temperature: float = 1.0) -> Step:
+        """Take actions (B,), given as numbers or names, and imagine the next frame.
 
         Args:
-            uniforms: (B, h, w) in [0, 1), the only chance there is: the same numbers give the same codes. See
-                :meth:`uniforms`.
-            temperature: of the codes; below 1 is calmer, 0 takes the likeliest.
+            uniforms: random numbers (B, h, w) in [0, 1), which determine the sampled codes; see :meth:`uniforms`.
+            temperature: sampling temperature; 0 takes the most probable codes.
 
         Raises:
-            ValueError: if an action does not exist, there are not as many as dreams, uniforms are of another shape, or
-                the temperature is negative.
+            ValueError: if an action does not exist, a shape is wrong, or the temperature is negative.
         """
-        if not isinstance(state, Memory):
+        if not isinstance(state, DreamState):
             raise ValueError(f"state must be what start or a step returned, got {type(state).__name__}")
-        self.rollout.check(state)
-        actions = self.numbers(actions)
-        if actions.shape != (dreams := (len(state.codes),)):
-            raise ValueError(f"actions must be {dreams}, one for each dream, got {tuple(actions.shape)}")
+        self.rollout.check_state(state)
+        actions = self.action_indices(actions)
+        if actions.shape != (shape := (len(state.codes),)):
+            raise ValueError(f"actions must be {shape}, one for each dream, got {tuple(actions.shape)}")
         check_temperature(temperature)
-        uniforms = _checked("uniforms", uniforms, torch.is_floating_point, "float", (*dreams, *self._grid)).float()
+        uniforms = _check_tensor("uniforms", uniforms, "float", (*shape, *self._grid)).float()
         if not 0 <= uniforms.min() <= uniforms.max() <= 1:
             raise ValueError(f"uniforms must be in [0, 1), got {uniforms.min():.4g} to {uniforms.max():.4g}")
-        take = self._replayed if self.device.type == "cuda" else self._step_in_parts
-        state, outlook = take(state, actions.to(self.device), uniforms.to(self.device), temperature)
-        return Step(state, state.codes[:, 1], outlook.rewards, outlook.termination.sigmoid())
+        step = self._graphed_step if self.device.type == "cuda" else self._step_in_chunks
+        state, prediction = step(state, actions.to(self.device), uniforms.to(self.device), temperature)
+        return Step(state, state.latest_codes, prediction.rewards, prediction.termination_logits.sigmoid())
 
     def imagine(
-        self, state: Memory, actions: ArrayLike, seed: int = 0, temperature: float = 1.0, progress: bool = False
+        self, state: DreamState, actions: ArrayLike, seed: int = 0, temperature: float = 1.0, progress: bool = False
     ) -> Tensor:
-        """Dream on under actions (B, T), by number or by name, in code space alone.
+        """Imagine the frames that follow under actions (B, T), given as numbers or names.
 
         Args:
-            seed: dream b draws from a generator of its own, seeded with ``seed + b``.
-            progress: show a bar.
+            seed: random seed; dream b uses ``seed + b``.
+            progress: show a progress bar.
 
         Returns:
-            The codes of the imagined frames, (B, T, h, w) int64.
+            Codes of the imagined frames, (B, T, h, w) int64.
         """
-        return torch.stack([step.codes for step in self.steps(state, actions, seed, temperature, progress)], 1)
+        return torch.stack([step.codes for step in self.imagine_steps(state, actions, seed, temperature, progress)], 1)
 
-    def steps(
-        self, state: Memory, actions: ArrayLike, seed: int = 0, temperature: float = 1.0, progress: bool = False
+    def imagine_steps(
+        self, state: DreamState, actions: ArrayLike, seed: int = 0, temperature: float = 1.0, progress: bool = False
     ) -> Iterator[Step]:
-        """The same, a step at a time."""
-        actions = self.numbers(actions)
+        """Yield the steps of :meth:`imagine` one at a time."""
+        actions = self.action_indices(actions)
         if actions.ndim != 2 or 0 in actions.shape:
             raise ValueError(f"actions must be (B, T), got {tuple(actions.shape)}")
         check_seed(seed)
-        generators = [torch.Generator().manual_seed(seed + number) for number in range(len(actions))]
+        generators = [torch.Generator().manual_seed(seed + row) for row in range(len(actions))]
         for action in tqdm(actions.T, unit="frame", desc="dream", leave=False, disable=not progress):
             step = self.step(state, action, self.uniforms(generators), temperature)
             state = step.state
             yield step
 
     def uniforms(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """The chance of one step, (B, h, w): each dream draws from a CPU generator of its own."""
+        """Return the random numbers of one step, (B, h, w), from one CPU generator per dream."""
         grid = self.dynamics.config.grid
         if not generators:
             raise ValueError("uniforms need a generator for each dream, got none")
         return torch.stack([torch.rand(grid, generator=generator) for generator in generators])
 
     def encode(self, frames: ArrayLike) -> Tensor:
-        """Frames (N, H, W, 3) uint8 -> codes (N, h, w) int64, on the CPU.
+        """Encode frames (N, H, W, 3) uint8 into codes (N, h, w) int64, on the CPU.
 
         Raises:
-            ValueError: if they are of another shape or type.
+            ValueError: if the shape or type is wrong.
         """
-        frames = _checked("frames", frames, _bytes, "uint8", ("N", "H", "W", 3))
-        return self._share_pictures(self.vqvae.encode, frames)
+        frames = _check_tensor("frames", frames, "uint8", ("N", "H", "W", 3))
+        return self._map_images(self.vqvae.encode, frames)
 
     def decode(self, codes: ArrayLike) -> Tensor:
-        """Codes (N, h, w) int64 -> frames (N, H, W, 3) uint8, on the CPU.
+        """Decode codes (N, h, w) int64 into frames (N, H, W, 3) uint8, on the CPU.
 
         Raises:
-            ValueError: if they are of another shape or type, or there is no such code.
+            ValueError: if the shape or type is wrong, or a code does not exist.
         """
-        codes = _checked("codes", codes, _whole, "integers", ("N", *self._grid)).long()
-        number = self.dynamics.config.codes
-        if not 0 <= codes.min() <= codes.max() < number:
-            raise ValueError(f"codes must be in [0, {number}), got {int(codes.min())} to {int(codes.max())}")
-        return self._share_pictures(self._painter.decode, codes)
+        codes = _check_tensor("codes", codes, "integers", ("N", *self._grid)).long()
+        size = self.dynamics.config.codebook_size
+        if not 0 <= codes.min() <= codes.max() < size:
+            raise ValueError(f"codes must be in [0, {size}), got {int(codes.min())} to {int(codes.max())}")
+        return self._map_images(self._decoding_vqvae.decode, codes)
 
     @property
     def _grid(self) -> tuple[int, int]:
         return self.dynamics.config.grid
 
-    def _step_in_parts(
-        self, state: Memory, actions: Tensor, uniforms: Tensor, temperature: float
-    ) -> tuple[Memory, Outlook]:
-        """The prior's step, a few dreams at a time."""
+    def _step_in_chunks(
+        self, state: DreamState, actions: Tensor, uniforms: Tensor, temperature: float
+    ) -> tuple[DreamState, Prediction]:
+        """Step a few dreams at a time, shared by the threads."""
         count = len(actions)
-        size = min(self._part, -(-count // self.threads))
+        size = min(self._chunk_size, -(-count // self.threads))
 
-        def step(part: slice) -> tuple[Memory, Outlook]:
-            return self.rollout.step(state.rows(part), actions[part], uniforms[part], temperature)
+        def step(rows: slice) -> tuple[DreamState, Prediction]:
+            return self.rollout.step(state.select(rows), actions[rows], uniforms[rows], temperature)
 
         if size == count:
             return step(slice(count))
-        states, outlooks = zip(*self._share(step, [slice(n, n + size) for n in range(0, count, size)]), strict=True)
-        return Memory.joined(states), Outlook(*map(torch.cat, zip(*outlooks, strict=True)))
+        chunks = [slice(start, start + size) for start in range(0, count, size)]
+        states, predictions = zip(*self._map_chunks(step, chunks), strict=True)
+        return DreamState.concatenate(states), Prediction(*map(torch.cat, zip(*predictions, strict=True)))
 
-    def _share_pictures(self, function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-        parts = pictures.split(self._part)
-        return torch.cat(self._share(lambda part: function(part.to(self.device)).cpu(), parts))
+    def _map_images(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        chunks = images.split(self._chunk_size)
+        return torch.cat(self._map_chunks(lambda chunk: function(chunk.to(self.device)).cpu(), chunks))
 
-    def _share(self, function: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
-        """The results for all parts, in order, worked out by the threads of this world."""
-        function = torch.no_grad()(function)  # a new thread would compute gradients
-        return list(self._pool.map(function, parts) if self.threads > 1 else map(function, parts))
+    def _map_chunks(self, function: Callable[[Any], Any], chunks: Iterable[Any]) -> list[Any]:
+        """Apply a function to all chunks in this world's threads; results are in order."""
+        function = torch.no_grad()(function)  # new threads have gradients enabled
+        return list(self._pool.map(function, chunks) if self.threads > 1 else map(function, chunks))
 
     @property
-    def _part(self) -> int:
-        return PARTS.get(self.device.type, PARTS["cuda"])
+    def _chunk_size(self) -> int:
+        return CHUNK_SIZES.get(self.device.type, CHUNK_SIZES["cuda"])
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads)
 
 
-def _seen(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an environment that change what one sees."""
+def _visual_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an environment that affect its images."""
     return {name: value for name, value in kwargs.items() if name not in ("objects", "render_mode", "reproducible")}
 
 
-def _bytes(given: Tensor) -> bool:
-    return given.dtype == torch.uint8
-
-
-def _whole(given: Tensor) -> bool:
-    return not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool
-
-
-def _checked(
-    what: str, given: ArrayLike, fits: Callable[[Tensor], bool], kind: str, shape: tuple[int | str, ...]
-) -> Tensor:
-    """What a caller gave, as a tensor.
+def _check_tensor(name: str, given: ArrayLike, dtype: str, shape: tuple[int | str, ...]) -> Tensor:
+    """Convert an argument to a tensor and check it.
 
     Args:
-        fits: whether its type is right.
-        kind: what that type is called.
-        shape: the right one, in which a letter stands for any number of 1 or more.
+        dtype: expected type, a key of DTYPE_CHECKS.
+        shape: expected shape, in which letters stand for any size of 1 or more.
 
     Raises:
-        ValueError: if it is of another type or shape.
+        ValueError: if the type or shape is wrong.
     """
-    tensor = given if isinstance(given, Tensor) else _tensor(what, np.asarray(given))
+    tensor = given if isinstance(given, Tensor) else _to_tensor(name, np.asarray(given))
     sizes = zip(tensor.shape, shape, strict=False)
     if (
-        not fits(tensor)
+        not DTYPE_CHECKS[dtype](tensor)
         or tensor.ndim != len(shape)
-        or not all(size == wanted or (isinstance(wanted, str) and size) for size, wanted in sizes)
+        or not all(size == expected or (isinstance(expected, str) and size) for size, expected in sizes)
     ):
-        expected = ", ".join(map(str, shape))
         got = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(f"{what} must be {kind} ({expected}), got {got} {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must be {dtype} ({', '.join(map(str, shape))}), got {got} {tuple(tensor.shape)}")
     return tensor
 
 
-def _tensor(what: str, given: np.ndarray) -> Tensor:
+def _to_tensor(name: str, given: np.ndarray) -> Tensor:
     try:
         return torch.from_numpy(given.copy())
     except TypeError as error:
-        raise ValueError(f"{what} must be numbers, got {given.dtype}") from error
-
-
-def names() -> list[str]:
-    """The worlds that come with the package."""
-    return checkpoint.names(PRETRAINED)
-
-
-def find(world: str | Path) -> Path:
-    """The folder of a shipped world or of a run; raises as :func:`worldmodel.checkpoint.find`."""
-    return checkpoint.find("world", world, PRETRAINED)
+        raise ValueError(f"{name} must be numbers, got {given.dtype}") from error

@@ -6,23 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from agents import loop as program
-from agents.loop import AgentStage, CollectStage, PriorStage, VQVAEStage, loop
-from agents.network import NetworkConfig
-from agents.train import AgentConfig
+from agents.config import AgentConfig, NetworkConfig
+from agents.loop import AgentStage, CollectStage, DynamicsStage, VQVAEStage, loop
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
 from worldmodel.episodes.store import EpisodeStore
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 STAGES = {
-    "collect": CollectStage(env="tests.tiny_world:Tiny-v0", episodes=2, first=4, explore=0.2, longest=12),
-    "vqvae": VQVAEStage(VQVAE_SIZES, train_config(2), batch=4),
-    "prior": PriorStage(PRIOR_SIZES, train_config(2), batch=2, length=4),
+    "collect": CollectStage(
+        env="tests.tiny_world:Tiny-v0", episodes=2, first_episodes=4, epsilon=0.2, max_episode_steps=12
+    ),
+    "vqvae": VQVAEStage(VQVAE_SIZES, train_config(2), batch_size=4),
+    "dynamics": DynamicsStage(PRIOR_SIZES, train_config(2), batch_size=2, seq_length=4),
     "agent": AgentStage(
         {"horizon": 6},
-        NetworkConfig(width=8, hidden=16),
-        AgentConfig(steps=16, batch=16, minibatch=8, epochs=1, num_envs=2, evaluate_every=0),
-        evaluated=2,
+        NetworkConfig(conv_channels=8, hidden_units=16),
+        AgentConfig(total_timesteps=16, batch_size=16, minibatch_size=8, update_epochs=1, num_envs=2, evaluate_every=0),
+        evaluation_episodes=2,
     ),
 }
 
@@ -36,7 +36,7 @@ def test_each_round_records_with_the_agent_of_the_last_and_a_stopped_one_goes_on
     loop(str(run), rounds=1, **STAGES)
     (first,) = json.loads((run / "table.json").read_text())
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(program, "train_agent", stop)
+        patched.setattr("agents.training.train", stop)
         loop(str(run), rounds=2, **STAGES)
     recorded = (run / "store" / "index.jsonl").read_text()
     loop(str(run), rounds=2, **STAGES)
@@ -45,7 +45,7 @@ def test_each_round_records_with_the_agent_of_the_last_and_a_stopped_one_goes_on
     assert rows[0] == first and [row["round"] for row in rows] == [1, 2]
     assert [row["real_episodes"] for row in rows] == [4, 6] and rows[0]["real_steps"] < rows[1]["real_steps"]
     second = EpisodeStore(run / "rounds" / "2" / "store").schema.provenance
-    assert second["policy"] == "agents.policy:Policy" and second["explore"] == 0.2
+    assert second["policy"] == "agents.policy:Policy" and second["epsilon"] == 0.2
     assert not (run / "rounds" / "2" / "vqvae").exists()
     with open(run / "table.csv") as file:
         assert [row["round"] for row in csv.DictReader(file)] == ["1", "2"]

@@ -257,7 +257,7 @@ def test_a_picture_of_another_size_shows_the_same_view():
         assert np.array_equal(env.render(), frames[size][-1]) and frames[size].shape == (4, size, size, 3)
         env.close()
     halved = frames[84].reshape(4, 42, 2, 42, 2, 3).mean((2, 4))
-    assert abs(halved - frames[42]).mean() < 2  # grey levels
+    assert abs(halved - frames[42]).mean() < 2  # gray levels
     assert np.ptp(frames[128]) > 100
 
 
@@ -311,7 +311,7 @@ def test_a_fork_that_ends_leaves_the_game_to_its_parent():
     env.reset(seed=0)
     child = os.fork()
     if not child:
-        env._shut()
+        env._stop()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     env.step(1)

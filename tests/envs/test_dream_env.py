@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.dream import DreamEnv, DreamVectorEnv
 from envs.encoded import EncodedEnv
-from worldmodel.episodes.segments import split
+from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.world_model import WorldModel
 
@@ -112,8 +112,8 @@ def test_the_temperature_reaches_the_prior(settings):
 def test_rewards_are_those_the_prior_expects(settings):
     env = DreamVectorEnv(3, **settings)
     env.reset(seed=0)
-    memory, actions = env._memory, torch.tensor([0, 1, 2])
-    expected = env.world.rollout.look(memory, actions)[1].rewards
+    state, actions = env._state, torch.tensor([0, 1, 2])
+    expected = env.world.rollout.predict(state, actions)[1].rewards
     np.testing.assert_allclose(env.step(actions)[1], expected.detach(), atol=1e-5)
 
 
@@ -155,7 +155,7 @@ def test_a_shipped_world_does_not_bring_the_store_it_learnt_from(store):
 def test_a_dream_can_begin_with_a_whole_episode(settings, store):
     dream = DreamEnv(context=21, **settings)
     first = dream.reset(seed=0)[0]
-    learnt, _ = split(EpisodeStore(store))
+    learnt, _ = split_held_out(EpisodeStore(store))
     last = [EpisodeStore(store).observations(entry.number, 20, 1) for entry in learnt]
     assert any(np.array_equal(dream.world.encode(frame)[0], first) for frame in last)
 

@@ -20,8 +20,8 @@ from envs import lab_engine
 from envs.actions import NAVIGATION
 from envs.lab import LabEnv
 from worldmodel import config, env_wrappers
-from worldmodel.collect import collect, play
 from worldmodel.episodes import __main__ as episodes
+from worldmodel.episodes.collect import collect, play_episode
 from worldmodel.episodes.store import EpisodeStore
 
 STEPS = 11  # of an episode of the stand-in: 42 engine frames, four a step
@@ -163,7 +163,7 @@ def test_closing_twice_is_fine_and_a_closed_level_says_so(env):
 
 
 def test_each_episode_has_an_engine_of_its_own_and_some_share_a_process(env, calls, monkeypatch):
-    monkeypatch.setattr(lab_engine, "ENGINES", 3)
+    monkeypatch.setattr(lab_engine, "MAX_ENGINES_PER_PROCESS", 3)
     monkeypatch.setenv("FAKE_LAB_LIMIT", "3")  # the fourth in one process would end it
     for _ in range(8):
         finish(env)
@@ -336,11 +336,11 @@ def test_the_engines_own_settings_are_given_on_the_command_line(tmp_path, calls)
         ({"fps": 0}, "fps must be a positive whole number, 1000 at most, got 0"),
         ({"config": {"width": 64}}, "config cannot set width: frames are 84×84"),
         ({"config": {"WIDTH": "64"}}, "config cannot set WIDTH: frames are 84×84"),
-        ({"config": {"x": float("nan")}}, "config x must be a word or a number, got nan"),
+        ({"config": {"x": float("nan")}}, "config x must be a string or a number, got nan"),
         ({"fps": True}, "fps must be a positive whole number, 1000 at most, got True"),
-        ({"level": None}, "level must be the name of one, got None"),
+        ({"level": None}, "level must be the name of a level, got None"),
         ({"config": {"fps": 60}}, "config cannot set fps: give fps itself"),
-        ({"config": {"x": None}}, "config x must be a word or a number, got None"),
+        ({"config": {"x": None}}, "config x must be a string or a number, got None"),
         ({"config": "minimalUI"}, "config must be the engine's settings by name, got 'minimalUI'"),
         ({"reproducible": 1}, "reproducible must be true or false, got 1"),
         ({"render_mode": "ansi"}, "render_mode must be None or 'rgb_array', got 'ansi'"),
@@ -357,7 +357,7 @@ def test_without_the_module_the_error_says_what_to_build(monkeypatch):
         gym.make("envs:Lab-v0")
     assert caught.type is ImportError  # what env_wrappers.make takes for an unknown id is a ModuleNotFoundError
     with pytest.raises(ImportError, match="bazel"):
-        env_wrappers.make("envs:Lab-v0")
+        env_wrappers.make_env("envs:Lab-v0")
 
 
 def test_a_module_that_lacks_a_part_of_its_own_says_which(monkeypatch, tmp_path):
@@ -386,7 +386,7 @@ def test_collecting_leaves_out_the_repeated_frame(tmp_path):
 
 
 def test_an_episode_that_is_cut_off_keeps_its_last_frame(env):
-    episode = play(env, lambda frame: 1, seed=0, longest=5)
+    episode = play_episode(env, lambda frame: 1, seed=0, max_episode_steps=5)
     assert episode.has_final_observation and episode.truncated and not episode.terminated
 
 

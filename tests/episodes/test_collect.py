@@ -1,4 +1,4 @@
-"""Recording goes on where it was stopped, and an episode does not depend on who recorded it or what befell them."""
+"""Recording continues where it was stopped, and episodes do not depend on which process recorded them."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_world import TinyWorld
-from worldmodel.collect import LONGEST_HOLD, act, collect, play
+from worldmodel.episodes.collect import MAX_HOLD_STEPS, collect, play_episode, scripted_actions
 from worldmodel.episodes.store import EpisodeStore
 
 WORLD = "tests.tiny_world:Tiny-v0"
@@ -99,7 +99,7 @@ def test_a_world_that_draws_into_one_picture_is_recorded_frame_by_frame():
             self.picture += 1
             return self.picture, 0.0, bool(self.picture.max() == 5), False, {}
 
-    assert play(Reusing(), lambda frame: 0, 0, 99).observations[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert play_episode(Reusing(), lambda frame: 0, 0, 99).observations[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf"), 1e30])
@@ -112,11 +112,11 @@ def test_a_reward_that_is_no_number_is_refused(reward):
             return np.zeros((8, 8, 3), np.uint8), reward, True, False, {}
 
     with pytest.raises(ValueError, match="rewards must be numbers from"):
-        play(World(), lambda frame: 0, 0, 99)
+        play_episode(World(), lambda frame: 0, 0, 99)
 
 
 def test_an_episode_that_goes_on_too_long_is_cut_off_and_marked_truncated(tmp_path):
-    collect(str(tmp_path / "store"), WORLD, episodes=2, longest=5)
+    collect(str(tmp_path / "store"), WORLD, episodes=2, max_episode_steps=5)
     for episode in EpisodeStore(tmp_path / "store"):
         assert len(episode) == 5 and episode.truncated and not episode.terminated
 
@@ -126,7 +126,7 @@ def test_an_episode_that_goes_on_too_long_is_cut_off_and_marked_truncated(tmp_pa
 def test_doom_records_the_same_episode_twice(tmp_path):
     pytest.importorskip("vizdoom")
     for name in ("one", "two"):
-        collect(str(tmp_path / name), "envs:Doom-v0", episodes=1, longest=30)
+        collect(str(tmp_path / name), "envs:Doom-v0", episodes=1, max_episode_steps=30)
     assert content(tmp_path / "one") == content(tmp_path / "two")
     (episode,) = EpisodeStore(tmp_path / "one")
     assert episode.observations.shape == (31, 84, 84, 3)
@@ -224,21 +224,21 @@ def test_both_goals_or_none_are_one_line_of_error(flags, tmp_path):
 
 def test_the_sticky_policy_holds_an_action_for_one_to_twelve_steps():
     names = tuple(map(str, range(10_000)))  # so many that two draws in a row are never the same
-    actions = islice(act("sticky", names, np.random.default_rng(0)), 20_000)
+    actions = islice(scripted_actions("sticky", names, np.random.default_rng(0)), 20_000)
     holds = Counter(len(list(group)) for _, group in groupby(actions))
-    assert set(holds) == set(range(1, LONGEST_HOLD + 1)) == set(range(1, 13))
+    assert set(holds) == set(range(1, MAX_HOLD_STEPS + 1)) == set(range(1, 13))
     assert max(holds.values()) < 2 * min(holds.values())
 
 
 def test_the_sticky_policy_goes_forward_more_than_anything_else():
     names = ("noop", "backward", "forward", "look_left", "attack")
-    taken = Counter(islice(act("sticky", names, np.random.default_rng(0)), 20_000))
+    taken = Counter(islice(scripted_actions("sticky", names, np.random.default_rng(0)), 20_000))
     assert taken[2] > 1.5 * max(count for action, count in taken.items() if action != 2)
     assert set(taken) == set(range(5))
 
 
 def test_the_random_policy_draws_every_action_as_often():
-    taken = Counter(islice(act("random", tuple("abcd"), np.random.default_rng(0)), 20_000))
+    taken = Counter(islice(scripted_actions("random", tuple("abcd"), np.random.default_rng(0)), 20_000))
     assert set(taken) == set(range(4)) and max(taken.values()) < 1.1 * min(taken.values())
 
 
@@ -246,7 +246,7 @@ def test_the_mixed_policy_is_sticky_in_some_episodes_and_random_in_the_others():
     names = ("noop", "forward", "look_left", "look_right")
     kinds = Counter()
     for seed in range(40):
-        taken = list(islice(act("mixed", names, np.random.default_rng(seed)), 200))
+        taken = list(islice(scripted_actions("mixed", names, np.random.default_rng(seed)), 200))
         changes = np.mean(np.diff(taken) != 0)  # about 0.1 for sticky, 0.75 for random
         kinds["random" if changes > 0.5 else "sticky" if changes < 0.3 else "neither"] += 1
     assert set(kinds) == {"sticky", "random"} and min(kinds.values()) > 10
@@ -271,5 +271,5 @@ def test_an_episode_that_ends_at_the_very_limit_is_not_cut_off():
         def step(self, action):
             return np.zeros((8, 8, 3), np.uint8), 0.0, True, False, {}
 
-    episode = play(World(), lambda frame: 0, 0, longest=1)
+    episode = play_episode(World(), lambda frame: 0, 0, max_episode_steps=1)
     assert episode.terminated and not episode.truncated

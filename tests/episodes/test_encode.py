@@ -1,4 +1,4 @@
-"""Frames are encoded once, also in a mirror, and by one process at a time."""
+"""Frames are encoded once, also mirrored, and by one process at a time."""
 
 import shutil
 import subprocess
@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from worldmodel import checkpoint
-from worldmodel.episodes.encode import encoded, mirror
-from worldmodel.episodes.segments import StepWindows
+from worldmodel.episodes.encode import encode_store, mirrored_actions
+from worldmodel.episodes.segments import SegmentSampler
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.images.dataset import PictureBatches
-from worldmodel.images.pictures import FramePictures
+from worldmodel.images.dataset import ImageBatches
+from worldmodel.images.sources import FrameImages
 
 
 def test_codes_are_encoded_once_and_kept_small(store, vqvae_run):
     frames, cpu = EpisodeStore(store), torch.device("cpu")
-    codes = encoded(frames, vqvae_run, cpu)
+    codes = encode_store(frames, vqvae_run, cpu)
     written = [(codes.path / entry.file).stat().st_mtime_ns for entry in codes.entries]
-    again = encoded(frames, vqvae_run, cpu)
+    again = encode_store(frames, vqvae_run, cpu)
     assert [(again.path / entry.file).stat().st_mtime_ns for entry in again.entries] == written
     assert codes.schema.observation_shape == (6, 6)
     network = checkpoint.load_vqvae(vqvae_run)
@@ -34,16 +34,16 @@ def test_codes_are_encoded_once_and_kept_small(store, vqvae_run):
 @pytest.mark.slow
 def test_mirrored_codes_are_those_of_flipped_frames_under_swapped_actions(store, vqvae_run, tmp_path):
     recorded = EpisodeStore(shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes")))
-    mirrored = encoded(recorded, vqvae_run, torch.device("cpu"), mirrored=True)
-    plain = encoded(recorded, vqvae_run, torch.device("cpu"))
+    mirrored = encode_store(recorded, vqvae_run, torch.device("cpu"), mirrored=True)
+    plain = encode_store(recorded, vqvae_run, torch.device("cpu"))
     assert mirrored.path != plain.path
     original, flipped = recorded.read(3), mirrored.read(3)
     assert flipped.actions.tolist() == [2 - action for action in original.actions]
     network = checkpoint.load_vqvae(vqvae_run)
     frames = torch.from_numpy(original.observations.copy()).flip(2)
     assert np.array_equal(flipped.observations, network.encode(frames).numpy())
-    windows = StepWindows(plain, plain.entries, 64, 6, seed=0, mirrored=mirrored)
-    both = [StepWindows(part, part.entries, 64, 6, seed=0)(5) for part in (plain, mirrored)]
+    windows = SegmentSampler(plain, plain.entries, 64, 6, seed=0, mirrored=mirrored)
+    both = [SegmentSampler(part, part.entries, 64, 6, seed=0)(5) for part in (plain, mirrored)]
     from_plain = [torch.equal(row, other) for row, other in zip(windows(5)[0], both[0][0], strict=True)]
     from_mirror = [torch.equal(row, other) for row, other in zip(windows(5)[0], both[1][0], strict=True)]
     assert all(a != b for a, b in zip(from_plain, from_mirror, strict=True))
@@ -54,14 +54,14 @@ def test_mirrored_codes_are_those_of_flipped_frames_under_swapped_actions(store,
 
 def test_the_mirror_image_of_an_action_swaps_left_and_right():
     names = ("noop", "forward", "strafe_left", "strafe_right", "forward_look_left", "forward_look_right")
-    assert mirror(names).tolist() == [0, 1, 3, 2, 5, 4]
-    with pytest.raises(ValueError, match="--mirror true needs an action 'turn_right' beside 'turn_left', there are"):
-        mirror(("noop", "turn_left"))
+    assert mirrored_actions(names).tolist() == [0, 1, 3, 2, 5, 4]
+    with pytest.raises(ValueError, match="--mirror true needs an action 'turn_right' for 'turn_left', got"):
+        mirrored_actions(("noop", "turn_left"))
 
 
 def test_half_of_the_pictures_are_flipped_the_same_ones_every_time(store):
-    frames = FramePictures([(EpisodeStore(store), EpisodeStore(store).entries)])
-    plain, flipping = (PictureBatches(frames, 64, 0, mirror) for mirror in (False, True))
+    frames = FrameImages([(EpisodeStore(store), EpisodeStore(store).entries)])
+    plain, flipping = (ImageBatches(frames, 64, 0, mirror) for mirror in (False, True))
     seen, before = flipping(7), plain(7)
     flipped = [torch.equal(row, other.flip(1)) for row, other in zip(seen, before, strict=True)]
     same = [torch.equal(row, other) for row, other in zip(seen, before, strict=True)]
@@ -74,9 +74,9 @@ def test_two_who_encode_one_store_share_the_work(store, vqvae_run, tmp_path):
     recorded = shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes"))
     code = (
         "import sys, pathlib, torch\n"
-        "from worldmodel.episodes.encode import encoded\n"
+        "from worldmodel.episodes.encode import encode_store\n"
         "from worldmodel.episodes.store import EpisodeStore\n"
-        "print(len(encoded(EpisodeStore(sys.argv[1]), pathlib.Path(sys.argv[2]), torch.device('cpu'))))"
+        "print(len(encode_store(EpisodeStore(sys.argv[1]), pathlib.Path(sys.argv[2]), torch.device('cpu'))))"
     )
     command = [sys.executable, "-c", code, str(recorded), str(vqvae_run)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

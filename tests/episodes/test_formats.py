@@ -62,7 +62,7 @@ def test_info_says_how_much_of_what_a_store_holds(tmp_path, capsys):
 def test_verify_names_damaged_files_and_ends_with_one(tmp_path, capsys):
     make(tmp_path)
     episodes.verify(str(tmp_path))
-    assert "all 3 episodes are whole" in capsys.readouterr().out
+    assert "all 3 episodes are intact" in capsys.readouterr().out
     flipped(tmp_path / "episodes" / "000001.safetensors")
     (tmp_path / "episodes" / ".000003.safetensors.77").touch()
     with pytest.raises(SystemExit, match="1"):
@@ -102,7 +102,9 @@ def test_importing_again_adds_what_is_new_and_nothing_twice(tmp_path):
         episodes.import_(str(store), str(source))
         assert [entry.number for entry in EpisodeStore(store).entries] == list(range(count))
     write_npz(source, 0, rewards=np.ones(9))
-    with pytest.raises(ValueError, match=r"episode_000.npz of .* is not what it was .* import what changed into a new"):
+    with pytest.raises(
+        ValueError, match=r"episode_000.npz of .* has changed since it was imported .* import it into a new"
+    ):
         episodes.import_(str(store), str(source))
 
 
@@ -149,17 +151,20 @@ def test_another_source_is_not_imported_into_the_same_store(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rewards": None}, r"000.npz is no episode: it lacks rewards; expected .* found frames, actions, seed, term"),
+        (
+            {"rewards": None},
+            r"000.npz is not an episode: it lacks rewards; expected .* found frames, actions, seed, term",
+        ),
         ({"frames": None}, "it lacks observations; expected frames or observations, actions"),
-        ({"rewards": np.zeros(3)}, r"000.npz is no episode: rewards must be a \(9,\) float array"),
+        ({"rewards": np.zeros(3)}, r"000.npz is not an episode: rewards must be a \(9,\) float array"),
         (
             {"frames": np.zeros((9, 84, 84, 3), np.float32)},
-            "000.npz must hold uint8 pictures or uint16 codes .* float32",
+            "000.npz must hold uint8 images or uint16 codes .* float32",
         ),
-        ({"actions": np.array([{}])}, "000.npz is no episode: Object arrays cannot be loaded"),
+        ({"actions": np.array([{}])}, "000.npz is not an episode: Object arrays cannot be loaded"),
         ({"rewards": np.full(9, np.nan)}, r"rewards must be numbers from -1e\+15 to 1e\+15, got nan at step 0"),
         ({"rewards": np.array([0, 0, 1e30] + [0] * 6)}, "got 1e[+]30 at step 2"),
-        ({"terminated": np.nan}, "000.npz is no episode: terminated must be true or false, got nan"),
+        ({"terminated": np.nan}, "000.npz is not an episode: terminated must be true or false, got nan"),
         ({"truncated": np.arange(9) == 3}, "truncated is true at step 3 of 9: it joins several episodes"),
         ({"terminated": np.arange(9) % 4 == 3}, "terminated is true at step 3 of 9: it joins several episodes"),
     ],
@@ -177,7 +182,7 @@ def test_files_that_are_damaged_of_another_level_or_not_there_are_named(tmp_path
     with pytest.raises(ValueError, match=r"001.npz has level b where episode_000.npz has a"):
         episodes.import_(str(tmp_path / "store"), str(source))
     (source / "episode_001.npz").write_bytes(b"PK and no more")
-    with pytest.raises(ValueError, match=r"001.npz is no episode"):
+    with pytest.raises(ValueError, match=r"001.npz is not an episode"):
         episodes.import_(str(tmp_path / "store"), str(source))
     with pytest.raises(
         FileNotFoundError, match=r"nothing holds no .npz files; give a folder of them, or --format minari"
@@ -257,14 +262,14 @@ def test_a_minari_dataset_of_others_is_imported_or_refused(data_format, needed, 
     assert (got.terminated, got.truncated, got.seed) == (True, False, -1)
     assert EpisodeStore(tmp_path / "store").schema.environment == "a:b-v0"
     for name, message in [
-        ("vector", "must hold uint8 pictures"),
+        ("vector", "must hold uint8 images"),
         ("dict", "must observe one Box"),
         ("steer", "must have discrete actions"),
     ]:
         with pytest.raises(ValueError, match=f"test/{name}-v0 {message}"):
             episodes.import_(str(tmp_path / "other"), f"test/{name}-v0", "minari")
     with pytest.raises(
-        FileNotFoundError, match=r"no Minari dataset test/none-v0 is here; fetch it with minari download"
+        FileNotFoundError, match=r"Minari dataset test/none-v0 not found; download it with minari download"
     ):
         episodes.import_(str(tmp_path / "other"), "test/none-v0", "minari")
 
@@ -272,7 +277,7 @@ def test_a_minari_dataset_of_others_is_imported_or_refused(data_format, needed, 
 def test_an_export_does_not_touch_what_is_there_and_leaves_no_half_dataset(minari, tmp_path):
     make(tmp_path / "store")
     episodes.export(str(tmp_path / "store"), "test/store-v0")
-    with pytest.raises(ValueError, match="is there already; remove it with minari delete test/store-v0"):
+    with pytest.raises(ValueError, match="already exists; remove it with minari delete test/store-v0"):
         episodes.export(str(tmp_path / "store"), "test/store-v0")
     assert minari.load_dataset("test/store-v0").total_episodes == 3
     flipped(tmp_path / "store" / "episodes" / "000002.safetensors")
@@ -280,7 +285,7 @@ def test_an_export_does_not_touch_what_is_there_and_leaves_no_half_dataset(minar
         episodes.export(str(tmp_path / "store"), "test/store-v1")
     assert list(minari.list_local_datasets()) == ["test/store-v0"]
     for name in ("store-v0", "t/store-v0", "test/store"):
-        with pytest.raises(ValueError, match=f"is called NAMESPACE/NAME-v0, .* got {name}"):
+        with pytest.raises(ValueError, match=f"must be named NAMESPACE/NAME-v0, .* got {name}"):
             episodes.export(str(tmp_path / "store"), name)
 
 
@@ -288,13 +293,13 @@ def test_an_export_does_not_touch_what_is_there_and_leaves_no_half_dataset(minar
 def test_an_export_that_is_killed_leaves_no_dataset_and_can_be_run_again(minari, tmp_path):
     make(tmp_path / "store", count=4)
     code = (
-        "import os, sys, signal\nfrom worldmodel.episodes.formats import foreign\n"
+        "import os, sys, signal\nfrom worldmodel.episodes.formats import minari\n"
         "from worldmodel.episodes.store import EpisodeStore\n"
         "def until_the_third(entries):\n"
         "    for number, entry in enumerate(entries):\n"
         "        if number == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield entry\n"
-        "foreign.to_minari(EpisodeStore(sys.argv[1]), 'test/store-v0', progress=until_the_third)"
+        "minari.to_minari(EpisodeStore(sys.argv[1]), 'test/store-v0', progress=until_the_third)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
@@ -311,7 +316,7 @@ def test_without_minari_the_error_says_how_to_install_it(tmp_path, monkeypatch):
 
 
 def test_a_small_file_that_would_unpack_into_far_more_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("worldmodel.files.LARGE", 10**6)
+    monkeypatch.setattr("worldmodel.files.LARGE_ARCHIVE_BYTES", 10**6)
     frames = np.zeros((101, 84, 84, 3), np.uint8)
     np.savez_compressed(
         tmp_path / "one.npz",
@@ -321,7 +326,7 @@ def test_a_small_file_that_would_unpack_into_far_more_is_refused(tmp_path, monke
         terminated=True,
         truncated=False,
     )
-    with pytest.raises(ValueError, match=r"one.npz is no episode: .*would unpack into 0.0 GB, 300 times its size"):
+    with pytest.raises(ValueError, match=r"one.npz is not an episode: .*would unpack into 0.0 GB, 300 times its size"):
         episodes.import_(str(tmp_path / "store"), str(tmp_path))
     with pytest.raises(ValueError, match="would unpack into"):
         open_images(tmp_path / "one.npz")
@@ -359,7 +364,7 @@ def test_a_file_of_strange_values_is_refused_by_its_name(name, tmp_path):
     right = {"frames": np.zeros((5, 84, 84, 3), np.uint8), "actions": np.array([0, 1, 0, 1]), "rewards": np.zeros(4)}
     right |= {"terminated": True, "truncated": False}
     np.savez(tmp_path / "one.npz", **{**right, **STRANGE[name]})
-    with pytest.raises(ValueError, match=r"one.npz is no episode: "):
+    with pytest.raises(ValueError, match=r"one.npz is not an episode: "):
         episodes.import_(str(tmp_path / "store"), str(tmp_path))
 
 
@@ -379,7 +384,7 @@ def test_a_strange_archive_is_refused_by_its_name(damage, tmp_path):
     if damage == "encrypted":
         data[place + 8], data[local + 6] = 1, 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"one.npz is no episode: "):
+    with pytest.raises(ValueError, match=r"one.npz is not an episode: "):
         episodes.import_(str(tmp_path / "store"), str(tmp_path))
 
 
@@ -402,5 +407,5 @@ def test_a_refused_import_does_not_stand_in_the_way_of_the_mended_one(tmp_path):
 def test_a_dataset_is_not_written_outside_minaris_folder(name, tmp_path, minari):
     store = EpisodeStore.create(tmp_path / "store", CODES)
     store.append(episode(9, CODES))
-    with pytest.raises(ValueError, match="a Minari dataset is called"):
+    with pytest.raises(ValueError, match="a Minari dataset must be named"):
         episodes.export(str(store.path), name)

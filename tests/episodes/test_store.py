@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from worldmodel.episodes.episode import Episode
-from worldmodel.episodes.segments import split
-from worldmodel.episodes.store import CHUNK, CorruptEpisodeError, EpisodeStore, Schema
-from worldmodel.images.dataset import PictureBatches
-from worldmodel.images.pictures import FramePictures
+from worldmodel.episodes.segments import split_held_out
+from worldmodel.episodes.store import CHUNK_SIZE, CorruptEpisodeError, EpisodeStore, Schema
+from worldmodel.images.dataset import ImageBatches
+from worldmodel.images.sources import FrameImages
 
 FRAMES = Schema((84, 84, 3), "uint8", ("left", "right"), "nowhere", {"level": 3}, {"seed": 0})
 CODES = Schema((21, 21), "uint16", ("left", "right"), "nowhere")
@@ -68,7 +68,7 @@ def filled(tmp_path: Path) -> EpisodeStore:
 
 @pytest.mark.parametrize("schema", [FRAMES, CODES])
 @pytest.mark.parametrize("final", [True, False])
-@pytest.mark.parametrize("steps", [1, CHUNK - 1, CHUNK, 3 * CHUNK + 1])
+@pytest.mark.parametrize("steps", [1, CHUNK_SIZE - 1, CHUNK_SIZE, 3 * CHUNK_SIZE + 1])
 def test_an_episode_comes_back_as_it_was(schema, final, steps, tmp_path):
     put = episode(steps, schema, final)
     EpisodeStore.create(tmp_path, schema).append(put)
@@ -107,7 +107,7 @@ def test_the_index_says_what_the_episodes_are(filled):
     assert (entry.terminated, entry.truncated) == (True, False)
     assert entry.episode_return == pytest.approx(episode(17, seed=3).rewards.sum())
     assert entry.bytes == (filled.path / entry.file).stat().st_size
-    assert filled.frames == 6 * 18 and len(filled) == 6 and 5 in filled and 6 not in filled
+    assert filled.num_frames == 6 * 18 and len(filled) == 6 and 5 in filled and 6 not in filled
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_a_folder_without_a_store_is_an_error_that_says_how_to_make_one(tmp_path
 def test_a_number_is_recorded_once(filled):
     entry = filled.write(5, episode(17, seed=5))
     with pytest.raises(ValueError, match="already holds episode 5"):
-        filled.record(entry)
+        filled.add_to_index(entry)
     assert len(EpisodeStore(filled.path)) == 6
-    with pytest.raises(KeyError, match="none is number 6"):
+    with pytest.raises(KeyError, match="none of them with number 6"):
         filled.read(6)
 
 
@@ -257,14 +257,14 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_store(tmp_path):
 
 def test_a_batch_of_frames_is_a_function_of_seed_and_number(filled):
     def batch(number: int, seed: int = 0, rank: int = 0, workers: int = 1) -> np.ndarray:
-        return PictureBatches(FramePictures([(filled, filled.entries[:4])]), 16, seed)(number, rank, workers).numpy()
+        return ImageBatches(FrameImages([(filled, filled.entries[:4])]), 16, seed)(number, rank, workers).numpy()
 
     assert batch(3).shape == (16, 84, 84, 3)
     assert np.array_equal(batch(3), batch(3))
     for other in (batch(4), batch(3, seed=1)):
         assert not np.array_equal(batch(3), other)
     assert np.array_equal(batch(3), np.concatenate([batch(3, rank=rank, workers=4) for rank in range(4)]))
-    with pytest.raises(ValueError, match="--batch must be a multiple of --workers, got 16 and 3"):
+    with pytest.raises(ValueError, match="--batch_size must be a multiple of --workers, got 16 and 3"):
         batch(3, workers=3)
 
 
@@ -276,7 +276,7 @@ def test_a_batch_holds_frames_of_its_episodes_all_as_likely(tmp_path):
             np.full((steps + 1, 21, 21), 100 * number, np.uint16) + np.arange(steps + 1, dtype=np.uint16)[:, None, None]
         )
         opened.append(Episode(codes, np.zeros(steps, int), np.zeros(steps), True, False))
-    batches = PictureBatches(FramePictures([(opened, opened.entries[:2])]), 100, seed=0)
+    batches = ImageBatches(FrameImages([(opened, opened.entries[:2])]), 100, seed=0)
     drawn = np.concatenate([batches(number).numpy()[:, 0, 0] for number in range(35)])
     places, counts = np.unique(drawn, return_counts=True)
     assert places.tolist() == [*range(4), *range(100, 131)]
@@ -289,7 +289,7 @@ def test_the_split_stays_when_the_store_grows(tmp_path):
     for seed in range(31):
         opened.append(episode(2, CODES, seed=seed))
         if seed >= 9:
-            splits.append([{entry.number for entry in part} for part in split(opened)])
+            splits.append([{entry.number for entry in part} for part in split_held_out(opened)])
     for (learnt, held_out), (more_learnt, more_held_out) in pairwise(splits):
         assert learnt <= more_learnt and held_out <= more_held_out and not more_learnt & more_held_out
     assert splits[-1][1] == {9, 19, 29}
@@ -298,10 +298,10 @@ def test_the_split_stays_when_the_store_grows(tmp_path):
 def test_a_small_store_holds_out_its_last_episode_and_one_episode_is_too_few(tmp_path):
     opened = EpisodeStore.create(tmp_path, CODES)
     opened.append(episode(2, CODES))
-    with pytest.raises(ValueError, match="must hold two episodes or more, one to hold out, it holds 1"):
-        split(opened)
+    with pytest.raises(ValueError, match="must hold two or more episodes, one of them to hold out; it holds 1"):
+        split_held_out(opened)
     opened.append(episode(2, CODES))
-    assert [[entry.number for entry in part] for part in split(opened)] == [[0], [1]]
+    assert [[entry.number for entry in part] for part in split_held_out(opened)] == [[0], [1]]
 
 
 def test_two_who_record_into_one_store_see_each_others_episodes(tmp_path):
@@ -309,11 +309,11 @@ def test_two_who_record_into_one_store_see_each_others_episodes(tmp_path):
     other = EpisodeStore(tmp_path)
     for number in range(6):
         recorder = (one, other)[number % 2]
-        recorder.record(recorder.write(number, episode(4, seed=number)))
+        recorder.add_to_index(recorder.write(number, episode(4, seed=number)))
     with pytest.raises(ValueError, match="already holds episode 4: is another process recording there"):
-        other.record(other.write(4, episode(4, seed=4)))
+        other.add_to_index(other.write(4, episode(4, seed=4)))
     assert [entry.number for entry in EpisodeStore(tmp_path).entries] == list(range(6))
-    assert EpisodeStore(tmp_path).frames == 30
+    assert EpisodeStore(tmp_path).num_frames == 30
     assert all(not fault for _, fault in EpisodeStore(tmp_path).verify())
 
 
@@ -322,7 +322,7 @@ def test_recording_waits_for_whoever_holds_the_index(filled):
     entry = filled.write(number, filled.read(filled.entries[0].number))
     with open(filled.path / "index.jsonl", "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        thread = threading.Thread(target=filled.record, args=(entry,))
+        thread = threading.Thread(target=filled.add_to_index, args=(entry,))
         thread.start()
         thread.join(0.3)
         assert thread.is_alive()
@@ -402,7 +402,7 @@ def test_a_chunk_that_promises_more_than_a_chunk_holds_is_refused_unread(filled)
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     tensors |= {"chunks": np.frombuffer(huge, np.uint8), "offsets": np.array([0, len(huge)])}
     path.write_bytes(save(tensors, metadata))
-    with pytest.raises(CorruptEpisodeError, match="a chunk is of 100000000 bytes, expected"):
+    with pytest.raises(CorruptEpisodeError, match="a chunk has 100000000 bytes, expected"):
         filled.observations(entry.number, 0, 1)
 
 

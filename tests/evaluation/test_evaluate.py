@@ -19,14 +19,15 @@ from tests.conftest import PRIOR_SIZES, sliding_stripes, train_config
 from worldmodel.episodes.store import EpisodeStore, Schema
 from worldmodel.evaluate import evaluate
 from worldmodel.evaluation import drift, inverse_dynamics, plots
-from worldmodel.evaluation.clips import CONTEXT, Clips, dream, held_out_clips, stretches
-from worldmodel.evaluation.open_loop import by_horizon, open_loop, worth_of_actions
-from worldmodel.metrics import auroc, calibration, divergence, interval, psnr, ssim
-from worldmodel.train.programs import prior as train_prior
+from worldmodel.evaluation.clips import NUM_CONTEXT_FRAMES, Clips, dream_clips, sample_held_out_clips, sample_segments
+from worldmodel.evaluation.open_loop import action_sensitivity, intervals_by_horizon, open_loop
+from worldmodel.metrics import psnr, ssim
+from worldmodel.stats import auroc, bootstrap_interval, calibration, jensen_shannon_divergence
+from worldmodel.train.dynamics import dynamics as train_prior
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"stretches": 8, "length": 10, "clips": 6, "samples": 2, "horizon": 8, "frames": 16, "pairs": 64}
+SETTINGS = {"segments": 8, "length": 10, "clips": 6, "samples": 2, "horizon": 8, "frames": 16, "pairs": 64}
 
 
 class Film:
@@ -36,7 +37,7 @@ class Film:
 
     def __init__(self, obey: Callable[[Tensor], Tensor]) -> None:
         self.obey, self.seen = obey, []
-        self.dynamics = SimpleNamespace(config=SimpleNamespace(codes=10_000))
+        self.dynamics = SimpleNamespace(config=SimpleNamespace(codebook_size=10_000))
         self.numbers: dict[bytes, int] = {}
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -82,46 +83,52 @@ def stripes(tmp_path_factory) -> EpisodeStore:
 
 @pytest.fixture(scope="module")
 def clips(stripes) -> Clips:
-    return held_out_clips(stripes, 40, 10, seed=0)
+    return sample_held_out_clips(stripes, 40, 10, seed=0)
 
 
 def test_a_perfect_world_scores_as_well_as_can_be(clips):
     world = Film(WORLDS["perfect"])
-    scores = open_loop(world, clips, dream(world, clips, clips.to_take, samples=2))
+    scores = open_loop(world, clips, dream_clips(world, clips, clips.future_actions, samples=2))
     assert scores["psnr"]["dream"].shape == (40, 10)
-    assert scores["psnr"]["dream"].min() == scores["psnr"]["vqvae alone"].min() == psnr(*[clips.truth[0]] * 2).min()
+    assert (
+        scores["psnr"]["dream"].min()
+        == scores["psnr"]["vqvae_reconstruction"].min()
+        == psnr(*[clips.future_frames[0]] * 2).min()
+    )
     assert torch.allclose(scores["ssim"]["dream"], torch.ones(40, 10))
 
 
 def test_a_still_world_scores_as_the_last_frame_does(clips):
     world = Film(WORLDS["still"])
-    scores = open_loop(world, clips, dream(world, clips, clips.to_take))
+    scores = open_loop(world, clips, dream_clips(world, clips, clips.future_actions))
     for measure in ("psnr", "ssim"):
-        assert torch.equal(scores[measure]["dream"], scores[measure]["copy last"])
-        assert (scores[measure]["dream"] < scores[measure]["vqvae alone"]).any()
+        assert torch.equal(scores[measure]["dream"], scores[measure]["copy_last"])
+        assert (scores[measure]["dream"] < scores[measure]["vqvae_reconstruction"]).any()
 
 
 def test_the_best_of_several_dreams_is_the_one_that_is_best_throughout(clips):
     world = Film(lambda actions: torch.where(torch.arange(len(actions))[:, None] % 2 == 0, actions, 1))
-    scores = open_loop(world, clips, dream(world, clips, clips.to_take, samples=2))["psnr"]
-    assert torch.equal(scores["best dream"], scores["vqvae alone"]), "one of the two dreams obeys"
-    assert torch.allclose(scores["dream"], (scores["vqvae alone"] + scores["copy last"]) / 2)
+    scores = open_loop(world, clips, dream_clips(world, clips, clips.future_actions, samples=2))["psnr"]
+    assert torch.equal(scores["best_dream"], scores["vqvae_reconstruction"]), "one of the two dreams obeys"
+    assert torch.allclose(scores["dream"], (scores["vqvae_reconstruction"] + scores["copy_last"]) / 2)
 
 
 def test_actions_are_worth_nothing_to_a_world_that_ignores_them_and_much_to_one_that_obeys(clips):
-    deaf = worth_of_actions(Film(WORLDS["deaf"]), clips, 1.0, seed=0)
+    deaf = action_sensitivity(Film(WORLDS["deaf"]), clips, 1.0, seed=0)
     assert deaf[4] == {"mean": 0, "low": 0, "high": 0}
-    perfect = worth_of_actions(Film(WORLDS["perfect"]), clips, 1.0, seed=0)
+    perfect = action_sensitivity(Film(WORLDS["perfect"]), clips, 1.0, seed=0)
     assert set(perfect) == {1, 4, 10}
     assert perfect[4]["low"] > 10
 
 
-def test_the_judge_of_actions_tells_who_obeys(stripes, clips, monkeypatch):
+def test_inverse_dynamics_recovers_the_actions_of_a_world_that_obeys(stripes, clips, monkeypatch):
     scores = {}
     for name in ("perfect", "another's actions"):
         world = Film(WORLDS[name])
-        pairs = inverse_dynamics.real_pairs(world, stripes, 1024, seed=0)
-        scores[name] = inverse_dynamics.inverse_dynamics(world, pairs, clips, dream(world, clips, clips.to_take))
+        pairs = inverse_dynamics.sample_real_pairs(world, stripes, 1024, seed=0)
+        scores[name] = inverse_dynamics.inverse_dynamics(
+            world, pairs, clips, dream_clips(world, clips, clips.future_actions)
+        )
     obeying, other = scores["perfect"], scores["another's actions"]
     assert obeying["real"]["mean"] > 0.9
     assert obeying["dreamed"] == obeying["vqvae"] == obeying["real"]
@@ -133,13 +140,13 @@ def test_the_judge_of_actions_tells_who_obeys(stripes, clips, monkeypatch):
         assert sum(row) == pytest.approx(1)
 
 
-def test_the_judge_of_dreams_is_sure_of_noisy_ones_alone(stripes):
+def test_a_dream_detector_is_sure_of_noisy_pairs_alone(stripes):
     generator = torch.Generator().manual_seed(0)
-    pairs = inverse_dynamics.neighbours(stretches(stripes, stripes.entries, 200, 3, seed=0)[0])
+    pairs = inverse_dynamics.pair_frames(sample_segments(stripes, stripes.entries, 200, 3, seed=0)[0])
     noisy = (pairs + torch.randint(60, pairs.shape, generator=generator)).clamp_max(255).to(torch.uint8)
-    judge = inverse_dynamics.teach_to_tell_dreams(pairs[:200], noisy[:200])
+    detector = inverse_dynamics.train_dream_detector(pairs[:200], noisy[:200])
     real, dreamed, more = (
-        inverse_dynamics.log_odds(judge, part) for part in (pairs[200:300], noisy[200:], pairs[300:])
+        inverse_dynamics.log_odds(detector, part) for part in (pairs[200:300], noisy[200:], pairs[300:])
     )
     assert dreamed.mean() - real.mean() > real.std()
     assert abs(more.mean() - real.mean()) < 0.5 * real.std()
@@ -159,10 +166,10 @@ def drifts(stripes, tmp_path_factory) -> dict[str, dict]:
             codes.append(replace(episode, observations=numbers))
         if name == "stuck":
             world.obey = lambda actions: torch.where(torch.arange(actions.shape[1]) < 20, actions, 1)
-        pairs = inverse_dynamics.Pairs(
-            *[inverse_dynamics.neighbours(stretches(stripes, stripes.entries[:40], 100, 3, 1)[0])] * 2, None
+        pairs = inverse_dynamics.FramePairs(
+            *[inverse_dynamics.pair_frames(sample_segments(stripes, stripes.entries[:40], 100, 3, 1)[0])] * 2, None
         )
-        found[name] = drift.drift(world, stripes, codes, pairs.shown, 12, 120, 1.0, seed=0)[0]
+        found[name] = drift.drift(world, stripes, codes, pairs.reconstructed, 12, 120, 1.0, seed=0)[0]
     return found
 
 
@@ -170,30 +177,37 @@ def test_a_perfect_world_is_as_far_from_real_video_as_real_video_is(drifts):
     rows = drifts["perfect"]["rows"]
     assert list(rows) == ["real", 10, 100, 120]
     for horizon in (100, 120):
-        assert rows[horizon]["change"] == pytest.approx(0, abs=0.1)
-        assert rows[horizon]["auroc"] == pytest.approx(0.5, abs=0.2)
-    assert drifts["perfect"]["growth"]["change"] < 1.5
+        assert rows[horizon]["change_rate_error"] == pytest.approx(0, abs=0.1)
+        assert rows[horizon]["classifier_auroc"] == pytest.approx(0.5, abs=0.2)
+    assert drifts["perfect"]["growth"]["change_rate_error"] < 1.5
 
 
 def test_a_world_that_stands_still_does_not_change_as_real_video_does(drifts):
-    assert drifts["still"]["rows"][100]["change"] > 0.5 > 5 * drifts["perfect"]["rows"][100]["change"]
+    assert (
+        drifts["still"]["rows"][100]["change_rate_error"]
+        > 0.5
+        > 5 * drifts["perfect"]["rows"][100]["change_rate_error"]
+    )
 
 
 def test_a_world_that_gets_stuck_is_found_out_beyond_the_beginning(drifts):
     rows = drifts["stuck"]["rows"]
-    assert rows[10]["change"] < 0.2 < 0.5 < rows[100]["change"]
+    assert rows[10]["change_rate_error"] < 0.2 < 0.5 < rows[100]["change_rate_error"]
     assert rows[100]["perplexity"] < 12.01 < rows["real"]["perplexity"], "one frame is left of each dream"
 
 
 def test_clips_are_held_out_whole_and_the_same_every_time(stripes):
-    clips = held_out_clips(stripes, 30, 8, seed=3)
-    assert clips.frames.shape == (30, CONTEXT + 8, 24, 24, 3)
-    assert torch.equal(clips.frames, held_out_clips(stripes, 30, 8, seed=3).frames)
+    clips = sample_held_out_clips(stripes, 30, 8, seed=3)
+    assert clips.frames.shape == (30, NUM_CONTEXT_FRAMES + 8, 24, 24, 3)
+    assert torch.equal(clips.frames, sample_held_out_clips(stripes, 30, 8, seed=3).frames)
     own = {stripes.read(number).observations[0, 0].tobytes() for number in range(9, 80, 10)}
     still = [frame for frame in clips.frames[:, 0] if any(same_stripes(frame, start) for start in own)]
     assert len(still) == 30
     world = Film(WORLDS["perfect"])
-    assert torch.equal(world.decode(dream(world, clips, clips.to_take)[:, 0].flatten(0, 1)), clips.truth.flatten(0, 1))
+    assert torch.equal(
+        world.decode(dream_clips(world, clips, clips.future_actions)[:, 0].flatten(0, 1)),
+        clips.future_frames.flatten(0, 1),
+    )
 
 
 def same_stripes(frame: Tensor, row: bytes) -> bool:
@@ -202,8 +216,8 @@ def same_stripes(frame: Tensor, row: bytes) -> bool:
 
 
 def test_too_long_a_horizon_is_refused_with_the_longest_episode(stripes):
-    with pytest.raises(ValueError, match=r"stretches of 56 frames need longer episodes than .* has: at most 21"):
-        held_out_clips(stripes, 4, 50, seed=0)
+    with pytest.raises(ValueError, match=r"segments of 56 frames need longer episodes than .* has: at most 21"):
+        sample_held_out_clips(stripes, 4, 50, seed=0)
 
 
 def test_ssim_is_one_for_equal_frames_and_that_of_the_formula_for_flat_ones():
@@ -216,11 +230,11 @@ def test_ssim_is_one_for_equal_frames_and_that_of_the_formula_for_flat_ones():
 
 def test_an_interval_holds_the_mean_and_narrows_with_the_root_of_the_number():
     values = torch.randn(4000, generator=torch.Generator().manual_seed(0)) + 3
-    few, many = interval(values[:250]), interval(values)
+    few, many = bootstrap_interval(values[:250]), bootstrap_interval(values)
     assert few["low"] < few["mean"] < few["high"]
     assert many["high"] - many["low"] == pytest.approx(2 * 1.96 / math.sqrt(4000), rel=0.1)
     assert (few["high"] - few["low"]) / (many["high"] - many["low"]) == pytest.approx(4, rel=0.2)
-    assert interval(torch.full((5,), 2.0)) == {"mean": 2, "low": 2, "high": 2}
+    assert bootstrap_interval(torch.full((5,), 2.0)) == {"mean": 2, "low": 2, "high": 2}
 
 
 def test_auroc_counts_the_pairs_in_order():
@@ -242,73 +256,73 @@ def test_calibration_of_true_probabilities_is_the_diagonal():
 
 
 def test_divergence_is_zero_for_equal_histograms_and_one_bit_for_disjoint_ones():
-    assert divergence(torch.tensor([2, 0, 6]), torch.tensor([1, 0, 3])) == pytest.approx(0)
-    assert divergence(torch.tensor([5, 0]), torch.tensor([0, 1])) == pytest.approx(1)
+    assert jensen_shannon_divergence(torch.tensor([2, 0, 6]), torch.tensor([1, 0, 3])) == pytest.approx(0)
+    assert jensen_shannon_divergence(torch.tensor([5, 0]), torch.tensor([0, 1])) == pytest.approx(1)
 
 
 def test_growth_counts_what_real_video_scores_as_none():
-    real = {"histogram": 0.1, "change": 0.1, "judge": 0.0}
-    rows = {"real": real, 10: real, 100: {**real, "change": 0.05, "judge": 0.2}}
-    rows[1000] = {"histogram": 0.3, "change": 0.01, "judge": 0.2}
-    assert drift.growth(rows) == pytest.approx({"histogram": 3, "change": 1, "judge": 1})
+    real = dict(zip(drift.DISTANCES, (0.1, 0.1, 0.0), strict=True))
+    rows = {"real": real, 10: real, 100: {**real, "change_rate_error": 0.05, "classifier_effect_size": 0.2}}
+    rows[1000] = dict(zip(drift.DISTANCES, (0.3, 0.01, 0.2), strict=True))
+    assert drift.compute_growth(rows) == pytest.approx(dict(zip(drift.DISTANCES, (3, 1, 1), strict=True)))
 
 
 def test_an_interval_over_episodes_is_as_wide_as_their_number_says():
     generator = torch.Generator().manual_seed(0)
     levels = torch.randn(16, generator=generator)
     values, episodes = levels.repeat_interleave(100), torch.arange(16).repeat_interleave(100)
-    alone, together = interval(values), interval(values, episodes)
+    alone, together = bootstrap_interval(values), bootstrap_interval(values, episodes)
     assert together["mean"] == pytest.approx(alone["mean"])
     assert (together["high"] - together["low"]) / (alone["high"] - alone["low"]) == pytest.approx(10, rel=0.3)
-    assert interval(torch.tensor([1.0, 2, 3]), torch.zeros(3)) == {"mean": 2, "low": 2, "high": 2}
+    assert bootstrap_interval(torch.tensor([1.0, 2, 3]), torch.zeros(3)) == {"mean": 2, "low": 2, "high": 2}
 
 
-def test_walks_take_the_held_out_actions_in_their_order(stripes):
-    walks = drift.walks(stripes, 3, 30, seed=0)
+def test_action_sequences_keep_the_order_of_the_held_out_actions(stripes):
+    sequences = drift.sample_action_sequences(stripes, 3, 30, seed=0)
     taken = torch.cat([torch.from_numpy(stripes.read(number).actions.copy()) for number in range(9, 80, 10)])
-    assert walks.shape == (3, 30)
-    for walk in walks:
-        assert any(torch.equal(taken.roll(-shift)[:30], walk) for shift in range(len(taken)))
+    assert sequences.shape == (3, 30)
+    for sequence in sequences:
+        assert any(torch.equal(taken.roll(-shift)[:30], sequence) for shift in range(len(taken)))
 
 
 def test_every_number_of_a_confusion_matrix_stands_in_its_cell():
     table = [[0.25, 0.75], [0.9, 0.1]]
-    axes = plots.matrices({"real": table}, ("left", "right")).axes[0]
+    axes = plots.plot_confusion_matrices({"real": table}, ("left", "right")).axes[0]
     written = {text.get_position(): float(text.get_text()) for text in axes.texts}
     assert written == {(0.5, 0.5): 0.25, (1.5, 0.5): 0.75, (0.5, 1.5): 0.9, (1.5, 1.5): 0.1}
 
 
 def test_the_strip_of_an_action_is_where_it_is_held_longest(stripes):
     for action in range(3):
-        _, actions = plots.longest(stripes, action)
-        best = (actions[CONTEXT - 1 :] == action).sum()
-        clips = held_out_clips(stripes, 60, plots.STRIP, seed=1)
-        assert best >= (clips.to_take == action).sum(1).max()
+        _, actions = plots.find_action_clip(stripes, action)
+        best = (actions[NUM_CONTEXT_FRAMES - 1 :] == action).sum()
+        clips = sample_held_out_clips(stripes, 60, plots.STRIP_FRAMES, seed=1)
+        assert best >= (clips.future_actions == action).sum(1).max()
 
 
 def test_evaluate_writes_a_page_with_every_number_and_picture(
     store, vqvae_run, world_run, tmp_path, monkeypatch, capsys
 ):
-    out, blind = tmp_path / "page", tmp_path / "blind"
-    train_prior(str(store), str(vqvae_run), str(blind), replace(PRIOR_SIZES, context=0), train_config(1), 2, 6)
-    paths = {"store": str(store), "world": str(world_run), "blind": str(blind), "out": str(out)}
-    with pytest.raises(ValueError, match=r"must be a prior trained with --model\.context 0, it knows 4 frames"):
-        evaluate(**{**paths, "blind": str(world_run)}, **SETTINGS)
-    evaluate(**paths, **SETTINGS, long=3, long_frames=14, episodes=1)
+    out, baseline = tmp_path / "page", str(tmp_path / "baseline")
+    train_prior(str(store), str(vqvae_run), baseline, replace(PRIOR_SIZES, context_length=0), train_config(1), 2, 6)
+    paths = {"store": str(store), "world": str(world_run), "no_context_prior": baseline, "out": str(out)}
+    with pytest.raises(ValueError, match=r"must be trained with --model\.context_length 0, got 4"):
+        evaluate(**{**paths, "no_context_prior": str(world_run)}, **SETTINGS)
+    evaluate(**paths, **SETTINGS, drift_rollouts=3, drift_horizon=14, episodes=1)
     scores = json.loads((out / "scores.json").read_text())
     assert capsys.readouterr().out.endswith(f"wrote {out / 'index.html'} and scores.json\n")
-    expected = {"true actions", "shuffled actions", "unigram", "copy last or flip", "no context, no actions"}
+    expected = {"true_actions", "shuffled_actions", "unigram", "copy_last", "no_context_no_actions"}
     assert set(scores["bits_per_code"]) == expected
-    row = scores["bits_per_code"]["true actions"]
+    row = scores["bits_per_code"]["true_actions"]
     assert row["bits_per_frame"] == pytest.approx(36 * row["bits_per_code"]["mean"])
     assert list(scores["open_loop"]["psnr"]["dream"]) == ["1", "2", "4", "5", "8"]
     assert set(scores["drift"]["rows"]) == {"real", "10", "14"}
-    assert scores["heads"]["termination"]["steps"] == 20
+    assert scores["reward_termination"]["termination"]["steps"] == 20
     rewarded = int((EpisodeStore(store).read(9).rewards > 0).sum())
-    assert scores["heads"]["reward"]["gains"]["steps"] == rewarded > 0
-    assert scores["heads"]["reward"]["losses"] == {"auroc": 0.5, "steps": 0}
+    assert scores["reward_termination"]["reward"]["gains"]["steps"] == rewarded > 0
+    assert scores["reward_termination"]["reward"]["losses"] == {"auroc": 0.5, "steps": 0}
     assert "objects" not in scores, "nobody knows what is in view"
-    assert {path.name for path in out.glob("*.png")} >= {"reconstruction.png", "worst.png", "long.png"}
+    assert {path.name for path in out.glob("*.png")} >= {"reconstruction.png", "worst.png", "drift_rollouts.png"}
     page = (out / "index.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == len(list(out.glob("*.png")))
     assert page.count("<svg") == 4
@@ -318,25 +332,32 @@ def test_evaluate_writes_a_page_with_every_number_and_picture(
 
 def test_evaluate_measures_the_parts_that_are_asked_for_and_prints_a_table(store, world_run, tmp_path, capsys):
     paths = {"store": str(store), "world": str(world_run)}
-    evaluate(**paths, **SETTINGS, only="heads,prediction", out=str(tmp_path / "some"))
+    evaluate(**paths, **SETTINGS, only="reward_termination,bits_per_code", out=str(tmp_path / "some"))
     scores = json.loads((tmp_path / "some" / "scores.json").read_text())
-    assert set(scores) == {"settings", "held_out_episodes", "bits_per_code", "flip_probability", "heads"}
+    assert set(scores) == {"settings", "held_out_episodes", "bits_per_code", "flip_probability", "reward_termination"}
     printed = capsys.readouterr().out.splitlines()
     (true,) = (line for line in printed if line.startswith("bits per code, true actions"))
     assert float(true.split()[5]) == pytest.approx(
-        scores["bits_per_code"]["true actions"]["bits_per_code"]["mean"], abs=1e-3
+        scores["bits_per_code"]["true_actions"]["bits_per_code"]["mean"], abs=1e-3
     )
     assert len(printed) < 12
     page = (tmp_path / "some" / "index.html").read_text()
-    assert "<h2>Prediction</h2>" in page and "<h2>Open loop</h2>" not in page and "<h2>Reconstruction</h2>" not in page
+    assert (
+        "<h2>Bits per code</h2>" in page
+        and "<h2>Open-loop prediction</h2>" not in page
+        and "<h2>Reconstruction</h2>" not in page
+    )
     evaluate(
         **paths, **{**SETTINGS, "horizon": 500}, only="reconstruction", out=str(tmp_path / "one")
     )  # dreams nothing
-    for only, message in (("hads", "unknown part 'hads'.* did you mean 'heads'"), ("dreams,", "unknown part ''")):
+    for only, message in (
+        ("dream", "unknown section 'dream'.* did you mean 'dreams'"),
+        ("dreams,", "unknown section ''"),
+    ):
         with pytest.raises(ValueError, match=message):
             evaluate(**paths, **SETTINGS, only=only)
-    with pytest.raises(ValueError, match="--only heads needs a --world"):
-        evaluate(store=str(store), vqvae=str(world_run / "vqvae"), only="heads")
+    with pytest.raises(ValueError, match="--only drift needs a --world"):
+        evaluate(store=str(store), vqvae=str(world_run / "vqvae"), only="drift")
 
 
 def test_a_quick_evaluation_measures_no_more_than_its_limits(store, world_run, tmp_path, monkeypatch):
@@ -354,10 +375,13 @@ def test_a_quick_evaluation_measures_no_more_than_its_limits(store, world_run, t
 
 def test_a_strip_marks_where_the_dream_begins():
     films = torch.zeros(2, 5, 8, 8, 3, dtype=torch.uint8)
-    picture = plots.pairs_of_rows(films, films, 2)
-    assert picture.shape == (32, 5 * 8 + plots.LINE, 3)
-    assert (picture[:, 16 : 16 + plots.LINE] == plots.BEGINS).all()
-    assert not (picture[:, :16] == plots.BEGINS).all(-1).any() and not (picture[:, 18:] == plots.BEGINS).all(-1).any()
+    picture = plots.draw_comparison(films, films, 2)
+    assert picture.shape == (32, 5 * 8 + plots.DREAM_LINE_WIDTH, 3)
+    assert (picture[:, 16 : 16 + plots.DREAM_LINE_WIDTH] == plots.DREAM_LINE_COLOR).all()
+    assert (
+        not (picture[:, :16] == plots.DREAM_LINE_COLOR).all(-1).any()
+        and not (picture[:, 18:] == plots.DREAM_LINE_COLOR).all(-1).any()
+    )
 
 
 @pytest.mark.parametrize(
@@ -365,10 +389,10 @@ def test_a_strip_marks_where_the_dream_begins():
     [
         ({"length": 6}, "--length must be more than 6"),
         ({"horizon": 1}, "--horizon more than 1"),
-        ({"stretches": 9}, "--stretches must be a multiple of 4, which swap their actions, got 9"),
+        ({"segments": 9}, "--segments must be a multiple of 4, which swap their actions, got 9"),
         ({"episodes": 0}, "--episodes, --pairs and --threads 1 or more"),
-        ({"long_frames": 1}, "--long_frames must be 2 or more, got 1"),
-        ({"horizon": 30}, "stretches of 36 frames need longer episodes than .* at most 21"),
+        ({"drift_horizon": 1}, "--drift_horizon must be 2 or more, got 1"),
+        ({"horizon": 30}, "segments of 36 frames need longer episodes than .* at most 21"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused_at_once(store, world_run, tmp_path, changes, message):
@@ -385,7 +409,7 @@ def test_a_vqvae_can_be_measured_alone(store, vqvae_run, tmp_path):
 
 
 def test_horizons_beyond_the_dream_are_left_out():
-    assert list(by_horizon(torch.zeros(3, 9), torch.arange(3))) == [1, 2, 4, 5, 8]
+    assert list(intervals_by_horizon(torch.zeros(3, 9), torch.arange(3))) == [1, 2, 4, 5, 8]
 
 
 def test_a_page_is_written_under_any_locale(store, vqvae_run, tmp_path):

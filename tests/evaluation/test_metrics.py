@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel import world_model, worlds
-from worldmodel.episodes.segments import StepWindows, split
+from worldmodel import shipped, worlds
+from worldmodel.baselines import Bigram, CopyLast, Unigram
+from worldmodel.episodes.segments import SegmentSampler, split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.metrics import Bigram, CopyLast, Unigram, bits, prior_scores, psnr, shuffle_actions
+from worldmodel.metrics import dynamics_scores, frame_bits_per_code, psnr, shuffle_actions
 from worldmodel.models.dynamics import Batch
 from worldmodel.release import release
 from worldmodel.world_model import WorldModel
@@ -37,7 +38,7 @@ def test_copying_finds_the_true_flip_probability():
     codes = torch.stack(frames, 1)
     unigram = Unigram(codes, 16)
     copy = CopyLast(codes, unigram)
-    assert copy.flip == pytest.approx(0.3, abs=0.01)
+    assert copy.flip_probability == pytest.approx(0.3, abs=0.01)
     stay, change = 0.7 + 0.3 / 16, 0.3 / 16
     entropy = -(stay * math.log2(stay) + 15 * change * math.log2(change))
     assert copy.bits(codes).mean().item() == pytest.approx(entropy, abs=0.02)
@@ -47,9 +48,9 @@ def test_copying_finds_the_true_flip_probability():
 def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
     model = WorldModel.load(world_run)
     codes = EpisodeStore(next((store / "codes").iterdir()))
-    batch = Batch(*StepWindows(codes, split(codes)[1], 3, 6, seed=0)(0))
-    scores = prior_scores(model.dynamics, [batch])
-    there = bits(model.dynamics, batch.codes, batch.actions)[batch.frame_valid[:, 1:]]
+    batch = Batch(*SegmentSampler(codes, split_held_out(codes)[1], 3, 6, seed=0)(0))
+    scores = dynamics_scores(model.dynamics, [batch])
+    there = frame_bits_per_code(model.dynamics, batch.codes, batch.actions)[batch.frame_valid[:, 1:]]
     assert there.mean().item() == pytest.approx(scores["bits_per_code"], rel=1e-4)
     assert torch.equal(shuffle_actions(batch).actions[1], batch.actions[0])
     assert torch.equal(shuffle_actions(batch).codes, batch.codes)
@@ -57,26 +58,26 @@ def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
 
 @pytest.mark.slow
 def test_a_released_world_is_its_run_with_the_prior_in_half_precision(store, world_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(world_model, "PRETRAINED", tmp_path)
+    monkeypatch.setattr(shipped, "PRETRAINED", tmp_path)
     release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), "moving stripes", length=8)
-    assert world_model.names() == ["stripes"]
-    with pytest.raises(ValueError, match="is there already"):
+    assert shipped.shipped_worlds() == ["stripes"]
+    with pytest.raises(ValueError, match="already exists"):
         release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), "moving stripes", length=8)
-    shipped, trained = WorldModel.load("stripes"), WorldModel.load(world_run)
-    context, original = EpisodeStore(shipped.run / "context"), EpisodeStore(store).read(9)
+    released, trained = WorldModel.load("stripes"), WorldModel.load(world_run)
+    context, original = EpisodeStore(released.run / "context"), EpisodeStore(store).read(9)
     assert np.array_equal(context.read(0).observations, original.observations[2:10])
     assert np.array_equal(context.read(0).actions, original.actions[2:9])
     frames = torch.from_numpy(original.observations[None, 2:5].copy())
     taken, actions = torch.from_numpy(original.actions[None, 2:4]), torch.tensor([[0, 1]])
     rounded = WorldModel.load(world_run)
-    for mine, theirs in zip(shipped.vqvae.state_dict().values(), trained.vqvae.state_dict().values(), strict=True):
+    for mine, theirs in zip(released.vqvae.state_dict().values(), trained.vqvae.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
     for part in rounded.dynamics.state_dict().values():
         part.copy_(part.half())
     rounded = WorldModel(rounded.vqvae, rounded.dynamics, rounded.action_names, rounded.run)
-    dreams = [model.imagine(model.start(frames, taken), actions) for model in (shipped, rounded)]
+    dreams = [model.imagine(model.start(frames, taken), actions) for model in (released, rounded)]
     assert torch.equal(*dreams)
-    sizes = [(run / "model.safetensors").stat().st_size for run in (shipped.run, trained.run)]
+    sizes = [(run / "model.safetensors").stat().st_size for run in (released.run, trained.run)]
     assert sizes[0] < 0.6 * sizes[1]
     capsys.readouterr()
     worlds.worlds()
@@ -84,7 +85,7 @@ def test_a_released_world_is_its_run_with_the_prior_in_half_precision(store, wor
         r"stripes  0\.\d MB  moving stripes\n    actions: left, stay, right\n    clips: 1 of 8 frames or more\n",
         capsys.readouterr().out,
     )
-    for path in shipped.run.rglob("*.yaml"):
+    for path in released.run.rglob("*.yaml"):
         assert str(store.parent.parent) not in path.read_text(), "it must not name folders of this machine"
 
 
@@ -92,9 +93,9 @@ def test_clips_can_be_shipped_as_the_vqvae_shows_them(store, world_run, tmp_path
     release(str(world_run), str(store), ["9:2"], str(tmp_path / "out"), "", length=8, redrawn=True)
     world = WorldModel.load(world_run)
     original = torch.from_numpy(EpisodeStore(store).observations(9, 2, 8).copy())
-    shipped = torch.from_numpy(EpisodeStore(tmp_path / "out" / "context").read(0).observations.copy())
-    assert torch.equal(shipped, world.decode(world.encode(original)))
-    assert not torch.equal(shipped, original)
+    written = torch.from_numpy(EpisodeStore(tmp_path / "out" / "context").read(0).observations.copy())
+    assert torch.equal(written, world.decode(world.encode(original)))
+    assert not torch.equal(written, original)
 
 
 def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
@@ -103,7 +104,7 @@ def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
     with pytest.raises(ValueError, match="episode 3 was not held out: expected one of 9"):
         release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"), "")
     for clips, length in (([], 5), (["9:0"], 1)):
-        with pytest.raises(ValueError, match="--clips must name one or more, and --length be 2 or more frames"):
+        with pytest.raises(ValueError, match="--clips must name one or more clips, and --length must be 2 or more"):
             release(str(world_run), str(store), clips, str(tmp_path / "out"), "", length=length)
     assert not (tmp_path / "out").exists()
 

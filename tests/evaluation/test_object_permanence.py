@@ -9,16 +9,17 @@ import torch
 
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
 from tests.evaluation.test_evaluate import Film
-from worldmodel.collect import play
+from worldmodel.episodes.collect import play_episode
 from worldmodel.episodes.episode import Episode, Objects
 from worldmodel.episodes.store import EpisodeStore, Schema
 from worldmodel.evaluate import evaluate
 from worldmodel.evaluation import object_detector
 from worldmodel.evaluation import object_permanence as measure
-from worldmodel.evaluation.object_detector import detect
-from worldmodel.evaluation.object_permanence import permanence
-from worldmodel.evaluation.objects_in_view import by_colour
-from worldmodel.train.programs import prior, vqvae
+from worldmodel.evaluation.object_detector import find_peaks
+from worldmodel.evaluation.object_permanence import object_permanence
+from worldmodel.evaluation.objects_in_view import detect_by_color
+from worldmodel.train.dynamics import dynamics
+from worldmodel.train.vqvae import vqvae
 
 SIDE, SQUARE = 24, 6
 
@@ -81,7 +82,7 @@ def test_patches_of_a_colour_keep_their_identity_from_frame_to_frame():
         frame[10:16, 4 + 3 * number : 10 + 3 * number] = (150, 10, 12)  # an apple that moves
         frame[20:24, 20:24] = (190, 200, 60)  # a lemon that stays
     frames[3, 30:34, 2:6] = (150, 10, 12)  # another apple
-    found = by_colour(frames)
+    found = detect_by_color(frames)
     assert found.names == ("apple", "lemon")
     of_kind = [found.identities[found.kinds == kind].tolist() for kind in (0, 1)]
     assert len(set(of_kind[0][:4])) == 1 and len(of_kind[0]) == 5 and len(set(of_kind[0])) == 2
@@ -92,15 +93,15 @@ def test_patches_of_a_colour_keep_their_identity_from_frame_to_frame():
 def test_peaks_are_found_once_and_where_they_are():
     logits = torch.full((1, 2, 6, 6), -5.0)
     logits[0, 0, 2, 3], logits[0, 0, 2, 4] = 3.0, 2.0
-    ((points, others),) = detect(logits, torch.zeros(2))
+    ((points, others),) = find_peaks(logits, torch.zeros(2))
     np.testing.assert_allclose(points, [[3.5 / 6, 2.5 / 6]])
     assert others.shape == (0, 2)
 
 
 def follow(world: Film, store: EpisodeStore, monkeypatch) -> dict:
-    monkeypatch.setattr(object_detector, "LEARNT", 512)
-    monkeypatch.setattr(measure, "RARE", 50)
-    return permanence(world, store, 12)["square"]
+    monkeypatch.setattr(object_detector, "NUM_FRAMES", 512)
+    monkeypatch.setattr(measure, "MIN_SIGHTINGS", 50)
+    return object_permanence(world, store, 12)["square"]
 
 
 @pytest.mark.slow
@@ -108,9 +109,9 @@ def test_a_perfect_dream_keeps_every_object_and_invents_none(squares, monkeypatc
     rows = follow(Film(lambda actions: actions), squares, monkeypatch)
     assert list(rows) == [1, 5, 10, 20]
     for row in rows.values():
-        assert row["in view"] > 0 and row["found in truth"]["mean"] > 0.8
-        assert row["found in dream"] == row["found in truth"]
-        assert row["invented in dream"] == row["invented in truth"]
+        assert row["in_view"] > 0 and row["detected_in_truth"]["mean"] > 0.8
+        assert row["detected_in_dream"] == row["detected_in_truth"]
+        assert row["false_positives_in_dream"] == row["false_positives_in_truth"]
 
 
 @pytest.mark.slow
@@ -123,7 +124,7 @@ def test_a_dream_that_forgets_keeps_none(squares, monkeypatch):
 
     monkeypatch.setattr(world, "imagine", imagine)
     rows = follow(world, squares, monkeypatch)
-    assert all(row["found in dream"]["mean"] < 0.1 < row["found in truth"]["mean"] for row in rows.values())
+    assert all(row["detected_in_dream"]["mean"] < 0.1 < row["detected_in_truth"]["mean"] for row in rows.values())
 
 
 @pytest.mark.slow
@@ -136,25 +137,37 @@ def test_a_dream_that_doubles_objects_invents_them(squares, monkeypatch):
 
     monkeypatch.setattr(world, "imagine", imagine)
     rows = follow(world, squares, monkeypatch)
-    assert all(row["invented in dream"]["mean"] > 0.5 > row["invented in truth"]["mean"] for row in rows.values())
+    assert all(
+        row["false_positives_in_dream"]["mean"] > 0.5 > row["false_positives_in_truth"]["mean"] for row in rows.values()
+    )
 
 
 def test_nothing_is_said_where_nobody_knows_what_is_in_view(squares, tmp_path):
     bare = EpisodeStore.create(tmp_path / "bare", squares.schema)
     for number in range(3):
         bare.append(replace(squares.read(number), objects=None))
-    assert permanence(Film(lambda actions: actions), bare, 4) == {}
+    assert object_permanence(Film(lambda actions: actions), bare, 4) == {}
 
 
 @pytest.mark.slow
 def test_evaluate_follows_objects_where_a_store_knows_them(squares, tmp_path, monkeypatch):
-    monkeypatch.setattr(object_detector, "LEARNT", 128)
-    monkeypatch.setattr(measure, "RARE", 50)
+    monkeypatch.setattr(object_detector, "NUM_FRAMES", 128)
+    monkeypatch.setattr(measure, "MIN_SIGHTINGS", 50)
     store, tokenizer, run, out = str(squares.path), str(tmp_path / "vqvae"), str(tmp_path / "world"), tmp_path / "page"
-    vqvae(tokenizer, store, model=VQVAE_SIZES, train=train_config(4), batch=8)
-    prior(store, tokenizer, run, PRIOR_SIZES, train_config(2), batch=2, length=6)
+    vqvae(tokenizer, store, model=VQVAE_SIZES, train=train_config(4), batch_size=8)
+    dynamics(store, tokenizer, run, PRIOR_SIZES, train_config(2), batch_size=2, seq_length=6)
     evaluate(
-        store, run, stretches=8, length=8, clips=2, samples=1, horizon=4, frames=4, long=0, objects=3, out=str(out)
+        store,
+        run,
+        segments=8,
+        length=8,
+        clips=2,
+        samples=1,
+        horizon=4,
+        frames=4,
+        drift_rollouts=0,
+        objects=3,
+        out=str(out),
     )
     rows = json.loads((out / "scores.json").read_text())["objects"]["square"]
     assert list(rows) == ["1", "5", "10", "20"]
@@ -169,5 +182,5 @@ def test_a_collector_records_what_a_world_says_is_in_view():
         def step(self, action):
             return np.zeros((8, 8, 3), np.uint8), 0.0, True, False, {"objects": []}
 
-    seen = play(World(), lambda frame: 0, 0, 10).objects
+    seen = play_episode(World(), lambda frame: 0, 0, 10).objects
     assert (seen.names, seen.frames.tolist(), seen.identities.tolist()) == (("ball",), [0], [3])

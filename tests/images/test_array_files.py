@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from worldmodel.images.array_files import CIFAR10
+from worldmodel.images.array_files import CIFAR10_CLASSES
 from worldmodel.images.dataset import open_images
 
 random = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def python_2(values: dict) -> bytes:
 
 
 def write_cifar(folder: Path, dump=pickle.dumps, count: int = 7) -> tuple[np.ndarray, np.ndarray]:
-    """Two batches to learn from and one to test with; returns the pictures and the labels of the first two."""
+    """Write two training batches and a test batch; return the images and the labels of the first two."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures, labels = noise(2 * count, 32, 32, 3), random.integers(0, 10, 2 * count)
     for name, part in (
@@ -70,16 +70,16 @@ DUMPS = {f"protocol {number}": lambda values, number=number: pickle.dumps(values
 def test_cifar_10_in_its_own_layout_is_read_whatever_wrote_the_pickles(tmp_path, dump):
     pictures, labels = write_cifar(tmp_path, dump)
     images = open_images(tmp_path)
-    assert np.array_equal(everything(images.learnt), pictures)
-    assert np.array_equal(images.learnt.labels, labels)
+    assert np.array_equal(everything(images.train), pictures)
+    assert np.array_equal(images.train.labels, labels)
     assert np.array_equal(everything(images.held_out), pictures[:3])
     assert images.classes == tuple(f"kind {number}" for number in range(10))
-    assert images.shape == (32, 32, 3) and images.learnt.labels.dtype == np.int64
+    assert images.shape == (32, 32, 3) and images.train.labels.dtype == np.int64
 
 
 def test_the_folder_that_cifar_10_was_unpacked_in_will_do(tmp_path):
     write_cifar(tmp_path / "cifar-10-batches-py")
-    assert len(open_images(tmp_path).learnt) == 14
+    assert len(open_images(tmp_path).train) == 14
 
 
 def test_cifar_10_as_npz_is_the_same_set(tmp_path):
@@ -87,9 +87,9 @@ def test_cifar_10_as_npz_is_the_same_set(tmp_path):
     for name, part in (("data_batch_1", slice(7)), ("data_batch_2", slice(7, None)), ("test_batch", slice(3))):
         np.savez(tmp_path / f"{name}.npz", images=pictures[part], labels=labels[part].astype(np.uint8))
     images = open_images(tmp_path)
-    assert np.array_equal(everything(images.learnt), pictures) and np.array_equal(images.learnt.labels, labels)
+    assert np.array_equal(everything(images.train), pictures) and np.array_equal(images.train.labels, labels)
     assert np.array_equal(everything(images.held_out), pictures[:3])
-    assert images.classes == CIFAR10
+    assert images.classes == CIFAR10_CLASSES
 
 
 class Malicious:
@@ -143,11 +143,11 @@ def test_a_malicious_pickle_does_nothing(tmp_path, name, protocol):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": np.zeros((7, 3071), np.uint8)}, r"must hold data \(N, 3072\) uint8, a 32×32 picture a row"),
+        ({"data": np.zeros((7, 3071), np.uint8)}, r"must hold data \(N, 3072\) uint8, a 32×32 image per row"),
         ({"data": np.zeros((7, 3072), np.float32)}, "its type is f4, expected u1"),
         ({"data": np.array([None])}, "its type is O8, expected u1"),
         ({"data": [1, 2]}, "must hold an array called data and a list called labels"),
-        ({"labels": [1] * 6}, "must hold a class of 0 or more for each of its 7 pictures"),
+        ({"labels": [1] * 6}, "must hold a class of 0 or more for each of its 7 images"),
         ({"labels": [0, 1, 2, 3, 4, 5, 10]}, r"must hold labels from 0 to 9, got 10"),
         ({"labels": [0, 1, 2, 3, 4, 5, -1]}, r"must hold labels from 0 to 9, got -1"),
         ({"labels": ["cat"] * 7}, r"must hold labels from 0 to 9, got 'cat'"),
@@ -175,36 +175,36 @@ def test_a_pickle_that_lacks_a_part_or_was_cut_off_is_named(tmp_path):
         open_images(tmp_path)
 
 
-def test_one_npz_holds_out_every_tenth_picture(tmp_path):
+def test_one_npz_holds_out_every_tenth_image(tmp_path):
     pictures, labels = noise(25, 8, 12, 3), np.arange(25) % 3
     np.savez(tmp_path / "set.npz", images=pictures, labels=labels)
     images = open_images(tmp_path / "set.npz")
     assert np.array_equal(everything(images.held_out), pictures[[9, 19]])
     assert images.held_out.labels.tolist() == [0, 1] and images.classes == ("0", "1", "2")
-    assert np.array_equal(everything(images.learnt), np.delete(pictures, [9, 19], 0))
+    assert np.array_equal(everything(images.train), np.delete(pictures, [9, 19], 0))
     assert images.shape == (8, 12, 3)
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 8, 8, 1), (4, 8, 8, 3), (4, 8, 8, 4)])
-def test_grey_pictures_in_arrays_become_rgb_and_labels_may_lack(tmp_path, shape):
+def test_gray_images_in_arrays_become_rgb_and_labels_may_lack(tmp_path, shape):
     pictures = noise(*shape)
     np.savez(tmp_path / "set.npz", images=pictures)
     images = open_images(tmp_path / "set.npz")
     expected = pictures if shape[3:] in ((3,), (4,)) else pictures.reshape(4, 8, 8, 1).repeat(3, 3)
     assert np.array_equal(everything(images.held_out), expected[3:, ..., :3])
-    assert images.classes == () and images.learnt.labels.tolist() == [0, 0, 0]
+    assert images.classes == () and images.train.labels.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": noise(4, 8, 8, 3)}, "it holds pictures, expected images and maybe labels"),
+        ({"pictures": noise(4, 8, 8, 3)}, "it holds pictures, expected images and optionally labels"),
         ({"images": np.zeros((4, 8, 8, 3))}, r"must hold images \(N, H, W, 3\) uint8, got float64"),
         ({"images": noise(4, 3, 8, 8)}, r"must hold images \(N, H, W, 3\) uint8, got uint8 \(4, 3, 8, 8\)"),
-        ({"images": noise(0, 8, 8, 3)}, "holds no pictures"),
-        ({"images": noise(1, 8, 8, 3)}, "must hold two pictures or more, one to hold out, it holds 1"),
-        ({"images": noise(4, 8, 8, 3), "labels": np.arange(3)}, "a class of 0 or more for each of its 4 pictures"),
-        ({"images": noise(4, 8, 8, 3), "labels": np.arange(4) - 1}, "a class of 0 or more for each .* from -1 on"),
+        ({"images": noise(0, 8, 8, 3)}, "holds no images"),
+        ({"images": noise(1, 8, 8, 3)}, "must hold two images or more, one to hold out, it holds 1"),
+        ({"images": noise(4, 8, 8, 3), "labels": np.arange(3)}, "a class of 0 or more for each of its 4 images"),
+        ({"images": noise(4, 8, 8, 3), "labels": np.arange(4) - 1}, "a class of 0 or more for each .* with minimum -1"),
         ({"images": noise(4, 8, 8, 3), "labels": np.ones(4)}, "a class of 0 or more for each .*got float64"),
         ({"images": np.array([Malicious(Path("harm"))])}, r"set\.npz cannot be read: Object arrays"),
     ],
@@ -239,11 +239,11 @@ def test_a_test_part_must_go_with_the_rest(tmp_path):
         ):
             open_images(tmp_path)
     np.savez(tmp_path / "test_batch.npz", images=noise(2, 8, 10, 3), labels=[0, 1])
-    with pytest.raises(ValueError, match=r"holds out pictures of \(8, 10, 3\) and has others of \(8, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"has held-out images of \(8, 10, 3\) and others of \(8, 8, 3\)"):
         open_images(tmp_path)
     assert open_images(tmp_path, size=4).shape == (4, 4, 3)
     np.savez(tmp_path / "data_batch_2.npz", images=noise(2, 9, 9, 3), labels=[0, 1])
-    with pytest.raises(ValueError, match=r"data_batch_2\.npz holds 9×9 pictures with labels and data_batch_1\.npz 8×8"):
+    with pytest.raises(ValueError, match=r"data_batch_2\.npz holds 9×9 images with labels and data_batch_1\.npz 8×8"):
         open_images(tmp_path, size=4)
 
 
@@ -253,11 +253,11 @@ def test_svhn_is_read_with_its_tens_as_zeros(tmp_path):
         values = {"X": np.moveaxis(pictures[part], 0, -1), "y": digits[part, None].astype(np.uint8)}
         savemat(tmp_path / f"{name}_32x32.mat", values)
     images = open_images(tmp_path)
-    assert np.array_equal(everything(images.learnt), pictures[:4])
-    assert images.learnt.labels.tolist() == [1, 0, 9, 0] and images.held_out.labels.tolist() == [2, 3]
+    assert np.array_equal(everything(images.train), pictures[:4])
+    assert images.train.labels.tolist() == [1, 0, 9, 0] and images.held_out.labels.tolist() == [2, 3]
     assert images.classes == tuple("0123456789")
     alone = open_images(tmp_path / "train_32x32.mat")
-    assert (len(alone.learnt), len(alone.held_out)) == (3, 1)
+    assert (len(alone.train), len(alone.held_out)) == (3, 1)
 
 
 def test_a_mat_of_something_else_is_named(tmp_path):
@@ -265,12 +265,12 @@ def test_a_mat_of_something_else_is_named(tmp_path):
     savemat(path, {"X": noise(8, 8, 3, 4)})
     with pytest.raises(
         ValueError,
-        match=r"train_32x32\.mat cannot be read as one of SVHN's, .*: it lacks \{'y'\}, and must hold X .* and y",
+        match=r"train_32x32\.mat cannot be read as an SVHN file .*: it lacks \{'y'\}; it must hold X .* and y",
     ):
         open_images(tmp_path)
     savemat(path, {"X": noise(8, 8, 3, 4), "y": np.ones((3, 1))})
-    with pytest.raises(ValueError, match=r"train_32x32\.mat must hold a class .* for each of its 4 pictures"):
+    with pytest.raises(ValueError, match=r"train_32x32\.mat must hold a class .* for each of its 4 images"):
         open_images(tmp_path)
     path.write_bytes(b"MATLAB 7.3 MAT-file" + bytes(500))
-    with pytest.raises(ValueError, match=r"train_32x32\.mat cannot be read as one of SVHN's, of MATLAB's version 5"):
+    with pytest.raises(ValueError, match=r"train_32x32\.mat cannot be read as an SVHN file of MATLAB version 5"):
         open_images(tmp_path)

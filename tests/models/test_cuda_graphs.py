@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.models.test_dynamics import TINY, film, prior
 from worldmodel.models import cuda_graphs
-from worldmodel.models.cuda_graphs import Replayed
+from worldmodel.models.cuda_graphs import CUDAGraphed
 from worldmodel.models.rollout import Rollout
 from worldmodel.world_model import WorldModel
 
@@ -44,7 +44,7 @@ def pair(device: str, size: int = 3, start: float = 0.0) -> Pair:
 @pytest.mark.parametrize("device", DEVICES)
 def test_nested_tensors_go_in_and_come_out(device):
     model = Scaled(device)
-    replayed = Replayed(model, model.parameters)
+    replayed = CUDAGraphed(model, model.parameters)
     for start in (0.0, 5.0):
         result, total = replayed(pair(device, start=start), 3.0)
         expected, expected_total = model(pair(device, start=start), 3.0)
@@ -57,7 +57,7 @@ def test_nested_tensors_go_in_and_come_out(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_neither_what_was_given_nor_what_was_returned_is_written_to_later(device):
     model = Scaled(device)
-    replayed = Replayed(model, model.parameters)
+    replayed = CUDAGraphed(model, model.parameters)
     given = pair(device)
     first, _ = replayed(given, 1.0)
     kept = first.one.clone(), first.more[0].clone()
@@ -72,12 +72,12 @@ def test_neither_what_was_given_nor_what_was_returned_is_written_to_later(device
 @pytest.mark.parametrize("device", DEVICES)
 def test_shapes_and_constants_are_told_apart_and_the_oldest_recording_goes(device):
     model = Scaled(device)
-    replayed = Replayed(model, model.parameters)
+    replayed = CUDAGraphed(model, model.parameters)
     for size in (3, 4, 3, 1):
         for times in (1.0, 0.5):
             result, _ = replayed(pair(device, size), times)
             assert torch.equal(result.one, pair(device, size).one * 2 * times)
-    assert len(replayed.recordings) == cuda_graphs.KEPT
+    assert len(replayed.recordings) == cuda_graphs.MAX_RECORDINGS
     assert [key[1] for key in replayed.recordings] == [1.0, 0.5, 1.0, 0.5]
     assert [key[0].one[0][0] for key in replayed.recordings] == [3, 3, 1, 1]
 
@@ -85,7 +85,7 @@ def test_shapes_and_constants_are_told_apart_and_the_oldest_recording_goes(devic
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_weight_may_change_in_place_or_move(device):
     model = Scaled(device)
-    replayed = Replayed(model, model.parameters)
+    replayed = CUDAGraphed(model, model.parameters)
     replayed(pair(device), 1.0)
     model.weight.data.fill_(5.0)
     assert torch.equal(replayed(pair(device), 1.0)[0].one, 5 * pair(device).one)
@@ -100,7 +100,7 @@ def test_a_weight_may_change_in_place_or_move(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_it_may_be_called_within_inference_mode_and_without(device):
     model = Scaled(device)
-    replayed = Replayed(model, model.parameters)
+    replayed = CUDAGraphed(model, model.parameters)
     with torch.inference_mode():
         first, _ = replayed(pair(device), 1.0)
     second, _ = replayed(first, 1.0)
@@ -114,16 +114,16 @@ def test_it_may_be_called_within_inference_mode_and_without(device):
 @torch.no_grad()
 def test_a_replayed_dream_is_the_dream(device):
     made, (codes, actions) = Rollout(prior().to(device)), (part.to(device) for part in film(8))
-    replayed = Replayed(made.step, made.dynamics.parameters)
+    replayed = CUDAGraphed(made.step, made.dynamics.parameters)
     for rows, temperature in ((2, 1.0), (1, 1.0), (2, 0.0), (2, 1.0)):
-        memory = other = made.start(codes[:rows, :2], actions[:rows, :1])
+        state = other = made.start(codes[:rows, :2], actions[:rows, :1])
         for step in range(1, 7):
             uniforms = torch.rand(rows, *TINY.grid).to(device)
-            memory, outlook = made.step(memory, actions[:rows, step], uniforms, temperature)
-            other, view = replayed(other, actions[:rows, step], uniforms, temperature)
-            assert torch.equal(memory.codes, other.codes)
-            assert torch.equal(memory.filled, other.filled)
-            assert torch.allclose(outlook.rewards, view.rewards, atol=1e-5)
+            state, prediction = made.step(state, actions[:rows, step], uniforms, temperature)
+            other, replayed_prediction = replayed(other, actions[:rows, step], uniforms, temperature)
+            assert torch.equal(state.codes, other.codes)
+            assert torch.equal(state.cache_length, other.cache_length)
+            assert torch.allclose(prediction.rewards, replayed_prediction.rewards, atol=1e-5)
     assert len(replayed.recordings) == 3
 
 
@@ -141,15 +141,15 @@ class Aboard(TorchDispatchMode):
 def test_a_step_needs_nothing_from_the_cpu_and_reads_no_value():
     """The meta device has no values to read, and stands for a GPU here."""
     made, (codes, actions) = prior(), film(3)
-    memory = tree_map(lambda part: part.to("meta"), Rollout(made).start(codes[:, :2], actions[:, :1]))
+    state = tree_map(lambda part: part.to("meta"), Rollout(made).start(codes[:, :2], actions[:, :1]))
     made = Rollout(made.to("meta"))
     given = actions[:, 1].to("meta"), torch.empty(2, *TINY.grid, device="meta")
     for temperature in (0.0, 1.0):
-        made.step(memory, *given, temperature)  # as before a recording: what is set up once may come from the CPU
+        made.step(state, *given, temperature)  # as before a recording: what is set up once may come from the CPU
         with Aboard():
-            after, _ = made.step(memory, *given, temperature)
+            after, _ = made.step(state, *given, temperature)
         assert tree_map(lambda part: (part.shape, part.dtype), after) == tree_map(
-            lambda part: (part.shape, part.dtype), memory
+            lambda part: (part.shape, part.dtype), state
         )
 
 
@@ -158,10 +158,10 @@ def test_a_world_on_the_cpu_replays_nothing_and_could(world_run, monkeypatch):
     state = model.start(torch.zeros(2, 3, 24, 24, 3, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.int64))
     actions, uniforms = torch.tensor([0, 2]), torch.rand(2, *model.dynamics.config.grid)
     step = model.step(state, actions, uniforms)
-    assert "_replayed" not in vars(model)
-    memory, outlook = model._replayed(state, actions, uniforms, 1.0)
-    assert torch.equal(memory.codes[:, 1], step.codes)
-    assert torch.equal(outlook.rewards, step.rewards)
+    assert "_graphed_step" not in vars(model)
+    state, prediction = model._graphed_step(state, actions, uniforms, 1.0)
+    assert torch.equal(state.latest_codes, step.codes)
+    assert torch.equal(prediction.rewards, step.rewards)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -170,6 +170,6 @@ def test_a_world_on_a_gpu_dreams_what_it_dreams_step_by_step(world_run):
     state = model.start(torch.zeros(2, 3, 24, 24, 3, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.int64))
     actions, uniforms = torch.tensor([0, 2]), torch.rand(2, *model.dynamics.config.grid)
     step = model.step(state, actions, uniforms)
-    memory, _ = model.rollout.step(state, actions.cuda(), uniforms.cuda())
-    assert len(model._replayed.recordings) == 1
-    assert torch.equal(step.codes, memory.codes[:, 1])
+    state, _ = model.rollout.step(state, actions.cuda(), uniforms.cuda())
+    assert len(model._graphed_step.recordings) == 1
+    assert torch.equal(step.codes, state.latest_codes)

@@ -6,14 +6,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from worldmodel.models.autoregressive.sampling import draw
+from worldmodel.models.autoregressive.sampling import sample_categorical
 from worldmodel.models.autoregressive.wavefront import WavefrontNet, wavefronts
-from worldmodel.models.dream_state import Memory
-from worldmodel.models.dynamics import Batch, Dynamics, DynamicsConfig
+from worldmodel.models.config import DynamicsConfig
+from worldmodel.models.dream_state import DreamState
+from worldmodel.models.dynamics import Batch, Dynamics
 from worldmodel.models.rollout import Rollout
 
 TINY = DynamicsConfig(
-    codes=11, grid=(6, 9), actions=3, dim=8, context=4, width=24, heads=2, motion=12, hidden=8, layers=3, noise=0.0
+    codebook_size=11,
+    grid=(6, 9),
+    num_actions=3,
+    code_dim=8,
+    context_length=4,
+    embed_dim=24,
+    num_heads=2,
+    motion_channels=12,
+    ar_channels=8,
+    ar_layers=3,
+    token_noise=0.0,
 )
 
 
@@ -29,14 +40,14 @@ def prior(**changes) -> Dynamics:
 def film(length: int, batch: int = 2, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Random codes (batch, length, 6, 9) and actions (batch, length)."""
     random = torch.Generator().manual_seed(seed)
-    codes = torch.randint(TINY.codes, (batch, length, *TINY.grid), generator=random)
-    return codes, torch.randint(TINY.actions, (batch, length), generator=random)
+    codes = torch.randint(TINY.codebook_size, (batch, length, *TINY.grid), generator=random)
+    return codes, torch.randint(TINY.num_actions, (batch, length), generator=random)
 
 
 def net(height: int = 5, width: int = 7) -> tuple[WavefrontNet, torch.Tensor, torch.Tensor]:
     """A small autoregressive net, codes (2, height, width) and a condition (2, height, width, 6)."""
     torch.manual_seed(0)
-    made = WavefrontNet(torch.nn.Embedding(11, 8), condition=6, hidden=8, layers=3)
+    made = WavefrontNet(torch.nn.Embedding(11, 8), condition_channels=6, hidden_channels=8, num_layers=3)
     return made, torch.randint(11, (2, height, width)), torch.randn(2, height, width, 6)
 
 
@@ -77,17 +88,17 @@ def test_sampling_by_wavefront_equals_drawing_from_the_parallel_logits(height, w
     made, _, condition = net(height, width)
     uniforms = torch.rand(2, height, width)
     codes = made.sample(condition, uniforms)
-    assert torch.equal(draw(made(codes, condition), uniforms, 1.0), codes)
+    assert torch.equal(sample_categorical(made(codes, condition), uniforms, 1.0), codes)
 
 
 def test_cached_logits_equal_parallel_logits(monkeypatch):
     made, _, condition = net()
     seen = []
     monkeypatch.setattr(
-        "worldmodel.models.autoregressive.wavefront.draw",
-        lambda logits, *rest: (seen.append(logits), draw(logits, *rest))[1],
+        "worldmodel.models.autoregressive.wavefront.sample_categorical",
+        lambda logits, *rest: (seen.append(logits), sample_categorical(logits, *rest))[1],
     )
-    codes = made.sample_in_torch(condition, torch.rand(2, 5, 7))  # not the compiled loop: see test_wavefront_kernel
+    codes = made.sample_in_torch(condition, torch.rand(2, 5, 7))  # not the compiled kernel: see test_wavefront_kernel
     parallel = made(codes, condition)
     for front, logits in zip(wavefronts(5, 7), seen, strict=True):
         assert torch.allclose(logits, parallel[:, front.rows, front.columns], atol=1e-5)
@@ -95,48 +106,54 @@ def test_cached_logits_equal_parallel_logits(monkeypatch):
 
 def test_draws_have_the_probabilities_of_the_logits():
     logits = torch.tensor([0.0, 1.0, -1.0])
-    drawn = draw(logits.expand(100_000, 3), torch.rand(100_000, generator=torch.Generator().manual_seed(0)), 0.5)
+    drawn = sample_categorical(
+        logits.expand(100_000, 3), torch.rand(100_000, generator=torch.Generator().manual_seed(0)), 0.5
+    )
     shares = torch.bincount(drawn, minlength=3) / 100_000
     assert torch.allclose(shares, (logits / 0.5).softmax(0), atol=0.01)
-    assert draw(logits, torch.tensor(0.999), 0.0) == 1
-    assert draw(torch.tensor([0.0, float("-inf")]), torch.tensor(0.9999999), 1.0) == 0, "impossible codes are not drawn"
+    assert sample_categorical(logits, torch.tensor(0.999), 0.0) == 1
+    assert sample_categorical(torch.tensor([0.0, float("-inf")]), torch.tensor(0.9999999), 1.0) == 0, (
+        "impossible codes are not drawn"
+    )
 
 
 @torch.no_grad()
 def follow(made: Dynamics, codes: torch.Tensor, actions: torch.Tensor, first: int = 1) -> list:
-    """The outlooks of the sequential face along known frames."""
+    """The predictions of the sequential rollout along known frames."""
     rollout = Rollout(made)
-    memory, outlooks = rollout.start(codes[:, :first], actions[:, : first - 1]), []
+    state, predictions = rollout.start(codes[:, :first], actions[:, : first - 1]), []
     for step in range(first - 1, codes.shape[1]):
-        memory, outlook = rollout.look(memory, actions[:, step])
-        outlooks.append(outlook)
+        state, prediction = rollout.predict(state, actions[:, step])
+        predictions.append(prediction)
         if step + 1 < codes.shape[1]:
-            memory = memory._replace(codes=torch.stack([memory.codes[:, 1], codes[:, step + 1]], 1))
-    return outlooks
+            state = state._replace(codes=torch.stack([state.latest_codes, codes[:, step + 1]], 1))
+    return predictions
 
 
 @pytest.fixture(params=["compiled", "torch"])
 def loops(request, monkeypatch) -> None:
-    """With the compiled loops, and as where there is no Numba."""
+    """With the compiled kernels, and as where there is no Numba."""
     if request.param == "torch":
         for module in ("rollout", "autoregressive.wavefront"):
-            monkeypatch.setattr(f"worldmodel.models.{module}.compiled_loop", lambda _: None)
+            monkeypatch.setattr(f"worldmodel.models.{module}.load_kernel", lambda _: None)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{}, {"blocks": 3, "heads": 4}, {"width": 42, "heads": 2, "motion": 5}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_layers": 3, "num_heads": 4}, {"embed_dim": 42, "num_heads": 2, "motion_channels": 5}]
+)
 def test_the_cached_face_equals_the_parallel_one_far_beyond_the_context(changes, loops):
     made, (codes, actions) = prior(**changes), film(13, batch=6)
-    parallel = made.outlook(codes, actions)
-    for step, outlook in enumerate(follow(made, codes, actions)):
-        for mine, theirs in zip(outlook, parallel, strict=True):
+    parallel = made.predict(codes, actions)
+    for step, prediction in enumerate(follow(made, codes, actions)):
+        for mine, theirs in zip(prediction, parallel, strict=True):
             assert torch.allclose(mine, theirs[:, step], atol=1e-5), step
 
 
 @torch.no_grad()
 def test_after_the_memory_has_rolled_over_a_frame_depends_on_its_window_alone():
     made, (codes, actions) = prior(), film(13)
-    window = made.outlook(codes[:, -TINY.context :], actions[:, -TINY.context :])
+    window = made.predict(codes[:, -TINY.context_length :], actions[:, -TINY.context_length :])
     last = follow(made, codes, actions)[-1]
     assert torch.allclose(last.condition, window.condition[:, -1], atol=1e-5)
     other = torch.cat([film(9, seed=5)[0], codes[:, 9:]], 1)
@@ -145,14 +162,14 @@ def test_after_the_memory_has_rolled_over_a_frame_depends_on_its_window_alone():
 
 @torch.no_grad()
 def test_every_frame_and_action_of_the_window_matters():
-    made, (codes, actions) = prior(), film(TINY.context)
-    whole = made.outlook(codes, actions).condition[:, -1]
-    for step in range(TINY.context):
+    made, (codes, actions) = prior(), film(TINY.context_length)
+    whole = made.predict(codes, actions).condition[:, -1]
+    for step in range(TINY.context_length):
         changed, acted = codes.clone(), actions.clone()
-        changed[:, step] = (changed[:, step] + 1) % TINY.codes
-        acted[:, step] = (acted[:, step] + 1) % TINY.actions
-        assert not torch.allclose(made.outlook(changed, actions).condition[:, -1], whole, atol=1e-4), step
-        assert not torch.allclose(made.outlook(codes, acted).condition[:, -1], whole, atol=1e-4), step
+        changed[:, step] = (changed[:, step] + 1) % TINY.codebook_size
+        acted[:, step] = (acted[:, step] + 1) % TINY.num_actions
+        assert not torch.allclose(made.predict(changed, actions).condition[:, -1], whole, atol=1e-4), step
+        assert not torch.allclose(made.predict(codes, acted).condition[:, -1], whole, atol=1e-4), step
 
 
 @torch.no_grad()
@@ -162,8 +179,8 @@ def test_no_outlook_depends_on_a_later_frame_or_action():
     for step in range(8):
         mixed = torch.cat([codes[:, : step + 1], other_codes[:, step + 1 :]], 1)
         acted = torch.cat([actions[:, : step + 1], other_actions[:, step + 1 :]], 1)
-        before = made.outlook(codes, actions).condition[:, : step + 1]
-        assert torch.allclose(made.outlook(mixed, acted).condition[:, : step + 1], before, atol=1e-5)
+        before = made.predict(codes, actions).condition[:, : step + 1]
+        assert torch.allclose(made.predict(mixed, acted).condition[:, : step + 1], before, atol=1e-5)
 
 
 @torch.no_grad()
@@ -184,35 +201,35 @@ def test_a_batch_of_two_is_two_of_one(loops):
 def test_dreams_with_more_and_with_less_behind_them_go_on_side_by_side(loops):
     made, (codes, actions) = Rollout(prior()), film(8)
     short, long = made.start(codes[:1, :2], actions[:1, :1]), made.start(codes[1:], actions[1:, :7])
-    both = Memory.joined([short, long])
+    both = DreamState.concatenate([short, long])
     uniforms = torch.rand(2, *TINY.grid)
-    together, outlook = made.step(both, actions[:, 7], uniforms)
+    together, prediction = made.step(both, actions[:, 7], uniforms)
     for row, alone in enumerate((short, long)):
-        alone, view = made.step(alone, actions[row : row + 1, 7], uniforms[row : row + 1])
+        alone, alone_prediction = made.step(alone, actions[row : row + 1, 7], uniforms[row : row + 1])
         assert torch.equal(alone.codes[0], together.codes[row])
-        assert torch.allclose(view.rewards[0], outlook.rewards[row], atol=1e-5)
+        assert torch.allclose(alone_prediction.rewards[0], prediction.rewards[row], atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_prior_without_actions_does_not_know_them():
-    made, (codes, actions) = Rollout(prior(actions=0)), film(6)
+    made, (codes, actions) = Rollout(prior(num_actions=0)), film(6)
     assert torch.equal(
-        made.dynamics.outlook(codes, actions).condition, made.dynamics.outlook(codes, 0 * actions).condition
+        made.dynamics.predict(codes, actions).condition, made.dynamics.predict(codes, 0 * actions).condition
     )
-    memory = made.start(codes, actions[:, :5])
+    state = made.start(codes, actions[:, :5])
     uniforms = torch.rand(2, *TINY.grid)
     assert torch.equal(
-        made.step(memory, actions[:, 5], uniforms)[0].codes, made.step(memory, 0 * actions[:, 5], uniforms)[0].codes
+        made.step(state, actions[:, 5], uniforms)[0].codes, made.step(state, 0 * actions[:, 5], uniforms)[0].codes
     )
 
 
 @torch.no_grad()
 def test_a_prior_without_context_does_not_know_the_past():
-    made, (codes, actions) = Rollout(prior(context=0)), film(6)
-    assert made.dynamics.outlook(codes, actions).condition.abs().sum() == 0
-    memory = made.start(codes, actions[:, :5])
-    memory, _ = made.step(memory, actions[:, 5], torch.rand(2, *TINY.grid))
-    assert isinstance(memory, Memory)
+    made, (codes, actions) = Rollout(prior(context_length=0)), film(6)
+    assert made.dynamics.predict(codes, actions).condition.abs().sum() == 0
+    state = made.start(codes, actions[:, :5])
+    state, _ = made.step(state, actions[:, 5], torch.rand(2, *TINY.grid))
+    assert isinstance(state, DreamState)
 
 
 def batch(codes: torch.Tensor, actions: torch.Tensor) -> Batch:
@@ -227,12 +244,12 @@ def test_a_prior_whose_actions_are_kept_from_it_in_training_learns_to_do_without
     codes, actions = film(5)
     steps = torch.zeros(2, 4)
     batch = Batch(codes, actions[:, :-1], steps, steps, torch.ones(2, 5, dtype=torch.bool), steps == 0)
-    other = batch._replace(actions=(batch.actions + 1) % TINY.actions)
-    for untold in (1.0, 0.0):
-        made = prior(untold=untold).train()
+    other = batch._replace(actions=(batch.actions + 1) % TINY.num_actions)
+    for dropout in (1.0, 0.0):
+        made = prior(action_dropout=dropout).train()
         same = torch.equal(made(batch)[0], made(other)[0])
-        assert same == (untold == 1.0)
-        assert not torch.equal(made.eval()(batch)[0], made(other)[0]), "in use it is told"
+        assert same == (dropout == 1.0)
+        assert not torch.equal(made.eval()(batch)[0], made(other)[0]), "in evaluation it gets them"
 
 
 def test_what_lies_beyond_an_episodes_end_does_not_count():
@@ -248,14 +265,14 @@ def test_what_lies_beyond_an_episodes_end_does_not_count():
 
 
 def test_ends_can_weigh_more_and_are_foretold_as_often_as_they_come():
-    plain, weighing = (prior(ending_weight=weight) for weight in (1.0, 9.0))
+    plain, weighing = (prior(termination_pos_weight=weight) for weight in (1.0, 9.0))
     seen = batch(*film(6))
     seen = seen._replace(terminated=torch.zeros_like(seen.terminated).index_fill(1, torch.tensor([2]), 1.0))
     before, after = (made.score(seen.codes, seen.codes[:, :-1], seen.actions)[1] for made in (plain, weighing))
     torch.testing.assert_close(
-        after.termination, before.termination - math.log(9)
-    )  # the odds 9·p : 1 are told as p : 1
-    logits, ends = before.termination, seen.terminated
+        after.termination_logits, before.termination_logits - math.log(9)
+    )  # odds of 9·p : 1 are predicted as p : 1
+    logits, ends = before.termination_logits, seen.terminated
     expected = -(9 * ends * F.logsigmoid(logits) + (1 - ends) * F.logsigmoid(-logits)).mean()
     torch.testing.assert_close(weighing(seen)[1]["termination_nats"], expected)
 
@@ -265,14 +282,14 @@ def test_it_learns_what_actions_do_and_what_they_bring():
     """Codes that move one place left, stay or move one place right, as the action says."""
     torch.manual_seed(0)
     made, random = (
-        Dynamics(DynamicsConfig(**{**TINY.__dict__, "context": 2, "blocks": 1})),
+        Dynamics(DynamicsConfig(**{**TINY.__dict__, "context_length": 2, "num_layers": 1})),
         torch.Generator().manual_seed(0),
     )
     optimizer = torch.optim.Adam(made.parameters(), 5e-3)
 
     def moving(size: int) -> Batch:
-        codes = [torch.randint(TINY.codes, (size, *TINY.grid), generator=random)]
-        actions = torch.randint(TINY.actions, (size, 4), generator=random)
+        codes = [torch.randint(TINY.codebook_size, (size, *TINY.grid), generator=random)]
+        actions = torch.randint(TINY.num_actions, (size, 4), generator=random)
         for step in range(3):
             codes.append(
                 torch.stack([row.roll(int(a) - 1, -1) for row, a in zip(codes[-1], actions[:, step], strict=True)])
@@ -295,21 +312,21 @@ def test_it_learns_what_actions_do_and_what_they_bring():
 
 
 def test_training_can_predict_a_few_frames_of_each_stretch():
-    made, seen = prior(targets=2).train(), batch(*film(8))
+    made, seen = prior(num_targets=2).train(), batch(*film(8))
     _, metrics = made(seen, torch.Generator().manual_seed(3))
     frames = torch.rand(seen.actions.shape, generator=torch.Generator().manual_seed(3)).argsort(1)[:, :2]
-    nats, outlook = prior().score(seen.codes, seen.codes[:, :-1], seen.actions)
+    nats, prediction = prior().score(seen.codes, seen.codes[:, :-1], seen.actions)
     expected = nats.gather(1, frames).mean() / math.log(2)
     torch.testing.assert_close(metrics["bits_per_code"], expected)
-    squared = (outlook.rewards - seen.rewards).square().gather(1, frames).mean()
+    squared = (prediction.rewards - seen.rewards).square().gather(1, frames).mean()
     torch.testing.assert_close(metrics["reward_error"], squared)
-    everything = prior(targets=7).train()(seen, torch.Generator())[0]
+    everything = prior(num_targets=7).train()(seen, torch.Generator())[0]
     torch.testing.assert_close(everything, prior().train()(seen)[0])
     torch.testing.assert_close(made.eval()(seen)[0], prior()(seen)[0])
 
 
 def test_noise_makes_training_harder_but_not_evaluation():
-    made, (codes, actions) = prior(noise=0.5), film(5)
+    made, (codes, actions) = prior(token_noise=0.5), film(5)
     part = batch(codes, actions)
     assert made(part)[0] == made(part, torch.Generator().manual_seed(0))[0]
     made.train()
@@ -319,25 +336,25 @@ def test_noise_makes_training_harder_but_not_evaluation():
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_frames_of_its_own_take_the_place_of_remembered_ones_in_training_alone(share, monkeypatch):
-    made, (codes, actions) = prior(imagined=share), film(6, batch=8)
+    made, (codes, actions) = prior(scheduled_sampling=share), film(6, batch=8)
     made.wavefront.logits.weight.data *= 1000  # so sure of itself that there is one frame to draw
-    part, told = batch(codes, actions), []
+    part, contexts = batch(codes, actions), []
     score = made.score
 
     def listening(codes, known, *rest):
-        told.append(known)
+        contexts.append(known)
         return score(codes, known, *rest)
 
     monkeypatch.setattr(made, "score", listening)
     made(part)
     made.train()(part, torch.Generator().manual_seed(0))
-    assert torch.equal(told[0], codes[:, :-1])
+    assert torch.equal(contexts[0], codes[:, :-1])
     with torch.no_grad():
-        condition = made.outlook(codes[:, :-2], actions[:, :-2]).condition.flatten(0, 1)
+        condition = made.predict(codes[:, :-2], actions[:, :-2]).condition.flatten(0, 1)
         drawn = made.wavefront(codes[:, 1:-1].flatten(0, 1), condition).argmax(-1).view(8, 4, *TINY.grid)
-    own = (told[1][:, 1:] == drawn).float().mean((2, 3)) > 0.9  # but for rounding
-    true = (told[1][:, 1:] == codes[:, 1:-1]).all((2, 3))
-    assert torch.equal(told[1][:, 0], codes[:, 0]) and (own ^ true).all()
+    own = (contexts[1][:, 1:] == drawn).float().mean((2, 3)) > 0.9  # but for rounding
+    true = (contexts[1][:, 1:] == codes[:, 1:-1]).all((2, 3))
+    assert torch.equal(contexts[1][:, 0], codes[:, 0]) and (own ^ true).all()
     assert own.float().mean() == pytest.approx(share, abs=0.2 * (0 < share < 1))
 
 
@@ -362,7 +379,7 @@ def test_an_action_that_does_not_exist_is_refused(action):
 
 @pytest.mark.slow
 def test_a_training_step_runs_in_bfloat16_and_compiled():
-    made, (codes, actions) = prior(noise=0.1).train(), film(5)
+    made, (codes, actions) = prior(token_noise=0.1).train(), film(5)
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = torch.compile(made, backend="eager")(batch(codes, actions), torch.Generator().manual_seed(0))
     loss.backward()

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from worldmodel.models.layers import gated
+from worldmodel.models.layers import gated_activation
 
 
 @pytest.mark.parametrize(
-    ("shape", "dim", "told"),
+    ("shape", "dim", "condition"),
     [
         ((3, 5, 8), -1, None),
         ((2, 6, 3, 4), 1, None),
@@ -16,13 +16,13 @@ from worldmodel.models.layers import gated
     ],
 )
 @pytest.mark.slow
-def test_a_gate_has_the_gradient_of_its_definition(shape, dim, told):
+def test_a_gate_has_the_gradient_of_its_definition(shape, dim, condition):
     torch.manual_seed(0)
-    given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, told) if size]
-    a, b = (given[0] if told is None else given[0] + given[1]).chunk(2, dim)
+    given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, condition) if size]
+    a, b = (given[0] if condition is None else given[0] + given[1]).chunk(2, dim)
 
     def gate(x, also=None):
-        return gated(x, dim, also)
+        return gated_activation(x, dim, also)
 
     assert torch.allclose(gate(*given), a.tanh() * b.sigmoid())
     assert torch.autograd.gradcheck(gate, given)

@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from worldmodel.models.quantizers.config import QuantizerConfig
-from worldmodel.models.quantizers.nearest import VectorQuantizer, build, nearest, perplexity, sample_codes
+from worldmodel.models.quantizers.interface import perplexity
+from worldmodel.models.quantizers.kinds import build_quantizer
+from worldmodel.models.quantizers.nearest import VectorQuantizer, nearest_codes, sample_codes
 
 
 def quantizer(update: str = "ema", codebook: list[list[float]] | None = None, **settings) -> VectorQuantizer:
     """A two-dimensional quantizer whose codebook is given, past its data-dependent start."""
     torch.manual_seed(0)
     codebook = codebook or [[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]]
-    config = QuantizerConfig(codes=len(codebook), dim=2, update=update, **{"revive_every": 0, **settings})
+    config = QuantizerConfig(
+        codebook_size=len(codebook), code_dim=2, update=update, **{"dead_code_reset_every": 0, **settings}
+    )
     made = VectorQuantizer(config)
     made.codebook.data.copy_(torch.tensor(codebook))
     made.steps += 1
@@ -27,12 +31,12 @@ def grid(*vectors: tuple[float, float]) -> torch.Tensor:
 
 def test_the_code_is_the_nearest_by_squared_distance():
     rows, codebook = torch.randn(3000, 8), torch.randn(37, 8)
-    assert torch.equal(nearest(rows, codebook), torch.cdist(rows, codebook).argmin(1))
+    assert torch.equal(nearest_codes(rows, codebook), torch.cdist(rows, codebook).argmin(1))
 
 
 def test_the_gradient_passes_straight_through():
     z = grid((0.9, 0.1), (0.1, 1.7)).requires_grad_()
-    made = quantizer(commitment=0.0)
+    made = quantizer(commitment_weight=0.0)
     weights = torch.tensor([[3.0, 5.0], [7.0, 11.0]])[None, :, None]
     (made(z).vectors * weights).sum().backward()
     assert torch.equal(z.grad, weights)
@@ -40,7 +44,7 @@ def test_the_gradient_passes_straight_through():
 
 def test_the_commitment_term_pulls_the_encoder_and_the_codebook_term_the_code():
     z = grid((1.5, 0.0)).requires_grad_()
-    made = quantizer("loss", commitment=0.25)
+    made = quantizer("loss", commitment_weight=0.25)
     result = made(z)
     result.loss.backward()
     assert result.loss.item() == pytest.approx((0.25 + 1.0) * 0.5**2 / 2)  # mean over the two elements
@@ -50,7 +54,7 @@ def test_the_commitment_term_pulls_the_encoder_and_the_codebook_term_the_code():
 
 
 def test_the_moving_averages_follow_equations_6_to_8():
-    made = quantizer("ema", decay=0.9)
+    made = quantizer("ema", ema_decay=0.9)
     made(grid((1.0, 0.2), (1.2, 0.0), (0.0, 1.5)))
     made(grid((0.8, 0.4)))
     n1, m1 = 0.9 * (0.1 * 2) + 0.1 * 1, [0.9 * 0.1 * 2.2 + 0.1 * 0.8, 0.9 * 0.1 * 0.2 + 0.1 * 0.4]
@@ -60,7 +64,7 @@ def test_the_moving_averages_follow_equations_6_to_8():
 
 @pytest.mark.slow
 def test_a_code_that_nothing_chooses_stays_where_it_is():
-    made = quantizer("ema", decay=0.9)
+    made = quantizer("ema", ema_decay=0.9)
     made(grid((0.0, 1.5)))
     after_use = made.codebook[2].clone()
     for _ in range(2000):  # until the averages of code 2 underflow
@@ -71,7 +75,7 @@ def test_a_code_that_nothing_chooses_stays_where_it_is():
 
 
 def test_the_first_average_is_the_mean_of_the_first_batch_without_bias():
-    made = quantizer("ema", decay=0.99)
+    made = quantizer("ema", ema_decay=0.99)
     made(grid((1.0, 0.2), (1.2, 0.0)))
     assert made.codebook[1].tolist() == pytest.approx([1.1, 0.1])
 
@@ -85,7 +89,7 @@ def test_soft_em_samples_codes_by_squared_distance():
 
 
 def test_soft_em_decodes_the_mean_of_the_samples_and_averages_their_counts():
-    made, z = quantizer("soft_em", samples=5, decay=0.5), grid((0.4, 0.1))
+    made, z = quantizer("soft_em", num_samples=5, ema_decay=0.5), grid((0.4, 0.1))
     codebook = made.codebook.clone()
     samples = sample_codes(torch.tensor([[0.4, 0.1]]), codebook, 5, torch.Generator().manual_seed(3))[0]
     result = made(z, torch.Generator().manual_seed(3))
@@ -94,13 +98,13 @@ def test_soft_em_decodes_the_mean_of_the_samples_and_averages_their_counts():
 
 
 def test_the_samples_for_a_prior_are_soft_ems_draws():
-    made, z = quantizer("soft_em", samples=5, decay=0.5), grid((0.4, 0.1), (0.1, 1.4))
+    made, z = quantizer("soft_em", num_samples=5, ema_decay=0.5), grid((0.4, 0.1), (0.1, 1.4))
     codebook = made.codebook.clone()
-    samples = made.samples(z, 5, torch.Generator().manual_seed(3))
+    samples = made.sample_codes(z, 5, torch.Generator().manual_seed(3))
     assert samples.shape == (1, 5, 1, 2) and samples.dtype == torch.int64
     vectors = made(z, torch.Generator().manual_seed(3)).vectors
     assert torch.allclose(vectors[0, :, 0].T, codebook[samples[0, :, 0]].mean(0))
-    many = made.samples(z, 50_000, torch.Generator().manual_seed(0))
+    many = made.sample_codes(z, 50_000, torch.Generator().manual_seed(0))
     distances = torch.cdist(z[0, :, 0].T, made.codebook).square()
     for place in range(2):
         shares = torch.bincount(many[0, :, 0, place], minlength=3) / 50_000
@@ -124,7 +128,7 @@ def test_evaluation_learns_nothing():
 
 
 def test_the_first_batch_places_the_codebook_on_the_data():
-    made = VectorQuantizer(QuantizerConfig(codes=8, dim=2))
+    made = VectorQuantizer(QuantizerConfig(codebook_size=8, code_dim=2))
     z = 100 + torch.randn(4, 2, 8, 8)
     assert (made(z, torch.Generator().manual_seed(0)).counts > 0).sum() >= 7
     assert (made.codebook - 100).abs().max() < 5
@@ -132,7 +136,9 @@ def test_the_first_batch_places_the_codebook_on_the_data():
 
 def test_a_random_codebook_stays_random_where_nothing_chooses_it():
     torch.manual_seed(0)
-    made = VectorQuantizer(QuantizerConfig(codes=512, dim=8, initial="random", scale=0.1, revive_every=0))
+    made = VectorQuantizer(
+        QuantizerConfig(codebook_size=512, code_dim=8, init="random", init_std=0.1, dead_code_reset_every=0)
+    )
     assert made.codebook.std().item() == pytest.approx(0.1, rel=0.05)
     before = made.codebook.clone()
     used = made(torch.ones(1, 8, 4, 4) + 0.01 * torch.randn(1, 8, 4, 4), torch.Generator().manual_seed(0)).counts > 0
@@ -142,7 +148,7 @@ def test_a_random_codebook_stays_random_where_nothing_chooses_it():
 
 
 def test_revival_moves_dead_codes_onto_the_data_and_resets_every_buffer():
-    made = quantizer("ema", codebook=[[0.0, 0.0], [1e3, 1e3]], revive_every=3)
+    made = quantizer("ema", codebook=[[0.0, 0.0], [1e3, 1e3]], dead_code_reset_every=3)
     z = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     made(z), made(z)
     assert made.codebook[1].tolist() == [1e3, 1e3]
@@ -156,14 +162,14 @@ def test_revival_moves_dead_codes_onto_the_data_and_resets_every_buffer():
 
 
 def test_a_code_that_was_chosen_once_is_not_dead():
-    made = quantizer("ema", codebook=[[0.0, 0.0], [8.0, 8.0], [1e3, 1e3]], revive_every=2)
+    made = quantizer("ema", codebook=[[0.0, 0.0], [8.0, 8.0], [1e3, 1e3]], dead_code_reset_every=2)
     made(grid((0.1, 0.0), (8.0, 8.0)))  # step 1
     made(grid((0.1, 0.0), (0.0, 0.1)))  # step 2, before which the third moves
     assert made.codebook[1].tolist() == [8.0, 8.0] and made.codebook[2].abs().max() < 10
 
 
 def test_an_update_keeps_a_revived_code_where_revival_put_it():
-    made = quantizer("ema", codebook=[[0.0, 0.0], [1e3, 1e3]], revive_every=2)
+    made = quantizer("ema", codebook=[[0.0, 0.0], [1e3, 1e3]], dead_code_reset_every=2)
     made.ema_sum[1], made.ema_count[1] = 1e3, 1.0  # stale averages that would pull it back
     z = torch.randn(1, 2, 8, 8)
     made(z), made(z)
@@ -199,7 +205,7 @@ def test_a_value_that_is_not_a_number_is_refused():
 
 def test_distances_are_float32_under_autocast():
     torch.manual_seed(0)
-    made = VectorQuantizer(QuantizerConfig(codes=512, dim=64)).eval()
+    made = VectorQuantizer(QuantizerConfig(codebook_size=512, code_dim=64)).eval()
     z = torch.randn(1, 64, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         result, codes = made(z), made.encode(z)
@@ -211,13 +217,13 @@ def test_distances_are_float32_under_autocast():
 def _learn_on_worker(rank: int, workers: int, address: str, parts: torch.Tensor, results) -> None:
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
     torch.set_num_threads(1)
-    made = VectorQuantizer(QuantizerConfig(codes=16, dim=2, revive_every=3))
+    made = VectorQuantizer(QuantizerConfig(codebook_size=16, code_dim=2, dead_code_reset_every=3))
     for step in range(7):
         made(parts[step, rank], torch.Generator().manual_seed(rank))
     totals = []
     for kind in ("nearest", "gumbel", "semhash"):
         torch.manual_seed(0)
-        made_so = build(QuantizerConfig(codes=16, dim=2, kind=kind))
+        made_so = build_quantizer(QuantizerConfig(codebook_size=16, code_dim=2, kind=kind))
         totals.append(made_so(parts[0, rank], torch.Generator().manual_seed(rank)).counts.tolist())
     results.put((rank, made.codebook.tolist(), made.ema_count.tolist(), totals))
     torch.distributed.destroy_process_group()
@@ -244,7 +250,7 @@ def test_two_workers_learn_one_codebook(tmp_path):
 
 def test_soft_em_moves_codes_to_the_mean_of_what_was_drawn_for_them():
     quantizer = VectorQuantizer(
-        QuantizerConfig(codes=2, dim=2, update="soft_em", samples=8, initial="random", decay=0.5)
+        QuantizerConfig(codebook_size=2, code_dim=2, update="soft_em", num_samples=8, init="random", ema_decay=0.5)
     )
     quantizer.codebook.copy_(torch.tensor([[10.0, 0.0], [-10.0, 0.0]]))  # so far apart that every draw is the nearest
     rows = torch.tensor([[9.0, 1.0], [11.0, 2.0], [-9.0, 3.0]])

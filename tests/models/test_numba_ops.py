@@ -1,4 +1,4 @@
-"""What the compiled loops share: right for every shape, exact to rounding, and never older than its source."""
+"""What the compiled kernels share: right for every shape, exact to rounding, and never older than its source."""
 
 import math
 import subprocess
@@ -13,9 +13,9 @@ from worldmodel.models.kernels import numba_ops
 
 LOOP = """
 import numpy as np
-from compiled import cached, doubled
+from compiled import cached_njit, doubled
 
-@cached
+@cached_njit
 def loop(x):
     return doubled(x)
 
@@ -41,9 +41,9 @@ def test_a_product_is_that_of_numpy_for_every_number_of_rows(rows):
     for taps, channels, outputs, begin in ((1, 1, 1, 0), (5, 12, 37, 3), (9, 8, 64, 0), (1, 49, 32, 7)):
         x = random.standard_normal((60, begin + channels + 2)).astype(np.float32)
         offsets, weight = random.integers(-9, 9, taps), random.standard_normal((taps * channels, outputs))
-        cells = np.concatenate([random.integers(10, 50, rows), np.full(numba_ops.EXTRA, 10)])
-        out = np.ones((rows + numba_ops.EXTRA, numba_ops.columns(outputs)), np.float32)
-        product(x, begin, cells, offsets, numba_ops.packed(weight), out, rows)
+        cells = np.concatenate([random.integers(10, 50, rows), np.full(numba_ops.PAD_ROWS, 10)])
+        out = np.ones((rows + numba_ops.PAD_ROWS, numba_ops.padded_columns(outputs)), np.float32)
+        product(x, begin, cells, offsets, numba_ops.pack_matrix(weight), out, rows)
         seen = np.concatenate([x[cells[:rows] + offset, begin : begin + channels] for offset in offsets], 1)
         assert np.allclose(out[:rows, :outputs], 1 + seen @ weight, atol=1e-4)
 
@@ -53,12 +53,12 @@ def test_a_row_of_a_product_does_not_depend_on_the_rows_beside_it():
     random = np.random.default_rng(0)
     x, weight = (
         random.standard_normal((40, 100)).astype(np.float32),
-        numba_ops.packed(random.standard_normal((100, 50))),
+        numba_ops.pack_matrix(random.standard_normal((100, 50))),
     )
     cells, offsets = np.arange(40), np.zeros(1, np.int64)
     results = []
     for rows in (1, 5, 6, 23):
-        out = np.zeros((rows + numba_ops.EXTRA, numba_ops.columns(50)), np.float32)
+        out = np.zeros((rows + numba_ops.PAD_ROWS, numba_ops.padded_columns(50)), np.float32)
         product(x, 0, cells, offsets, weight, out, rows)
         results.append(out[0])
     assert all((result == results[0]).all() for result in results), "to the bit"
@@ -83,7 +83,7 @@ def test_where_nothing_can_be_cached_it_is_compiled_all_the_same(monkeypatch):
         return njit(function, **options)
 
     monkeypatch.setattr(numba_ops, "njit", refuse)
-    assert numba_ops.cached(lambda x: x + 1)(2) == 3
+    assert numba_ops.cached_njit(lambda x: x + 1)(2) == 3
 
 
 @pytest.mark.slow

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.benchmarks.peers import sample_by_full_passes
+from worldmodel.benchmarks.peers import sample_without_cache
 from worldmodel.models.autoregressive.pixelcnn import PixelCNN
 from worldmodel.models.autoregressive.wavefront import WavefrontNet
-from worldmodel.models.spatial_prior import CodeBatch, SpatialPrior, SpatialPriorConfig, nats_per_code
+from worldmodel.models.config import SpatialPriorConfig
+from worldmodel.models.spatial_prior import CodeBatch, SpatialPrior, nats_per_code
 
 CODES, CHANNELS = 16, 12
-SMALL = SpatialPriorConfig(hidden=12, layers=3, dropout=0.1)
+SMALL = SpatialPriorConfig(hidden_channels=12, num_layers=3, dropout=0.1)
 NETS = {
-    "pixelcnn": lambda: PixelCNN(nn.Embedding(CODES, 8), CHANNELS, hidden=8, layers=4),
-    "pixelcnn of 5": lambda: PixelCNN(nn.Embedding(CODES, 8), CHANNELS, hidden=8, layers=2, kernel=5),
-    "wavefront": lambda: WavefrontNet(nn.Embedding(CODES, 8), CHANNELS, hidden=8, layers=3),
+    "pixelcnn": lambda: PixelCNN(nn.Embedding(CODES, 8), CHANNELS, hidden_channels=8, num_layers=4),
+    "pixelcnn of 5": lambda: PixelCNN(nn.Embedding(CODES, 8), CHANNELS, hidden_channels=8, num_layers=2, kernel_size=5),
+    "wavefront": lambda: WavefrontNet(nn.Embedding(CODES, 8), CHANNELS, hidden_channels=8, num_layers=3),
 }
 
 
@@ -49,14 +50,14 @@ def seen(net: nn.Module, height: int, width: int) -> Tensor:
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (6, 4), (1, 5), (5, 1)])
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_a_position_depends_on_every_code_before_it_and_on_no_other(height, width, kernel):
-    net = PixelCNN(nn.Embedding(CODES, 24), CHANNELS, hidden=8, layers=6, kernel=kernel)
+    net = PixelCNN(nn.Embedding(CODES, 24), CHANNELS, hidden_channels=8, num_layers=6, kernel_size=kernel)
     before = torch.ones(height * width, height * width, dtype=torch.bool).tril(-1)
     assert torch.equal(seen(net, height, width), before)
 
 
 def test_a_shallow_net_sees_as_far_as_its_kernels_reach():
     height, width, layers = 6, 9, 2
-    found = seen(PixelCNN(nn.Embedding(CODES, 24), CHANNELS, hidden=8, layers=layers), height, width)
+    found = seen(PixelCNN(nn.Embedding(CODES, 24), CHANNELS, hidden_channels=8, num_layers=layers), height, width)
     expected = torch.zeros_like(found)
     for place in range(height * width):
         row, column = divmod(place, width)
@@ -72,7 +73,7 @@ def test_a_shallow_net_sees_as_far_as_its_kernels_reach():
 def test_codes_drawn_with_what_is_kept_are_those_of_full_passes(name, batch, height, width, temperature):
     net, condition = made(name), torch.randn(batch, height, width, CHANNELS)
     uniforms = torch.rand(batch, height, width)
-    codes = sample_by_full_passes(net, condition, uniforms, temperature)
+    codes = sample_without_cache(net, condition, uniforms, temperature)
     assert torch.equal(net.sample(condition, uniforms, temperature), codes)
     assert codes.unique().numel() > 1
 
@@ -89,7 +90,7 @@ def test_two_grids_at_once_are_each_what_they_are_alone(name):
 
 
 def test_every_layer_is_told_the_condition_at_its_own_position():
-    net = PixelCNN(nn.Embedding(CODES, 8), CHANNELS, hidden=8, layers=3)
+    net = PixelCNN(nn.Embedding(CODES, 8), CHANNELS, hidden_channels=8, num_layers=3)
     condition = torch.randn(1, 4, 5, CHANNELS, requires_grad=True)
     logits = net(torch.randint(CODES, (1, 4, 5)), condition)
     told = torch.autograd.grad(logits[0, 2, 2].sum(), condition)[0].abs().sum(-1)[0] > 0
@@ -106,15 +107,17 @@ def test_sizes_that_make_no_net_are_refused():
 
 
 def tiny(**more) -> SpatialPrior:
-    return SpatialPrior(SpatialPriorConfig(codes=CODES, grid=(4, 6), dim=8, hidden=8, layers=3, **more))
+    return SpatialPrior(
+        SpatialPriorConfig(codebook_size=CODES, grid=(4, 6), code_dim=8, hidden_channels=8, num_layers=3, **more)
+    )
 
 
 @pytest.mark.parametrize("net", ["pixelcnn", "wavefront"])
 def test_the_class_changes_what_is_expected(net):
-    prior = tiny(net=net, classes=3).eval()
+    prior = tiny(net=net, num_classes=3).eval()
     codes, labels = torch.randint(CODES, (2, 4, 6)), torch.tensor([0, 2])
-    bits = prior.bits(CodeBatch(codes, labels))
-    assert not torch.isclose(bits, prior.bits(CodeBatch(codes, 2 - labels))).any()
+    bits = prior.bits_per_code(CodeBatch(codes, labels))
+    assert not torch.isclose(bits, prior.bits_per_code(CodeBatch(codes, 2 - labels))).any()
     uniforms = torch.rand(1, 4, 6).expand(3, -1, -1)
     drawn = prior.sample(torch.arange(3), uniforms)
     assert drawn.unique(dim=0).shape == (3, 4, 6)
@@ -126,7 +129,9 @@ def test_the_class_changes_what_is_expected(net):
 
 def test_a_prior_without_classes_does_not_look_at_labels():
     prior, codes = tiny().eval(), torch.randint(CODES, (2, 4, 6))
-    assert torch.equal(prior.bits(CodeBatch(codes, torch.tensor([0, 0]))), prior.bits(CodeBatch(codes, labels_of(2))))
+    assert torch.equal(
+        prior.bits_per_code(CodeBatch(codes, torch.tensor([0, 0]))), prior.bits_per_code(CodeBatch(codes, labels_of(2)))
+    )
 
 
 def labels_of(count: int) -> Tensor:
@@ -134,13 +139,13 @@ def labels_of(count: int) -> Tensor:
 
 
 def test_the_loss_is_the_nats_of_the_codes_and_bits_are_those_over_ln_2():
-    prior, codes = tiny(classes=2), torch.randint(CODES, (3, 4, 6))
+    prior, codes = tiny(num_classes=2), torch.randint(CODES, (3, 4, 6))
     batch = CodeBatch(codes, torch.tensor([0, 1, 1]))
     loss, metrics = prior(batch)
     logits = prior.net(codes, prior.position + prior.label(batch.labels)[:, None, None])
     assert loss.item() == pytest.approx(F.cross_entropy(logits.flatten(0, 2), codes.flatten()).item(), rel=1e-5)
     assert metrics["bits_per_code"].item() == pytest.approx(loss.item() / math.log(2), rel=1e-5)
-    assert prior.bits(batch).mean().item() == pytest.approx(metrics["bits_per_code"].item(), rel=1e-5)
+    assert prior.bits_per_code(batch).mean().item() == pytest.approx(metrics["bits_per_code"].item(), rel=1e-5)
 
 
 def test_several_draws_are_learnt_as_the_average_of_their_one_hot_vectors():

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.quantizers.config import QuantizerConfig
-from worldmodel.models.quantizers.nearest import Quantizer, build
-from worldmodel.models.quantizers.relaxed import saturating_sigmoid
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.quantizers.kinds import Quantizer, build_quantizer
+from worldmodel.models.quantizers.semantic_hashing import saturating_sigmoid
+from worldmodel.models.vqvae import VQVAE
 
 EVERY = {
     "loss": {"update": "loss"},
@@ -23,7 +24,7 @@ EVERY = {
 def quantizer(name: str, codes: int = 16, dim: int = 6, **settings) -> Quantizer:
     """One of EVERY, past the data-dependent start of its codebook."""
     torch.manual_seed(0)
-    made = build(QuantizerConfig(codes=codes, dim=dim, **{**EVERY[name], **settings}))
+    made = build_quantizer(QuantizerConfig(codebook_size=codes, code_dim=dim, **{**EVERY[name], **settings}))
     if hasattr(made, "steps"):
         made.steps += 1
     return made
@@ -109,8 +110,10 @@ def test_a_wrong_input_is_refused(name):
 @pytest.mark.slow
 def test_an_autoencoder_learns_with_it(name):
     torch.manual_seed(0)
-    settings = QuantizerConfig(codes=16, dim=8, **EVERY[name], **({"cooling": 100} if name == "gumbel" else {}))
-    network = VQVAE.from_config(VQVAEConfig(hidden=16, residual_hidden=8, quantizer=settings))
+    settings = QuantizerConfig(
+        codebook_size=16, code_dim=8, **EVERY[name], **({"anneal_steps": 100} if name == "gumbel" else {})
+    )
+    network = VQVAE.from_config(VQVAEConfig(hidden_channels=16, residual_channels=8, quantizer=settings))
     colours = torch.randint(0, 256, (4, 1, 2, 3), dtype=torch.uint8)
     pictures = colours.expand(4, 20, 2, 3).repeat_interleave(10, 2)
     optimizer, errors = torch.optim.Adam(network.parameters(), 3e-3), []
@@ -126,7 +129,7 @@ def test_an_autoencoder_learns_with_it(name):
 
 def test_the_codes_that_the_decoder_sees_are_drawn_from_the_softmax_at_any_temperature():
     for temperature in (5.0, 0.01):
-        made = quantizer("gumbel", 3, 2, temperature=temperature, coldest=0.01)
+        made = quantizer("gumbel", 3, 2, initial_temperature=temperature, min_temperature=0.01)
         vectors = with_logits(made, [0.0, 1.0, 2.0]).train()(torch.zeros(1, 2, 40_000), noise()).vectors[0].T
         distances = torch.cdist(vectors, made.codebook)
         assert distances.min(1).values.max() < 1e-3
@@ -141,7 +144,7 @@ def test_without_noise_to_speak_of_gumbel_is_argmax():
 
 
 def test_the_gradient_of_gumbel_is_that_of_softmax_of_logits_and_noise_over_temperature():
-    made = with_logits(quantizer("gumbel", 3, 2, temperature=2.0, divergence=0.0), [0.5, 0.0, -0.5]).train()
+    made = with_logits(quantizer("gumbel", 3, 2, initial_temperature=2.0, kl_weight=0.0), [0.5, 0.0, -0.5]).train()
     made.steps.zero_()
     (made(torch.zeros(1, 2, 1), noise(4)).vectors.flatten() * torch.tensor([1.0, 3.0])).sum().backward()
     logits = torch.tensor([0.5, 0.0, -0.5], requires_grad=True)
@@ -154,7 +157,7 @@ def test_the_gradient_of_gumbel_is_that_of_softmax_of_logits_and_noise_over_temp
 
 
 def test_the_temperature_falls_in_equal_ratios_and_stays():
-    made = quantizer("gumbel", temperature=1.0, coldest=0.01, cooling=4).train()
+    made = quantizer("gumbel", initial_temperature=1.0, min_temperature=0.01, anneal_steps=4).train()
     made.steps.zero_()
     seen = []
     for _ in range(6):
@@ -166,7 +169,7 @@ def test_the_temperature_falls_in_equal_ratios_and_stays():
 
 
 def test_the_loss_of_gumbel_is_the_divergence_from_uniform():
-    made = with_logits(quantizer("gumbel", 4, 2, divergence=0.5), [0.0, 0.0, 0.0, 0.0])
+    made = with_logits(quantizer("gumbel", 4, 2, kl_weight=0.5), [0.0, 0.0, 0.0, 0.0])
     assert made(torch.zeros(1, 2, 3, 3), noise()).loss.item() == pytest.approx(0, abs=1e-6)
     with_logits(made, [math.log(5), 0.0, 0.0, 0.0])  # 5/8 and three times 1/8
     nats = 5 / 8 * math.log(5 / 8 * 4) + 3 / 8 * math.log(1 / 8 * 4)
@@ -184,7 +187,7 @@ def test_the_bits_of_semantic_hashing_are_the_code():
 
 
 def test_a_coin_for_each_example_says_whether_its_decoder_sees_bits_or_sigmoids():
-    made = quantizer("semhash", noise=0.0).train()
+    made = quantizer("semhash", noise_std=0.0).train()
     z = torch.randn(400, 6, 2, 2)
     flat = z.movedim(1, -1).reshape(-1, 6)
     logits = made.logits(flat)
@@ -198,13 +201,13 @@ def test_a_coin_for_each_example_says_whether_its_decoder_sees_bits_or_sigmoids(
     assert (is_discrete ^ is_continuous).all()
     assert 0.4 < is_discrete.float().mean() < 0.6
     for share in (0.0, 1.0):
-        always = quantizer("semhash", noise=0.0, discrete=share).train()(z, noise()).vectors
+        always = quantizer("semhash", noise_std=0.0, discrete_fraction=share).train()(z, noise()).vectors
         expected = (discrete if share else continuous).view(400, 2, 2, 6).movedim(-1, 1)
         assert torch.allclose(always, expected, atol=1e-5)
 
 
 def test_the_bits_have_the_gradient_of_the_sigmoids():
-    made = with_logits(quantizer("semhash", 8, 2, noise=0.0, discrete=1.0), [0.5, -0.2, 9.0]).train()
+    made = with_logits(quantizer("semhash", 8, 2, noise_std=0.0, discrete_fraction=1.0), [0.5, -0.2, 9.0]).train()
     made(torch.zeros(1, 2, 1), noise()).vectors.sum().backward()
     slope = made.ones.weight.sum(0) - made.zeros.weight.sum(0)
     expected = [1.2 * F.sigmoid(x) * (1 - F.sigmoid(x)) for x in torch.tensor([0.5, -0.2])]
@@ -213,7 +216,7 @@ def test_the_bits_have_the_gradient_of_the_sigmoids():
 
 
 def test_the_noise_of_training_turns_bits_over():
-    made = with_logits(quantizer("semhash", 2, 2, discrete=1.0, noise=2.0), [1.0]).train()
+    made = with_logits(quantizer("semhash", 2, 2, discrete_fraction=1.0, noise_std=2.0), [1.0]).train()
     vectors = made(torch.zeros(1, 2, 40_000), noise()).vectors[0].T
     share = torch.isclose(vectors, made.codebook[1], atol=1e-5).all(1).float().mean()
     assert share.item() == pytest.approx(0.5 * (1 + math.erf(0.5 / math.sqrt(2))), abs=0.01)  # P(1 + 2 ε > 0)
@@ -222,12 +225,18 @@ def test_the_noise_of_training_turns_bits_over():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "semhash", "codes": 500}, "must be a power of two for kind semhash, got 500; use 512"),
-        ({"kind": "semhash", "codes": 1}, "must be a power of two for kind semhash, got 1; use 2"),
-        ({"kind": "gumbel", "samples": 5}, "quantizer.samples is a setting of kind nearest, got kind gumbel"),
-        ({"noise": 0.5}, "quantizer.noise is a setting of kind semhash, got kind nearest with noise 0.5; leave it out"),
-        ({"kind": "gumbel", "coldest": 2.0}, "must not be above quantizer.temperature, got 2.0 and 1.0"),
-        ({"kind": "semhash", "discrete": 1.5}, r"quantizer.discrete must be in \[0, 1\], got 1.5"),
+        ({"kind": "semhash", "codebook_size": 500}, "must be a power of two for kind semhash, got 500; use 512"),
+        ({"kind": "semhash", "codebook_size": 1}, "must be a power of two for kind semhash, got 1; use 2"),
+        ({"kind": "gumbel", "num_samples": 5}, "quantizer.num_samples is a setting of kind nearest, got kind gumbel"),
+        (
+            {"noise_std": 0.5},
+            "quantizer.noise_std is a setting of kind semhash, got kind nearest with noise_std 0.5; leave it out",
+        ),
+        (
+            {"kind": "gumbel", "min_temperature": 2.0},
+            "must not be above quantizer.initial_temperature, got 2.0 and 1.0",
+        ),
+        ({"kind": "semhash", "discrete_fraction": 1.5}, r"quantizer.discrete_fraction must be in \[0, 1\], got 1.5"),
     ],
     ids=str,
 )

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from worldmodel.models.quantizers.nearest import QuantizerConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, denormalize, normalize
+from worldmodel.models.config import VQVAEConfig
+from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.models.vqvae import VQVAE, denormalize, normalize
 
-TINY = VQVAEConfig(hidden=16, residual_hidden=8, quantizer=QuantizerConfig(codes=16, dim=8))
+TINY = VQVAEConfig(hidden_channels=16, residual_channels=8, quantizer=QuantizerConfig(codebook_size=16, code_dim=8))
 
 
 def frames(count: int = 4, size: int = 20) -> torch.Tensor:
@@ -43,7 +44,9 @@ def test_pixels_survive_normalizing():
 @pytest.mark.slow
 def test_it_learns_simple_pictures(update):
     torch.manual_seed(0)
-    config = VQVAEConfig(hidden=16, residual_hidden=8, quantizer=QuantizerConfig(codes=16, dim=8, update=update))
+    config = VQVAEConfig(
+        hidden_channels=16, residual_channels=8, quantizer=QuantizerConfig(codebook_size=16, code_dim=8, update=update)
+    )
     network, pictures = VQVAE.from_config(config), frames()
     optimizer, generator = torch.optim.Adam(network.parameters(), 3e-3), torch.Generator().manual_seed(0)
     errors = []

@@ -1,4 +1,4 @@
-"""The compiled loop draws what the torch one draws, from the weights as they are, and can be done without."""
+"""The compiled kernel samples what torch samples, from the weights as they are, and can be done without."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from worldmodel.dream import read
+from worldmodel.episodes.segments import read_clip
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models import rollout
 from worldmodel.models.autoregressive import sampling, wavefront
@@ -18,16 +18,16 @@ from worldmodel.world_model import WorldModel
 def net(batch: int, height: int, width: int, layers: int = 3) -> tuple[WavefrontNet, torch.Tensor, torch.Tensor]:
     """A small net, a condition (batch, height, width, 6) and uniforms (batch, height, width)."""
     torch.manual_seed(0)
-    made = WavefrontNet(torch.nn.Embedding(37, 12), condition=6, hidden=8, layers=layers)
+    made = WavefrontNet(torch.nn.Embedding(37, 12), condition_channels=6, hidden_channels=8, num_layers=layers)
     return made, torch.randn(batch, height, width, 6), torch.rand(batch, height, width)
 
 
 def both(monkeypatch, made: WavefrontNet, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the compiled loop and the torch one draw."""
+    """Codes sampled by the compiled kernel and by torch."""
     with monkeypatch.context() as patch:
-        patch.setattr(wavefront, "draw", lambda *_: pytest.fail("the torch loop was used"))
+        patch.setattr(wavefront, "sample_categorical", lambda *_: pytest.fail("the torch loop was used"))
         compiled = made.sample(*arguments)
-        assert torch.equal(made.sample(*arguments, packed=made.packed()), compiled)
+        assert torch.equal(made.sample(*arguments, weights=made.pack_weights()), compiled)
     return compiled, made.sample_in_torch(*arguments)
 
 
@@ -53,7 +53,7 @@ def test_it_holds_for_other_depths_and_for_gates_and_logits_far_from_zero(layers
 @pytest.mark.parametrize(("dim", "hidden", "codes"), [(8, 7, 11), (5, 16, 33), (64, 64, 512)])
 def test_it_holds_for_all_sizes(dim, hidden, codes, monkeypatch):
     torch.manual_seed(0)
-    made = WavefrontNet(torch.nn.Embedding(codes, dim), condition=6, hidden=hidden, layers=2)
+    made = WavefrontNet(torch.nn.Embedding(codes, dim), condition_channels=6, hidden_channels=hidden, num_layers=2)
     assert torch.equal(*both(monkeypatch, made, torch.randn(2, 7, 7, 6), torch.rand(2, 7, 7)))
 
 
@@ -63,10 +63,10 @@ def test_a_dream_of_the_shipped_world_is_the_same(temperature, monkeypatch):
     dreams = []
     for numba in (True, False):
         if not numba:
-            monkeypatch.setattr(rollout, "compiled_loop", lambda _: None)
-            monkeypatch.setattr(wavefront, "compiled_loop", lambda _: None)
+            monkeypatch.setattr(rollout, "load_kernel", lambda _: None)
+            monkeypatch.setattr(wavefront, "load_kernel", lambda _: None)
         model = WorldModel.load(precision="float32")
-        real, taken = read(EpisodeStore(model.clips), 0, 0, 6)
+        real, taken = read_clip(EpisodeStore(model.clips_folder), 0, 0, 6)
         state = model.start(real[None].expand(2, -1, -1, -1, -1), taken[None].expand(2, -1))
         dreams.append(model.imagine(state, torch.tensor([[1] * 4, [5] * 4]), 3, temperature))
     assert torch.equal(*dreams)
@@ -103,10 +103,10 @@ def test_views_are_taken_as_they_are(monkeypatch):
 
 
 def test_double_precision_is_drawn_by_torch(monkeypatch):
-    monkeypatch.setattr(wavefront_kernel, "sample", lambda *_: pytest.fail("the compiled loop was used"))
+    monkeypatch.setattr(wavefront_kernel, "sample", lambda *_: pytest.fail("the compiled kernel was used"))
     made, condition, uniforms = net(1, 4, 5)
     made = made.double()
-    assert made.packed() is None
+    assert made.pack_weights() is None
     assert made.sample(condition.double(), uniforms).shape == uniforms.shape
 
 
@@ -115,10 +115,10 @@ def test_without_numba_the_codes_are_the_same(monkeypatch):
     expected = made.sample(condition, uniforms)
     monkeypatch.setitem(sys.modules, "numba", None)  # what import then raises is an ImportError
     monkeypatch.delitem(sys.modules, "worldmodel.models.kernels.wavefront")
-    sampling.compiled_loop.cache_clear()
-    assert sampling.compiled_loop("wavefront") is None
+    sampling.load_kernel.cache_clear()
+    assert sampling.load_kernel("wavefront") is None
     assert torch.equal(made.sample(condition, uniforms), expected)
-    sampling.compiled_loop.cache_clear()
+    sampling.load_kernel.cache_clear()
 
 
 @pytest.mark.slow

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodel.benchmarks.peers import sample_by_full_passes
-from worldmodel.experiments.global_codes.model import GlobalCodesConfig
+from worldmodel.benchmarks.peers import sample_without_cache
+from worldmodel.experiments.global_codes.config import GlobalCodesConfig
 from worldmodel.models.autoregressive import sampling, wavenet
-from worldmodel.models.autoregressive.kinds import autoregressive
+from worldmodel.models.autoregressive.kinds import build_autoregressive
 from worldmodel.models.autoregressive.wavenet import WaveNet
+from worldmodel.models.config import SpatialPriorConfig
 from worldmodel.models.kernels import wavenet as wavenet_kernel
-from worldmodel.models.spatial_prior import CodeBatch, SpatialPrior, SpatialPriorConfig
+from worldmodel.models.spatial_prior import CodeBatch, SpatialPrior
 
 CODES, CHANNELS = 19, 8
 WAYS = ("compiled", "torch")
@@ -38,10 +39,10 @@ def made(layers: int = 5, cycle: int = 3, dropout: float = 0.0) -> WaveNet:
 def only(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """Let all be drawn in one of both ways."""
     if way == "compiled":
-        monkeypatch.setattr(wavenet, "draw", lambda *_: pytest.fail("the torch loop was used"))
+        monkeypatch.setattr(wavenet, "sample_categorical", lambda *_: pytest.fail("the torch loop was used"))
     else:
-        monkeypatch.setattr(wavenet_kernel, "sample", lambda *_: pytest.fail("the compiled loop was used"))
-        monkeypatch.setattr(wavenet, "FEW", 0)
+        monkeypatch.setattr(wavenet_kernel, "sample", lambda *_: pytest.fail("the compiled kernel was used"))
+        monkeypatch.setattr(wavenet, "MAX_COMPILED_BATCH", 0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -49,7 +50,7 @@ def only(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
 @pytest.mark.parametrize(("batch", "hop"), [(1, 1), (1, 6), (3, 4), (17, 12)])
 def test_codes_drawn_with_what_is_kept_are_those_of_full_passes(batch, hop, temperature, way, monkeypatch):
     net, condition, uniforms = made(), torch.randn(batch, 24 // hop, CHANNELS), torch.rand(batch, 24)
-    codes = sample_by_full_passes(net, condition, uniforms, temperature)
+    codes = sample_without_cache(net, condition, uniforms, temperature)
     only(monkeypatch, way)
     assert torch.equal(net.sample(condition, uniforms, temperature), codes)
     assert codes.unique().numel() > 1
@@ -59,7 +60,7 @@ def test_codes_drawn_with_what_is_kept_are_those_of_full_passes(batch, hop, temp
 @pytest.mark.parametrize(("layers", "cycle", "length"), [(1, 1, 5), (2, 1, 7), (6, 9, 10), (4, 9, 1), (3, 3, 0)])
 def test_a_line_may_be_shorter_than_a_layer_looks_back(layers, cycle, length, way, monkeypatch):
     net, condition, uniforms = made(layers, cycle), torch.randn(2, 1, CHANNELS), torch.rand(2, length)
-    codes = sample_by_full_passes(net, condition, uniforms) if length else torch.empty(2, 0, dtype=torch.int64)
+    codes = sample_without_cache(net, condition, uniforms) if length else torch.empty(2, 0, dtype=torch.int64)
     only(monkeypatch, way)
     assert torch.equal(net.sample(condition, uniforms), codes)
 
@@ -110,8 +111,8 @@ def test_new_weights_count_at_once_however_they_came(name, monkeypatch):
 
 @pytest.mark.parametrize("case", ["many", "double", "odd codes", "odd condition"])
 def test_what_the_compiled_loop_is_not_made_for_is_drawn_by_torch(case, monkeypatch):
-    monkeypatch.setattr(wavenet_kernel, "sample", lambda *_: pytest.fail("the compiled loop was used"))
-    net, batch = made(), wavenet.FEW + 1 if case == "many" else 1
+    monkeypatch.setattr(wavenet_kernel, "sample", lambda *_: pytest.fail("the compiled kernel was used"))
+    net, batch = made(), wavenet.MAX_COMPILED_BATCH + 1 if case == "many" else 1
     condition, uniforms = torch.randn(batch, 1, CHANNELS), torch.rand(batch, 3)
     if case == "double":
         net, condition = net.double(), condition.double()
@@ -127,10 +128,10 @@ def test_without_numba_the_codes_are_the_same(monkeypatch):
     expected = net.sample(condition, uniforms)
     monkeypatch.setitem(sys.modules, "numba", None)  # what import then raises is an ImportError
     monkeypatch.delitem(sys.modules, "worldmodel.models.kernels.wavenet")
-    sampling.compiled_loop.cache_clear()
-    assert sampling.compiled_loop("wavenet") is None
+    sampling.load_kernel.cache_clear()
+    assert sampling.load_kernel("wavenet") is None
     assert torch.equal(net.sample(condition, uniforms), expected)
-    sampling.compiled_loop.cache_clear()
+    sampling.load_kernel.cache_clear()
 
 
 def test_what_does_not_fit_is_refused():
@@ -141,27 +142,29 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match="10 positions must be a multiple of the 3 conditions"):
             call()
-    with pytest.raises(ValueError, match="a condition for each of 5 lines, or one for all, got 2"):
+    with pytest.raises(ValueError, match="a condition for each of 5 sequences, or one for all, got 2"):
         net.sample(condition, torch.rand(5, 6))
     for layers, cycle in ((0, 3), (3, 0)):
         with pytest.raises(ValueError, match=f"a cycle of 1 or more, got {layers} and {cycle}"):
             WaveNet(nn.Embedding(CODES, 8), CHANNELS, 8, layers, cycle)
     with pytest.raises(ValueError, match="must be pixelcnn, wavefront or wavenet, got transformer"):
-        autoregressive("transformer", nn.Embedding(CODES, 8), CHANNELS, 8, 2)
+        build_autoregressive("transformer", nn.Embedding(CODES, 8), CHANNELS, 8, 2)
     with pytest.raises(ValueError, match=r"model\.net must be pixelcnn or wavefront, got wavenet"):
         GlobalCodesConfig(net="wavenet")
 
 
-LINE = SpatialPriorConfig(net="wavenet", codes=CODES, grid=(12,), dim=16, hidden=8, layers=4, cycle=2)
+LINE = SpatialPriorConfig(
+    net="wavenet", codebook_size=CODES, grid=(12,), code_dim=16, hidden_channels=8, num_layers=4, dilation_cycle=2
+)
 
 
 def test_a_prior_over_lines_draws_what_it_expects_at_any_length():
-    prior = SpatialPrior(replace(LINE, classes=3)).eval()
+    prior = SpatialPrior(replace(LINE, num_classes=3)).eval()
     assert prior.net.dilations == (1, 2, 1, 2)
     labels, uniforms = torch.tensor([0, 2, 2]), torch.rand(3, 31)
     drawn = prior.sample(labels, uniforms)
     condition = (prior.position + prior.label(labels)[:, None]).detach()  # (B, 1, hidden)
-    assert torch.equal(drawn, sample_by_full_passes(prior.net, condition, uniforms))
+    assert torch.equal(drawn, sample_without_cache(prior.net, condition, uniforms))
     assert torch.equal(drawn[:, :12], prior.sample(labels, uniforms[:, :12])), "where a line ends tells it nothing"
     assert not torch.equal(drawn, prior.sample(2 - labels, uniforms))
 
@@ -173,7 +176,7 @@ def test_the_loss_of_lines_is_the_nats_of_their_codes_and_bits_are_those_over_ln
         loss, metrics = prior(CodeBatch(draws, torch.zeros(3, dtype=torch.int64)))
         logits = prior.net(codes, prior.position[None])
         assert loss.item() == pytest.approx(F.cross_entropy(logits.flatten(0, 1), codes.flatten()).item(), rel=1e-5)
-        bits = prior.bits(CodeBatch(codes, torch.arange(3)))
+        bits = prior.bits_per_code(CodeBatch(codes, torch.arange(3)))
         assert bits.shape == (3,)
         assert bits.mean().item() == pytest.approx(loss.item() / math.log(2), rel=1e-5)
         assert metrics["bits_per_code"].item() == pytest.approx(bits.mean().item(), rel=1e-5)
@@ -192,7 +195,7 @@ def test_a_prior_of_the_wrong_shape_is_refused():
         SpatialPrior(replace(LINE, grid=(4, 6)))
     with pytest.raises(ValueError, match=r"must be a height and a width for --model\.net pixelcnn, got \[12\]"):
         SpatialPrior(SpatialPriorConfig(grid=(12,)))
-    with pytest.raises(ValueError, match=r"draws \(B, N\) codes .* got \(3, 7\) for 2 labels"):
+    with pytest.raises(ValueError, match=r"samples \(B, N\) codes .* got \(3, 7\) for 2 labels"):
         SpatialPrior(LINE).sample(torch.arange(2), torch.rand(3, 7))
-    with pytest.raises(ValueError, match=r"draws \(B, N\) codes .* got \(2, 3, 7\) for 2 labels"):
+    with pytest.raises(ValueError, match=r"samples \(B, N\) codes .* got \(2, 3, 7\) for 2 labels"):
         SpatialPrior(LINE).sample(torch.arange(2), torch.rand(2, 3, 7))

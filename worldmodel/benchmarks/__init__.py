@@ -1,1 +1,1 @@
-"""What things cost, each beside something to compare it with: the sections of ``python -m worldmodel.benchmark``."""
+"""The sections of ``python -m worldmodel.benchmark``: each times one part against alternatives."""

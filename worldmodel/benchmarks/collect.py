@@ -1,4 +1,4 @@
-"""What recording costs beside the bare environment."""
+"""Time of recording episodes compared with only playing them."""
 
 import os
 import tempfile
@@ -10,51 +10,54 @@ import torch
 
 from worldmodel.benchmarks.settings import Settings
 from worldmodel.benchmarks.timing import Contestant, Section, Stopwatch, race
-from worldmodel.collect import Recorder, act
+from worldmodel.episodes.collect import Recorder, scripted_actions
 
-EPISODES = 12  # played in a run
-LONGEST = 4000  # steps of an episode
+NUM_EPISODES = 12  # per run
+MAX_EPISODE_STEPS = 4000
 
 
 def collect(settings: Settings) -> Section:
-    """Record episodes, and play the same ones without keeping anything; the game's own process is in the CPU time."""
+    """Time recording episodes and only playing the same ones; CPU time includes the process of the game."""
     with tempfile.TemporaryDirectory() as folder:
-        player = recorder(folder, settings.env)
-        steps = sum(player.record(number).steps for number in range(EPISODES))
+        recorder = make_recorder(folder, settings.env)
+        steps = sum(recorder.record(number).steps for number in range(NUM_EPISODES))
 
-        def bare() -> None:
-            for number in range(EPISODES):
-                play(player, number)
+        def play() -> None:
+            for number in range(NUM_EPISODES):
+                play_episode(recorder, number)
 
         def record() -> None:
-            for number in range(EPISODES):
-                player.record(number)
+            for number in range(NUM_EPISODES):
+                recorder.record(number)
 
-        contestants = [Contestant("bare", bare, steps, "step"), Contestant("recording", record, steps, "step")]
+        contestants = [Contestant("playing", play, steps, "step"), Contestant("recording", record, steps, "step")]
         rows = race(contestants, settings.rounds, Stopwatch(torch.device("cpu"), cpu_seconds))
-        player.env.close()
-    keeps = f"recording keeps {1 / rows[1].ratio:.0%} of the steps/s of the bare {settings.env}, in CPU time"
-    return Section(rows, [keeps])
+        recorder.env.close()
+    assert rows[1].ratio is not None  # set by race
+    remark = f"recording reaches {1 / rows[1].ratio:.0%} of the steps per CPU second of playing {settings.env}"
+    return Section(rows, [remark])
 
 
-def recorder(folder: str, env: str) -> Recorder:
-    """A recorder of sticky episodes of ``env`` into ``folder``."""
-    return Recorder(folder, env, {}, "sticky", 0, LONGEST)
+def make_recorder(folder: str, env: str) -> Recorder:
+    """Return a recorder of episodes of ``env`` under the sticky policy."""
+    return Recorder(folder, env, {}, "sticky", 0, MAX_EPISODE_STEPS)
 
 
-def play(player: Recorder, number: int) -> None:
-    """Play what ``player.record(number)`` plays, and keep nothing."""
-    world_seed, policy_seed = np.random.SeedSequence([player.seed, number]).generate_state(2)
-    actions = act(player.policy, player.env.get_wrapper_attr("action_names"), np.random.default_rng(policy_seed))
-    player.env.reset(seed=int(world_seed))
-    for _ in range(player.longest):
-        *_, terminated, truncated, _ = player.env.step(next(actions))
+def play_episode(recorder: Recorder, number: int) -> None:
+    """Play the episode that ``recorder.record(number)`` records, without keeping anything."""
+    world_seed, policy_seed = np.random.SeedSequence([recorder.seed, number]).generate_state(2)
+    actions = scripted_actions(
+        recorder.policy, recorder.env.get_wrapper_attr("action_names"), np.random.default_rng(policy_seed)
+    )
+    recorder.env.reset(seed=int(world_seed))
+    for _ in range(recorder.max_episode_steps):
+        *_, terminated, truncated, _ = recorder.env.step(next(actions))
         if terminated or truncated:
             return
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and, on Linux, of the game that it started."""
+    """Return the CPU time of this process and, on Linux, of its child processes such as the game."""
     total = time.process_time()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

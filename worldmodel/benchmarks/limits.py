@@ -1,4 +1,4 @@
-"""What the machine can do at best: products a second, in each precision, and bytes a second; and counts of products."""
+"""Limits of the machine: peak FLOP/s in each precision and copied bytes per second; and FLOP counting."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,43 +10,43 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel.benchmarks.settings import Settings
 from worldmodel.benchmarks.timing import Contestant, Row, Section, race
-from worldmodel.models.precision import multiplies_bfloat16
+from worldmodel.models.precision import has_native_bfloat16
 
-SIDE, CHANNELS, GRID = 1024, 128, 32  # of the matrices; of the convolution, and the side of its pictures
-COPIED = 1 << 26  # bytes, more than a cache holds
+MATRIX_SIZE, CHANNELS, IMAGE_SIZE = 1024, 128, 32  # matrix side; channels and image side of the convolution
+COPY_BYTES = 1 << 26  # more than a cache holds
 GIGA = 10**9
 
 
 def limits(settings: Settings) -> Section:
-    """The matrix product and the 3×3 convolution of torch, in float32 and where it is fast in bfloat16, and a copy."""
+    """Time a matrix product and a 3×3 convolution, in float32 and native bfloat16, and a copy of memory."""
     device = settings.world.device
-    numbers = torch.empty(COPIED // 4, device=device), torch.empty(COPIED // 4, device=device)
+    numbers = torch.empty(COPY_BYTES // 4, device=device), torch.empty(COPY_BYTES // 4, device=device)
     contestants = []
-    for dtype in [torch.float32, torch.bfloat16] if multiplies_bfloat16(device) else [torch.float32]:
-        a, b = (torch.randn(SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))
-        pictures = torch.randn(4, CHANNELS, GRID, GRID, device=device, dtype=dtype)
+    for dtype in [torch.float32, torch.bfloat16] if has_native_bfloat16(device) else [torch.float32]:
+        a, b = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=dtype) for _ in range(2))
+        images = torch.randn(4, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, device=device, dtype=dtype)
         kernels = torch.randn(CHANNELS, CHANNELS, 3, 3, device=device, dtype=dtype)
-        pictures, kernels = (x.to(memory_format=torch.channels_last) for x in (pictures, kernels))
+        images, kernels = (x.to(memory_format=torch.channels_last) for x in (images, kernels))
 
         def product(a: Tensor = a, b: Tensor = b) -> Tensor:
             return a @ b
 
-        def convolution(x: Tensor = pictures, kernels: Tensor = kernels) -> Tensor:
+        def convolution(x: Tensor = images, kernels: Tensor = kernels) -> Tensor:
             return F.conv2d(x, kernels, padding=1)
 
         for function in (product, convolution):
             name = f"{function.__name__}, {str(dtype).removeprefix('torch.')}"
-            contestants.append(Contestant(name, function, 1, "call", flops_of(function), dtype))
+            contestants.append(Contestant(name, function, 1, "call", count_flops(function), dtype))
     contestants.append(Contestant("copy of 64 MiB", lambda: numbers[0].copy_(numbers[1]), 1, "call"))
-    rows = race(contestants, settings.rounds, settings.watch)
+    rows = race(contestants, settings.rounds, settings.stopwatch)
     for row in rows[:-1]:
         row.remark = f"{row.flops / min(row.seconds) / GIGA:,.0f} GFLOP/s at best"
-    rows[-1].remark = f"{2 * COPIED / min(rows[-1].seconds) / GIGA:,.1f} GB/s at best, read and written"
-    return Section(rows, ["the limit of a precision is the faster one of product and convolution, at best"])
+    rows[-1].remark = f"{2 * COPY_BYTES / min(rows[-1].seconds) / GIGA:,.1f} GB/s at best, reads and writes together"
+    return Section(rows, ["the limit of a precision is the best speed of product and convolution"])
 
 
-def at_best(rows: list[Row]) -> dict[str, float]:
-    """The limit of each precision that was measured, in FLOP a second."""
+def peak_flops(rows: list[Row]) -> dict[str, float]:
+    """Return the measured limit of each precision in FLOP/s."""
     best: dict[str, float] = {}
     for row in rows:
         if row.flops:
@@ -54,8 +54,8 @@ def at_best(rows: list[Row]) -> dict[str, float]:
     return best
 
 
-def flops_of(function: Callable[[], Any]) -> int:
-    """How many additions and multiplications the matrix products, convolutions and attention of one call are."""
+def count_flops(function: Callable[[], Any]) -> int:
+    """Count the additions and multiplications of matrix products, convolutions and attention in one call."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()

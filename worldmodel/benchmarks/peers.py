@@ -1,45 +1,47 @@
-"""What others would pay: other ways to draw a frame of codes, and the other quantizer."""
+"""Comparison with other implementations: other samplers of a frame of codes, and another quantizer."""
 
 from functools import partial
 from itertools import product
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.benchmarks.dream import Dreams
-from worldmodel.benchmarks.limits import flops_of
-from worldmodel.benchmarks.settings import Settings, parameters
-from worldmodel.benchmarks.timing import NEEDS, Contestant, Section, race
+from worldmodel.benchmarks.limits import count_flops
+from worldmodel.benchmarks.settings import Settings, count_parameters
+from worldmodel.benchmarks.timing import MISSING_PACKAGE, Contestant, Section, race
 from worldmodel.models.autoregressive.pixelcnn import PixelCNN
-from worldmodel.models.autoregressive.sampling import draw
+from worldmodel.models.autoregressive.sampling import sample_categorical
 from worldmodel.models.autoregressive.wavefront import WavefrontNet
 from worldmodel.models.autoregressive.wavenet import WaveNet
-from worldmodel.models.quantizers.nearest import QuantizerConfig, VectorQuantizer
+from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.models.quantizers.nearest import VectorQuantizer
 
-SLOW_ROUNDS = 3  # at most, of what takes seconds
-GPTS = ((10, 1), (6, 1), (10, 6))  # layers, and frames of context; ten layers of four heads are those of IRIS
-HEADS = 4
-GPT_CODES = 4  # of a frame that FLOPs are counted of
-IMAGES = 64  # that the quantizers are given
+MAX_SLOW_ROUNDS = 3  # of contestants that take seconds
+GPT_SIZES = ((10, 1), (6, 1), (10, 6))  # layers and context frames; IRIS has ten layers of four heads
+GPT_HEADS = 4
+GPT_FLOP_CODES = 4  # codes of a frame over which FLOPs are counted
+NUM_FRAMES = 64  # per call of a quantizer
 
 
 class GPTSampler:
-    """A GPT-2 of random weights that draws frames as sequences of tokens, with a cache of keys and values.
+    """A GPT-2 with random weights that samples frames as token sequences, with a key-value cache.
 
-    A frame is its codes one by one, then the action taken there (IRIS, Micheli et al. 2023). What came before the
-    frame to draw is in the cache to begin with.
+    A frame is its codes followed by the action taken there (IRIS, Micheli et al. 2023). The cache already holds the
+    context frames.
 
     Args:
-        size: parameters that it should have in all.
-        codes: K.
-        frame: codes of a frame.
-        actions: how many there are.
-        layers: of the net.
-        context: frames before the one to draw; it has positions for no more.
-        dtype: of its weights and of all it computes.
+        size: approximate total number of parameters.
+        codes: codebook size K.
+        frame: number of codes per frame.
+        actions: number of actions.
+        layers: number of layers.
+        context: number of frames before the sampled one; also limits the positions.
+        dtype: data type of weights and activations.
 
     Raises:
-        ImportError: without the package transformers.
+        ImportError: if transformers is not installed.
     """
 
     def __init__(
@@ -53,147 +55,137 @@ class GPTSampler:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+        from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
 
         vocabulary, positions = codes + actions, (context + 1) * (frame + 1)
 
         def count(width: int) -> int:
             return (vocabulary + positions) * width + layers * (12 * width**2 + 13 * width) + 2 * width
 
-        widths = range(HEADS, 64 * HEADS * HEADS, HEADS)
+        widths = range(GPT_HEADS, 64 * GPT_HEADS * GPT_HEADS, GPT_HEADS)
         self.width = min(widths, key=lambda width: abs(count(width) - size))
-        config = GPT2Config(
-            vocab_size=vocabulary,
-            n_positions=positions,
-            n_embd=self.width,
-            n_layer=layers,
-            n_head=HEADS,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-        self.net = GPT2LMHeadModel(config).to(device, dtype).eval()
+        sizes: dict[str, Any] = {"n_positions": positions, "n_embd": self.width, "n_layer": layers, "n_head": GPT_HEADS}
+        config = GPT2Config(vocab_size=vocabulary, **sizes, bos_token_id=None, eos_token_id=None)
+        self.network = cast(nn.Module, GPT2LMHeadModel(config)).to(device, dtype).eval()
         self.codes, self.action = codes, codes
-        self.parameters = sum(p.numel() for p in self.net.parameters())
+        self.parameters = sum(p.numel() for p in self.network.parameters())
         self.past = torch.randint(codes, (1, context * (frame + 1) - 2), device=device)
         self.cache = DynamicCache(config=config)
         with torch.no_grad():
-            self.net(self.past, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            self.network(self.past, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     @torch.no_grad()
     def sample(self, uniforms: Tensor) -> Tensor:
-        """Draw a frame, one code a pass, from uniforms (N,): (N,) int64."""
-        self.cache.crop(self.past.shape[1] - self.cache.get_seq_length())  # minus what the last frame added
-        drawn: list[Tensor] = []
-        tokens = torch.tensor([[0, self.action]], device=uniforms.device)  # the last code before, and an action
+        """Sample a frame, one code per pass, from uniforms (N,): (N,) int64."""
+        self.cache.crop(self.past.shape[1] - self.cache.get_seq_length())  # remove what the last frame added
+        sampled: list[Tensor] = []
+        tokens = torch.tensor([[0, self.action]], device=uniforms.device)  # the last context code and an action
         for uniform in uniforms:
-            logits = self.net(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
-            drawn.append(draw(logits[:, -1, : self.codes], uniform[None], 1.0))
-            tokens = drawn[-1][None]
-        return torch.cat(drawn)
+            logits = self.network(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+            sampled.append(sample_categorical(logits[:, -1, : self.codes], uniform[None], 1.0))
+            tokens = sampled[-1][None]
+        return torch.cat(sampled)
 
 
 @torch.no_grad()
-def sample_by_full_passes(
-    net: WavefrontNet | PixelCNN | WaveNet,
+def sample_without_cache(
+    network: WavefrontNet | PixelCNN | WaveNet,
     condition: Tensor,
     uniforms: Tensor,
     temperature: float = 1.0,
     positions: int = 0,
 ) -> Tensor:
-    """The codes that ``net.sample`` draws, one by one, each from a pass over the whole grid or line.
+    """Sample the codes of ``network.sample`` one by one, each with a full pass over the whole grid or sequence.
 
     Args:
-        positions: draw so many and leave the rest 0; 0 draws all.
+        positions: number of codes to sample, leaving the rest 0; 0 for all.
     """
     codes = torch.zeros_like(uniforms, dtype=torch.int64)
-    for place in list(product(*map(range, codes.shape[1:])))[: positions or None]:
-        here = (slice(None), *place)
-        codes[here] = draw(net(codes, condition)[here], uniforms[here], temperature)
+    for position in list(product(*map(range, codes.shape[1:])))[: positions or None]:
+        at = (slice(None), *position)
+        codes[at] = sample_categorical(network(codes, condition)[at], uniforms[at], temperature)
     return codes
 
 
 def peers(settings: Settings) -> Section:
-    """Draw the codes of one frame, beside a full pass for each code and beside GPT-2s of as many parameters."""
+    """Time sampling one frame of codes: with the world model, a full pass per code, and GPT-2s of the same size."""
     world, remarks = settings.world, []
-    dreams, dynamics, size = Dreams(world, 1), world.dynamics, sum(parameters(world).values())
+    dreams, dynamics, size = Dreams(world, 1), world.dynamics, sum(count_parameters(world).values())
     generator = torch.Generator().manual_seed(0)
     uniforms, actions = world.uniforms([generator]).to(world.device), torch.zeros(1, dtype=torch.int64).to(world.device)
 
     @torch.no_grad()
-    def by_full_passes() -> Tensor:
-        condition = world.rollout.look(dreams.state, actions)[1].condition
-        return sample_by_full_passes(dynamics.wavefront, condition, uniforms)
+    def sample_by_full_passes() -> Tensor:
+        condition = world.rollout.predict(dreams.state, actions)[1].condition
+        return sample_without_cache(dynamics.wavefront, condition, uniforms)
 
     ours = world.step(dreams.state, actions, uniforms).codes
-    equal, count = int((by_full_passes() == ours).sum()), ours.numel()
-    costs, dtype = dreams.flops(), world.dtype
+    equal, count = int((sample_by_full_passes() == ours).sum()), ours.numel()
+    costs, dtype, full = dreams.flops(), world.dtype, "a full pass per code"
+    codes_cost, full_cost = costs["predict"] + costs["sample"], costs["predict"] + count * costs["sample"]
+    frames = (dreams.frames, "frame")
     contestants = [
-        Contestant("world model, codes", dreams.imagine, dreams.frames, "frame", costs["look"] + costs["draw"], dtype),
-        Contestant("world model, codes and picture", dreams.show, dreams.frames, "frame", sum(costs.values()), dtype),
-        Contestant("a full pass for each code", by_full_passes, 1, "frame", costs["look"] + count * costs["draw"]),
+        Contestant("world model, codes", dreams.imagine, *frames, codes_cost, dtype),
+        Contestant("world model, codes and image", dreams.imagine_and_decode, *frames, sum(costs.values()), dtype),
+        Contestant(full, sample_by_full_passes, 1, "frame", full_cost),
     ]
-    said = {"a full pass for each code": f"{equal} of {count} codes equal ours"}
+    notes = {full: f"{equal} of {count} codes equal ours"}
     try:
-        for layers, context in GPTS:
+        for layers, context in GPT_SIZES:
             config = dynamics.config
             gpt = GPTSampler(
-                size, config.codes, count, len(world.action_names), layers, context, world.device, world.dtype
+                size, config.codebook_size, count, len(world.action_names), layers, context, world.device, world.dtype
             )
             name = f"GPT-2, {layers} layers, after {context} frame{'s' if context > 1 else ''}"
-            cost = count / GPT_CODES * flops_of(lambda gpt=gpt: gpt.sample(uniforms.flatten()[:GPT_CODES]))
+            cost = count / GPT_FLOP_CODES * count_flops(lambda gpt=gpt: gpt.sample(uniforms.flatten()[:GPT_FLOP_CODES]))
             run = partial(gpt.sample, uniforms.flatten())
             contestants.append(Contestant(name, run, 1, "frame", cost, dtype))
-            said[name] = f"{gpt.width} wide, {gpt.parameters:,} parameters, {gpt.parameters / size:.3f} of ours"
+            notes[name] = f"width {gpt.width}, {gpt.parameters:,} parameters, {gpt.parameters / size:.3f} of ours"
     except ImportError:
-        remarks.append(NEEDS.format("transformers"))
-    rows = race(contestants, min(SLOW_ROUNDS, settings.rounds), settings.watch)
+        remarks.append(MISSING_PACKAGE.format("transformers"))
+    rows = race(contestants, min(MAX_SLOW_ROUNDS, settings.rounds), settings.stopwatch)
     for row in rows:
-        row.remark = said.get(row.name, "")
+        row.remark = notes.get(row.name, "")
     remarks.append(
         f"codes of one frame, batch 1, all in {str(world.dtype).removeprefix('torch.')}; the world model has {size:,} "
-        f"parameters, VQ-VAE and prior, and remembers "
-        f"{dynamics.config.context} frames; what a GPT-2 remembers is in its cache before the clock starts"
+        f"parameters with its VQ-VAE and a context of {dynamics.config.context_length} frames; the context of a "
+        "GPT-2 is cached before timing starts"
     )
     return Section(rows, remarks)
 
 
 def quantizer(settings: Settings) -> Section:
-    """Quantize, and learn the codebook by moving averages, beside vector-quantize-pytorch under equal settings."""
+    """Time quantization and codebook updates by moving averages, ours and those of vector-quantize-pytorch."""
     config, device = settings.world.vqvae.quantizer.config, settings.world.device
-    grid, dim, remarks = settings.world.dynamics.config.grid, config.dim, []
-    z = torch.randn(IMAGES, dim, *grid, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
-    plain = QuantizerConfig(config.codes, dim, decay=config.decay, commitment=config.commitment, revive_every=0)
-    nets: dict[str, nn.Module] = {"worldmodel": VectorQuantizer(plain).to(device)}
+    grid, remarks = settings.world.dynamics.config.grid, []
+    codes, dim, decay, weight = config.codebook_size, config.code_dim, config.ema_decay, config.commitment_weight
+    z = torch.randn(NUM_FRAMES, dim, *grid, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    plain = QuantizerConfig(codes, dim, ema_decay=decay, commitment_weight=weight, dead_code_reset_every=0)
+    networks: dict[str, nn.Module] = {"worldmodel": VectorQuantizer(plain).to(device)}
     try:
-        from vector_quantize_pytorch import VectorQuantize
+        from vector_quantize_pytorch import VectorQuantize  # pyright: ignore[reportMissingImports]
 
-        nets["vector-quantize-pytorch"] = VectorQuantize(
-            dim,
-            config.codes,
-            decay=config.decay,
-            commitment_weight=config.commitment,
-            accept_image_fmap=True,
-            rotation_trick=False,  # the straight-through gradient, as ours
-        ).to(device)
+        equal = {"decay": decay, "commitment_weight": weight, "rotation_trick": False}  # straight-through, as ours
+        networks["vector-quantize-pytorch"] = VectorQuantize(dim, codes, accept_image_fmap=True, **equal).to(device)
     except ImportError:
-        remarks.append(NEEDS.format("vector-quantize-pytorch"))
+        remarks.append(MISSING_PACKAGE.format("vector-quantize-pytorch"))
 
-    def train(net: nn.Module) -> None:
-        vectors, _, loss, *_ = net.train()(z)
+    def train(network: nn.Module) -> None:
+        vectors, _, loss, *_ = network.train()(z)
         z.grad = None
         (vectors.sum() + loss.sum()).backward()
 
     @torch.no_grad()
-    def evaluate(net: nn.Module) -> None:
-        net.eval()(z)
+    def evaluate(network: nn.Module) -> None:
+        network.eval()(z)
 
-    rows, scores = [], 2 * grid[0] * grid[1] * config.codes * dim  # of each vector with each code
-    for mode in (train, evaluate):  # in this order, for the first batch of all places the codebook
-        runs = {f"{mode.__name__}, {name}": partial(mode, net) for name, net in nets.items()}
-        contestants = [Contestant(name, run, IMAGES, "frame", scores) for name, run in runs.items()]
-        rows += race(contestants, settings.rounds, settings.watch)
+    rows, flops = [], 2 * grid[0] * grid[1] * codes * dim  # FLOPs of comparing vectors with codes
+    for mode in (train, evaluate):  # training first: its first batch initializes the codebook
+        runs = {f"{mode.__name__}, {name}": partial(mode, network) for name, network in networks.items()}
+        contestants = [Contestant(name, run, NUM_FRAMES, "frame", flops) for name, run in runs.items()]
+        rows += race(contestants, settings.rounds, settings.stopwatch)
     remarks.append(
-        f"{IMAGES} frames of {grid[0]} x {grid[1]} vectors of {dim}, {config.codes} codes, decay {config.decay}, "
-        "no revival of codes; train is forward and backward"
+        f"{NUM_FRAMES} frames of {grid[0]} x {grid[1]} vectors of {dim}, {codes} codes, decay {decay}, no reset of "
+        "dead codes; train is forward and backward"
     )
     return Section(rows, remarks)

@@ -1,4 +1,4 @@
-"""The stopwatch of every section: contestants take turns, so that a ratio is of runs beside each other."""
+"""Timing of contestants that take turns, so that each ratio compares runs made shortly after each other."""
 
 import statistics
 import time
@@ -10,87 +10,87 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from worldmodel.tables import aligned
+from worldmodel.tables import align_columns
 
-NEEDS = "{} is not installed: needs pip install worldmodel[bench]"
+MISSING_PACKAGE = "{} is not installed: needs pip install worldmodel[bench]"
 
 
 class Contestant(NamedTuple):
-    """Something to time: one call of ``run`` makes ``count`` of ``unit``, each of so many FLOPs in a precision.
+    """Something to time: one call of ``run`` produces ``count`` of ``unit``.
 
-    FLOPs are those of the plain network: whoever finds a way round some of them reaches a larger share of the limit.
+    FLOPs are those of the plain network per unit: an implementation that avoids some of them comes closer to the limit.
     """
 
     name: str
     run: Callable[[], Any]
     count: int = 1
     unit: str = "frame"
-    flops: float = 0.0  # 0 where they are not what it spends its time on
+    flops: float = 0.0  # per unit; 0 if they do not dominate the time
     dtype: torch.dtype = torch.float32
 
 
 @dataclass
 class Row:
-    """What a contestant took: seconds a unit, one number a round."""
+    """Measured seconds per unit of one contestant, one value per round."""
 
     name: str
     unit: str
     cpu: list[float]
     wall: list[float]
-    by_wall: bool = False  # what the ratio is of: the work of a GPU takes no CPU time
-    beside: str = ""  # the row that the ratio is to
+    uses_wall_time: bool = False  # on a GPU, whose work takes no CPU time
+    relative_to: str = ""  # name of the row that the ratio compares with
     ratio: float | None = None  # median over rounds
     remark: str = ""
-    flops: float = 0.0  # of a unit
+    flops: float = 0.0  # per unit
     precision: str = "float32"
-    share: float | None = None  # of the machine's limit
+    fraction_of_limit: float | None = None  # FLOP/s relative to the limit of the machine
 
     @property
     def seconds(self) -> list[float]:
-        """The times that count."""
-        return self.wall if self.by_wall else self.cpu
+        """CPU times, or wall times if the ratio uses them."""
+        return self.wall if self.uses_wall_time else self.cpu
 
     def summary(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """Return everything as plain values for JSON."""
         times = {
             f"{name}_seconds": {"median": statistics.median(values), "min": min(values), "max": max(values)}
             for name, values in (("cpu", self.cpu), ("wall", self.wall))
         }
-        said = {"ratio": self.ratio, "beside": self.beside, "remark": self.remark}
-        said |= {"flops": self.flops, "precision": self.precision, "share_of_limit": self.share}
-        return {"name": self.name, "unit": self.unit, "rounds": len(self.cpu), **times, **said}
+        result = {"name": self.name, "unit": self.unit, "rounds": len(self.cpu), **times}
+        names = ("ratio", "relative_to", "remark", "flops", "precision", "fraction_of_limit")
+        return result | {name: getattr(self, name) for name in names}
 
 
 @dataclass
 class Section:
-    """What one section measured, and what there is to say about it."""
+    """Rows measured by one section, and remarks on them."""
 
     rows: list[Row]
     remarks: list[str] = field(default_factory=list)
 
 
 class Stopwatch:
-    """CPU seconds by ``clock`` and wall seconds, read when the device has done what it was given."""
+    """CPU seconds by ``clock`` and wall seconds, read after pending work of the device is done."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.process_time) -> None:
         self.device, self.clock = device, clock
 
     def read(self) -> tuple[float, float]:
-        """CPU and wall seconds since some moment in the past."""
+        """Return CPU and wall seconds since an arbitrary start."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return self.clock(), time.perf_counter()
 
 
 def race(contestants: Sequence[Contestant], rounds: int, watch: Stopwatch) -> list[Row]:
-    """Run each once to warm up, then all in turn for so many rounds, every other one backwards.
+    """Run each contestant once to warm up, then all in turn for ``rounds`` rounds, reversing the order every round.
 
     Returns:
-        A row each, with ratios to the first.
+        A row per contestant, with ratios to the first.
     """
-    by_wall = watch.device.type == "cuda"
+    uses_wall_time = watch.device.type == "cuda"
     rows = [
-        Row(c.name, c.unit, [], [], by_wall, flops=c.flops, precision=str(c.dtype).removeprefix("torch."))
+        Row(c.name, c.unit, [], [], uses_wall_time, flops=c.flops, precision=str(c.dtype).removeprefix("torch."))
         for c in contestants
     ]
     pairs = list(zip(contestants, rows, strict=True))
@@ -98,27 +98,27 @@ def race(contestants: Sequence[Contestant], rounds: int, watch: Stopwatch) -> li
         for number in range(rounds + 1):
             for contestant, row in pairs[:: -1 if number % 2 else 1]:
                 bar.set_description(contestant.name, refresh=False)
-                began = watch.read()
+                start = watch.read()
                 contestant.run()
-                cpu, wall = (after - before for after, before in zip(watch.read(), began, strict=True))
+                cpu, wall = (after - before for after, before in zip(watch.read(), start, strict=True))
                 if number:
                     row.cpu.append(cpu / contestant.count)
                     row.wall.append(wall / contestant.count)
                 bar.update()
-    return beside_first(rows)
+    return add_ratios(rows)
 
 
-def beside_first(rows: list[Row]) -> list[Row]:
-    """Give rows of as many rounds each their ratios to the first one, round by round."""
+def add_ratios(rows: list[Row]) -> list[Row]:
+    """Set the ratio of each row to the first row, the median of ratios within rounds."""
     for row in rows:
-        row.beside = rows[0].name
+        row.relative_to = rows[0].name
         row.ratio = statistics.median(a / b for a, b in zip(row.seconds, rows[0].seconds, strict=True))
     return rows
 
 
 @contextmanager
-def on_threads(number: int) -> Iterator[None]:
-    """Let torch use so many threads on the CPU, and then what it used before."""
+def use_threads(number: int) -> Iterator[None]:
+    """Set the number of CPU threads of torch, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -127,15 +127,15 @@ def on_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned text: milliseconds a unit, units a second of that time and of the clock, ratios and shares."""
-    heading = ("", "unit", "ms", "min", "max", "per second", "by the clock", "ratio", "of the limit", "")
-    cells = [heading]
+def format_rows(rows: Sequence[Row]) -> str:
+    """Return a text table of milliseconds per unit, units per second, ratios and fractions of the limit."""
+    heading = ("", "unit", "ms", "min", "max", "per second", "by wall time", "ratio", "of the limit", "")
+    cells: list[tuple[str, ...]] = [heading]
     for row in rows:
-        median, by_the_clock = statistics.median(row.seconds), statistics.median(row.wall)
+        median, wall = statistics.median(row.seconds), statistics.median(row.wall)
         milliseconds = (f"{1000 * value:.4g}" for value in (median, min(row.seconds), max(row.seconds)))
         ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
-        rates = (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in (1 / median, 1 / by_the_clock))
-        share = "" if row.share is None else f"{row.share:.0%}"
-        cells.append((row.name, row.unit, *milliseconds, *rates, ratio, share, row.remark))
-    return aligned(cells, {0, 1, len(heading) - 1})
+        rates = (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in (1 / median, 1 / wall))
+        fraction = "" if row.fraction_of_limit is None else f"{row.fraction_of_limit:.0%}"
+        cells.append((row.name, row.unit, *milliseconds, *rates, ratio, fraction, row.remark))
+    return align_columns(cells, {0, 1, len(heading) - 1})

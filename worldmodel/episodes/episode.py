@@ -1,4 +1,4 @@
-"""One recorded episode, checked when it is made."""
+"""One recorded episode, validated on creation."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LARGEST = 1e15  # reward: its square is a float32 still
+MAX_REWARD = 1e15  # its square still fits in a float32
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What an engine says is in view, in all observations of an episode: N rows, each an object in an observation.
+    """Objects in view in an episode, as reported by the game engine: N rows, one per object and frame.
 
     Attributes:
-        names: what kinds 0, 1, … are called.
-        frames: (N,) int64, the number of the observation.
-        kinds: (N,) int64.
-        identities: (N,) int64, the same for one object as long as the episode lasts.
-        boxes: (N, 4) float32, left, top, right and bottom of what can be seen of it, as shares of the picture's sides.
+        names: names of kinds 0, 1, ….
+        frames: (N,) int64, index of the observation.
+        kinds: (N,) int64, kind of the object.
+        identities: (N,) int64, id of the object, constant during the episode.
+        boxes: (N, 4) float32, left, top, right and bottom of the visible part, as fractions of the image size.
 
     Raises:
-        ValueError: if the lengths do not fit, or a kind has no name.
+        ValueError: if the lengths differ, or a kind has no name.
     """
 
     names: tuple[str, ...]
@@ -38,9 +38,9 @@ class Objects:
             raise ValueError(f"kinds of objects must be in [0, {len(self.names)}), got up to {self.kinds.max()}")
 
     @classmethod
-    def gather(cls, seen: Sequence[Iterable[tuple[str, int, Sequence[float]]]]) -> "Objects":
-        """Those of an episode, from (name, identity, box) of each object in each of its observations."""
-        rows = [(frame, *row) for frame, objects in enumerate(seen) for row in objects]
+    def gather(cls, observed: Sequence[Iterable[tuple[str, int, Sequence[float]]]]) -> "Objects":
+        """Combine the (name, identity, box) tuples of all observations of an episode."""
+        rows = [(frame, *row) for frame, objects in enumerate(observed) for row in objects]
         names = sorted({name for _, name, _, _ in rows})
         frames, kinds, identities = (
             np.array(column, np.int64)
@@ -57,21 +57,21 @@ class Objects:
 
 @dataclass(frozen=True)
 class Episode:
-    """What one agent saw, did and got, from reset to end.
+    """Observations, actions and rewards of an agent from reset to end.
 
     Attributes:
-        observations: (T+1, *shape), or (T, *shape) where the world gave no frame after the last action; frames are
+        observations: (T+1, *shape), or (T, *shape) if there is no frame after the last action; frames are
             uint8 (84, 84, 3), codes uint16 (21, 21).
         actions: (T,) int64; ``actions[t]`` was taken after seeing ``observations[t]``.
-        rewards: (T,) float64; ``rewards[t]`` follows ``actions[t]``; at most 1e15 large.
-        terminated: whether the last action ended the world.
-        truncated: whether a time limit did.
-        seed: what the world was reset with, or -1 where it is not known.
-        objects: what is in view, where the world says so.
-        reproducible: whether the seed and the actions give the same episode again; a world may say that they do not.
+        rewards: (T,) float64; ``rewards[t]`` follows ``actions[t]``; at most 1e15 in magnitude.
+        terminated: whether the environment terminated after the last action.
+        truncated: whether the episode was cut off by a time limit.
+        seed: seed of the environment's reset, or -1 if unknown.
+        objects: objects in view, if the environment reports them.
+        reproducible: whether the same seed and actions reproduce the episode.
 
     Raises:
-        ValueError: if the lengths or dtypes do not fit, or a reward is no number.
+        ValueError: if the lengths or dtypes are wrong, or a reward is not finite or too large.
     """
 
     observations: np.ndarray
@@ -91,24 +91,25 @@ class Episode:
             raise ValueError(
                 f"rewards must be a ({steps},) float array like the actions, got {_describe(self.rewards)}"
             )
-        if not (np.abs(self.rewards) <= LARGEST).all():  # nor is not-a-number
-            step = int(np.argmax(~(np.abs(self.rewards) <= LARGEST)))
+        if not (np.abs(self.rewards) <= MAX_REWARD).all():  # also false for NaN
+            step = int(np.argmax(~(np.abs(self.rewards) <= MAX_REWARD)))
             raise ValueError(
-                f"rewards must be numbers from -{LARGEST:.0e} to {LARGEST:.0e}, got {self.rewards[step]} at step {step}"
+                f"rewards must be numbers from -{MAX_REWARD:.0e} to {MAX_REWARD:.0e}, "
+                f"got {self.rewards[step]} at step {step}"
             )
         if len(self.observations) not in (steps, steps + 1):
             raise ValueError(
-                f"{steps} actions go with {steps + 1} observations, or {steps} where the last frame is missing, "
+                f"{steps} actions go with {steps + 1} observations, or {steps} if the last frame is missing, "
                 f"got {len(self.observations)}"
             )
 
     def __len__(self) -> int:
-        """The number of steps T."""
+        """Return the number of steps T."""
         return len(self.actions)
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that name what the episode holds, but for what was in view."""
+        """Hash of the episode without the objects in view, as 16 hexadecimal digits."""
         total = hashlib.sha256()
         for array in (self.observations, self.actions.astype(np.int64), self.rewards.astype(np.float64)):
             total.update(f"{array.dtype} {array.shape} ".encode())
@@ -118,7 +119,7 @@ class Episode:
 
     @property
     def has_final_observation(self) -> bool:
-        """Whether the frame after the last action is there (Gymnasium's T+1), or the world gave none."""
+        """Whether there is an observation after the last action."""
         return len(self.observations) == len(self) + 1
 
 

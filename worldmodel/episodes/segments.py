@@ -1,8 +1,10 @@
-"""Batches from a store. Number n is a function of the seed and n, so a resumed run sees what it would have seen.
+"""Batches of episode segments, held-out splits and clips of a store.
 
-Several workers share a batch: each reads its own rows, and together, in their order, they are the one that a single
-process would read.
+A batch depends only on the seed and the training step, so a resumed run sees the same batches as an uninterrupted one.
+Workers that share a batch each read their own rows of it.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,98 +15,130 @@ from worldmodel.episodes.store import Entry, EpisodeStore
 HELD_OUT_EVERY = 10
 
 
-def split(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
-    """The training and the held-out episodes: every tenth by number is held out, at least one.
+def split_held_out(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
+    """Return the index entries of the training and of the held-out episodes, as chosen by :func:`is_held_out`.
 
-    From ten episodes on, the rule does not depend on how many there are, so a store that grows keeps its split; a
-    smaller one holds out its last episode.
+    A store of ten or more episodes keeps its split as it grows.
 
     Raises:
         ValueError: if the store has fewer than two episodes.
     """
     if len(store) < 2:
-        raise ValueError(f"{store.path} must hold two episodes or more, one to hold out, it holds {len(store)}")
-    entries = store.entries
-    held_out = [entry for entry in entries if entry.number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1] or entries[-1:]
-    kept = {entry.number for entry in held_out}
-    return [entry for entry in entries if entry.number not in kept], held_out
+        raise ValueError(f"{store.path} must hold two or more episodes, one of them to hold out; it holds {len(store)}")
+    parts: tuple[list[Entry], list[Entry]] = ([], [])
+    for entry, held_out in zip(store.entries, is_held_out([entry.number for entry in store.entries]), strict=True):
+        parts[int(held_out)].append(entry)
+    return parts
 
 
-class StepWindows:
-    """Random stretches of episodes: ``windows(n)`` is a batch of T observations and the T-1 steps between them.
+def is_held_out(numbers: Sequence[int]) -> np.ndarray:
+    """Return which of the samples with these numbers are held out, (N,) bool: every tenth number, 9, 19, and so on.
 
-    A stretch that passes the end of its episode is filled up with zeros, and marked so. The result is the tuple
-    observations (B, T, *shape) uint8 for frames and int64 for codes, actions (B, T-1) int64, rewards (B, T-1) float32,
-    terminated (B, T-1) float32, observation_valid (B, T) bool, step_valid (B, T-1) bool. With ``rank`` and ``workers``
-    it is that worker's part of it, B / workers stretches.
+    If none has such a number, the last sample is held out, unless it is the only one.
+    """
+    held_out = np.asarray(numbers) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    held_out[1:][-1:] |= not held_out.any()
+    return held_out
+
+
+def locate(lengths: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sequence (N,) that each flat position (N,) falls into and the offset (N,) in it.
 
     Args:
-        mirrored: the same episodes in a mirror; half of the stretches, chosen by chance, come from there.
+        lengths: lengths of the sequences, in the order in which they are laid end to end.
+    """
+    ends = np.cumsum(lengths)
+    indices = np.searchsorted(ends, positions, side="right")
+    return indices, positions - ends[indices] + lengths[indices]
+
+
+class SegmentSampler:
+    """Random segments of episodes: ``sampler(step)`` returns a batch of T observations and the T-1 steps between them.
+
+    Segments that pass the end of their episode are padded with zeros. A batch is the tuple observations (B, T, *shape)
+    uint8 for frames or int64 for codes, actions (B, T-1) int64, rewards (B, T-1) float32, terminated (B, T-1) float32,
+    observation_valid (B, T) bool, step_valid (B, T-1) bool. ``sampler(step, rank, world_size)`` returns the
+    B / world_size segments of one worker.
+
+    Args:
+        mirrored: mirrored copy of the store, from which half of the segments are sampled.
     """
 
     def __init__(
         self,
         store: EpisodeStore,
         entries: list[Entry],
-        size: int,
+        batch_size: int,
         length: int,
         seed: int,
         mirrored: EpisodeStore | None = None,
     ) -> None:
-        self.store, self.entries, self.size, self.length, self.seed = store, entries, size, length, seed
+        self.store, self.entries, self.batch_size, self.length, self.seed = store, entries, batch_size, length, seed
         self.mirrored = mirrored
-        self._ends = np.cumsum([self._starts(entry) for entry in entries])
+        self._num_starts = np.array(
+            [max(1, entry.steps) for entry in entries]
+        )  # any step, or the last ones would be rare
 
-    def __call__(self, number: int, rank: int = 0, workers: int = 1) -> tuple[Tensor, ...]:
-        rows = []
-        flipped = np.random.default_rng([self.seed, 1, number]).random(self.size) < (0.5 if self.mirrored else 0.0)
-        positions = draw(self._ends[-1], self.size, self.seed, number, rank, workers)
-        for position, flip in zip(positions, np.split(flipped, workers)[rank], strict=True):
-            which = int(np.searchsorted(self._ends, position, side="right"))
-            entry = self.entries[which]
-            rows.append(self.read(entry, int(position - self._ends[which] + self._starts(entry)), bool(flip)))
-        return tuple(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, ...]:
+        segments = []
+        flipped = np.random.default_rng([self.seed, 1, step]).random(self.batch_size) < (0.5 if self.mirrored else 0.0)
+        positions = batch_indices(self._num_starts.sum(), self.batch_size, self.seed, step, rank, world_size)
+        for index, start, flip in zip(
+            *locate(self._num_starts, positions), np.split(flipped, world_size)[rank], strict=True
+        ):
+            segments.append(self.read_segment(self.entries[index], int(start), bool(flip)))
+        return tuple(torch.from_numpy(np.stack(column)) for column in zip(*segments, strict=True))
 
-    def read(self, entry: Entry, start: int, flip: bool = False) -> tuple[np.ndarray, ...]:
-        """The one stretch that begins at observation ``start`` of an episode, without the leading B."""
+    def read_segment(self, entry: Entry, start: int, flip: bool = False) -> tuple[np.ndarray, ...]:
+        """Return the segment that starts at observation ``start`` of an episode, without the batch dimension."""
         length, store = self.length, self.mirrored if flip and self.mirrored else self.store
         actions, rewards = (part[start : start + length - 1] for part in store.steps(entry.number))
         terminated = np.zeros(len(actions), np.float32)
         if start + len(actions) == entry.steps:
             terminated[-1:] = entry.terminated
-        seen = min(length, entry.observations - start)
-        observations = store.observations(entry.number, start, seen)
+        num_observations = min(length, entry.observations - start)
+        observations = store.observations(entry.number, start, num_observations)
         if observations.dtype != np.uint8:
             observations = observations.astype(np.int64)
-        valid = np.arange(length)
+        positions = np.arange(length)
         return (
-            _fill(observations, length),
-            _fill(actions, length - 1),
-            _fill(rewards.astype(np.float32), length - 1),
-            _fill(terminated, length - 1),
-            valid < seen,
-            valid[:-1] < len(actions),
+            _pad(observations, length),
+            _pad(actions, length - 1),
+            _pad(rewards.astype(np.float32), length - 1),
+            _pad(terminated, length - 1),
+            positions < num_observations,
+            positions[:-1] < len(actions),
         )
 
-    def _starts(self, entry: Entry) -> int:
-        """How many stretches an episode has: one from each step, or the last steps would be in too few of them."""
-        return max(1, entry.steps)
+
+def batch_indices(total: int, batch_size: int, seed: int, step: int, rank: int, world_size: int) -> np.ndarray:
+    """Return the random indices below ``total`` that one worker reads for a step, (batch_size / world_size,) int64."""
+    if batch_size < 1:
+        raise ValueError(f"--batch_size must be 1 or more, got {batch_size}")
+    if world_size < 1 or batch_size % world_size:
+        raise ValueError(f"--batch_size must be a multiple of --workers, got {batch_size} and {world_size}")
+    indices = np.random.default_rng([seed, 0, step]).integers(total, size=batch_size)
+    return np.split(indices, world_size)[rank]
 
 
-def draw(end: int, size: int, seed: int, number: int, rank: int, workers: int) -> np.ndarray:
-    """The part of one of several workers of the positions below ``end`` that make up batch ``number``."""
-    if size < 1:
-        raise ValueError(f"--batch must be 1 or more, got {size}")
-    if workers < 1 or size % workers:
-        raise ValueError(f"--batch must be a multiple of --workers, got {size} and {workers}")
-    positions = np.random.default_rng([seed, 0, number]).integers(end, size=size)
-    return np.split(positions, workers)[rank]
-
-
-def _fill(array: np.ndarray, length: int) -> np.ndarray:
+def _pad(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
-def spread(total: int, count: int) -> np.ndarray:
-    """``count`` of the numbers below ``total``, or all if there are fewer, evenly spread: the same ones every time."""
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """Return at most ``count`` evenly spaced indices below ``total``; deterministic."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
+
+
+def read_clip(store: EpisodeStore, episode: int, start: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return recorded frames (length, H, W, 3) uint8 and the actions between them (length-1,) int64.
+
+    Raises:
+        ValueError: if the episode does not exist or is too short.
+    """
+    numbers = [entry.number for entry in store.entries]
+    if episode not in numbers:
+        raise ValueError(f"{store.path} has no episode {episode}: expected one of {', '.join(map(str, numbers[:20]))}")
+    frames = store.observations(episode, start, length)
+    actions, _ = store.steps(episode)
+    return torch.from_numpy(frames.copy()), torch.from_numpy(actions[start : start + length - 1].copy())

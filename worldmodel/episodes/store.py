@@ -1,28 +1,28 @@
-"""A folder of episodes: append-only, lossless, checked; survives a process killed at any moment.
+"""An append-only, lossless folder of episodes with checksums, which survives a process killed at any moment.
 
 Layout of a store::
 
-    store.json               what every episode of it looks like (:class:`Schema`)
-    index.jsonl              one line an episode: file, steps, observations, seed, sha256, …
+    store.json               :class:`worldmodel.episodes.schema.Schema`
+    index.jsonl              one :class:`worldmodel.episodes.schema.Entry` per line
     episodes/000017.safetensors
 
-An episode file is plain safetensors: ``actions``, ``rewards``, and the observations in chunks of eight, each chunk
-one zstd frame, laid end to end in ``chunks`` with their borders in ``offsets``; and, where the world says what is in
-view, ``objects.frames`` and so on (:class:`worldmodel.episodes.episode.Objects`). It is written under a temporary name,
-synced, then renamed; its index line is appended after that. Zstd level 1 on chunks of eight was chosen by
+An episode file is plain safetensors: ``actions``, ``rewards``, and the observations in chunks of eight, each compressed
+as a zstd frame, concatenated as ``chunks`` and separated by ``offsets``; and, if the environment reports the objects in
+view, ``objects.frames`` and so on (:class:`worldmodel.episodes.episode.Objects`). The file is written under a temporary
+name, synced and renamed; only then is its index line appended. Zstd level 1 and chunks of eight were chosen by
 measurement: see ``python -m worldmodel.benchmark --only store``.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -30,98 +30,21 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from worldmodel.episodes.episode import Episode, Objects
-from worldmodel.files import lock, sweep, write_atomically
+from worldmodel.episodes.schema import Entry, Schema
+from worldmodel.files import lock, remove_stale_temporaries, write_atomically
+from worldmodel.renamed import PROVENANCE, renamed
 
-CHUNK = 8  # observations compressed together: a 16-frame window opens two or three chunks
-LEVEL = 1
-MOST = 2**24  # numbers in an observation
-DTYPES = ("uint8", "uint16")
-OBJECTS = ("frames", "kinds", "identities", "boxes")
+CHUNK_SIZE = 8  # observations compressed together; a segment of 16 frames needs two or three chunks
+ZSTD_LEVEL = 1
+OBJECT_ARRAYS = ("frames", "kinds", "identities", "boxes")
 
 
 class CorruptEpisodeError(ValueError):
-    """An episode file that is missing, truncated or not what its checksum says; the message names the file."""
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What every episode of a store has in common.
-
-    Attributes:
-        observation_shape: of one observation, such as (84, 84, 3) for frames or (21, 21) for codes.
-        observation_dtype: numpy's name for its type, such as ``"uint8"``.
-        action_names: what actions 0, 1, … are called.
-        environment: the Gymnasium id, or where else the episodes come from.
-        kwargs: what the environment was made with.
-        provenance: anything that explains the data: seeds, policy, versions.
-    """
-
-    observation_shape: tuple[int, ...]
-    observation_dtype: str
-    action_names: tuple[str, ...]
-    environment: str
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, kind in (("observation_shape", int), ("action_names", str)):
-            given = getattr(self, name)
-            values = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)  # JSON has lists
-            if {type(value) for value in values} != {kind}:
-                raise ValueError(f"{name} must be a list of {kind.__name__}, got {given!r:.80}")
-            object.__setattr__(self, name, values)
-        for name, kind in (("environment", str), ("kwargs", dict), ("provenance", dict)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r:.80}")
-        if min(self.observation_shape) < 1 or prod(self.observation_shape) > MOST:
-            raise ValueError(f"no observation has the shape {self.observation_shape}")
-        if self.observation_dtype not in DTYPES:
-            raise ValueError(
-                f"observation_dtype must be one of {', '.join(DTYPES)}, got {self.observation_dtype!r:.80}"
-            )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a store's index.
-
-    Attributes:
-        source: the name and the fingerprint of what an imported episode was elsewhere; empty for others.
-        reproducible: as :class:`worldmodel.episodes.episode.Episode` has it.
-
-    Raises:
-        ValueError: if a value is of another type, or cannot be.
-    """
-
-    number: int
-    steps: int
-    observations: int
-    terminated: bool
-    truncated: bool
-    seed: int
-    episode_return: float
-    bytes: int
-    sha256: str
-    source: str = ""
-    reproducible: bool = True
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Entry).items():
-            value = getattr(self, name)
-            if type(value) is not kind and (kind, type(value)) != (float, int):
-                raise ValueError(f"{name} must be {kind.__name__}, got {value!r:.80}")
-        if max(self.number, self.bytes, self.steps, abs(self.seed)) >= 2**63 or not abs(self.episode_return) < 1e300:
-            raise ValueError("a number is too large")
-        if self.number < 0 or self.bytes < 0 or self.steps < 1 or self.observations - self.steps not in (0, 1):
-            raise ValueError(f"no episode has number {self.number}, {self.steps} steps, {self.observations} frames")
-
-    @property
-    def file(self) -> str:
-        return f"episodes/{self.number:06d}.safetensors"
+    """A missing, truncated or damaged episode file, named in the message."""
 
 
 class EpisodeStore:
-    """An open store. ``EpisodeStore(path)`` opens one, :meth:`create` makes one or reopens an equal one.
+    """An open store; ``EpisodeStore(path)`` opens an existing one, :meth:`create` creates one if necessary.
 
     Raises:
         FileNotFoundError: if there is no store at ``path``.
@@ -134,27 +57,30 @@ class EpisodeStore:
                 f"{self.path} holds no store.json; record one with python -m worldmodel.collect --store {self.path}"
             )
         try:
-            self.schema = Schema(**json.loads((self.path / "store.json").read_text("utf-8")))
+            values = json.loads((self.path / "store.json").read_text("utf-8"))
+            if isinstance(values, dict):
+                values["provenance"] = renamed(values.get("provenance", {}), PROVENANCE)
+            self.schema = Schema(**values)
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path / 'store.json'} is damaged: {error}") from error
         self._load_index()
 
     @classmethod
     def create(cls, path: str | Path, schema: Schema) -> "EpisodeStore":
-        """Make a store, or open the one that is there if its schema is equal.
+        """Create a store, or open the existing one if it has the same schema.
 
         Raises:
-            ValueError: if a store with another schema is there; the message names what differs.
+            ValueError: if the existing store has a different schema; the message names the difference.
         """
         path = Path(path)
         (path / "episodes").mkdir(parents=True, exist_ok=True)
         for folder in (path, path / "episodes"):
-            sweep(folder)
+            remove_stale_temporaries(folder)
         if not (path / "store.json").exists():
-            (path / "index.jsonl").touch()  # first, so that wherever there is a store.json there is an index
+            (path / "index.jsonl").touch()  # first, so that every store.json has an index
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
         store = cls(path)
-        if not len(store) and store.schema != schema:  # as a refused import leaves it
+        if not len(store) and store.schema != schema:  # left by an import that failed
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
             store = cls(path)
         for name, expected in asdict(store.schema).items():
@@ -163,11 +89,11 @@ class EpisodeStore:
         return store
 
     def __len__(self) -> int:
-        """The number of episodes."""
+        """Return the number of episodes."""
         return len(self._entries)
 
     def __contains__(self, number: int) -> bool:
-        """Whether the store has an episode of that number."""
+        """Return whether the store has an episode with that number."""
         return number in self._entries
 
     def __iter__(self) -> Iterator[Episode]:
@@ -175,42 +101,44 @@ class EpisodeStore:
 
     @property
     def entries(self) -> list[Entry]:
-        """The index, in order of episode number."""
+        """Index entries in the order of the episode numbers."""
         return [self._entries[number] for number in sorted(self._entries)]
 
     @property
-    def frames(self) -> int:
-        """Observations in all episodes together."""
-        return self._frames
+    def num_frames(self) -> int:
+        """Total number of observations."""
+        return self._num_frames
 
     def write(self, number: int, episode: Episode, source: str = "") -> Entry:
-        """Write an episode's file, atomically; :meth:`record` makes it part of the store.
+        """Write an episode file atomically; :meth:`add_to_index` then makes it part of the store.
 
-        The two halves are apart so that many processes can write files while one keeps the index.
+        Many processes can write files while one updates the index.
 
         Args:
-            source: as :class:`Entry` has it.
+            source: source of an imported episode, see :class:`Entry`.
 
         Raises:
-            ValueError: if the episode does not fit the store's schema.
+            ValueError: if the episode does not match the store's schema.
         """
-        self._check(episode)
-        compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)  # so that windows notice damage, too
+        self._check_episode(episode)
+        compressor = zstandard.ZstdCompressor(
+            level=ZSTD_LEVEL, write_checksum=True
+        )  # so that partial reads detect damage, too
         observations = np.ascontiguousarray(episode.observations)
-        chunks = [compressor.compress(observations[i : i + CHUNK]) for i in range(0, len(observations), CHUNK)]
+        chunks = [
+            compressor.compress(observations[i : i + CHUNK_SIZE].data) for i in range(0, len(observations), CHUNK_SIZE)
+        ]
         tensors = {
             "actions": episode.actions.astype(np.int64),
             "rewards": episode.rewards.astype(np.float64),
             "chunks": np.frombuffer(b"".join(chunks), np.uint8),
             "offsets": np.cumsum([0, *map(len, chunks)]),
         }
-        facts = {"observations": len(observations), "seed": int(episode.seed)}
+        metadata: dict[str, Any] = {"observations": len(observations), "seed": int(episode.seed)}
         if episode.objects is not None:
-            tensors |= {f"objects.{name}": getattr(episode.objects, name) for name in OBJECTS}
-            facts["object_names"] = episode.objects.names
-        data = save(
-            tensors, metadata={"episode": json.dumps(facts)}
-        )  # one key: several would be written in a random order
+            tensors |= {f"objects.{name}": getattr(episode.objects, name) for name in OBJECT_ARRAYS}
+            metadata["object_names"] = episode.objects.names
+        data = save(tensors, metadata={"episode": json.dumps(metadata)})  # one key: the order of several is random
         entry = Entry(
             number=number,
             steps=len(episode),
@@ -227,16 +155,16 @@ class EpisodeStore:
         write_atomically(self.path / entry.file, data)
         return entry
 
-    def record(self, entry: Entry) -> None:
+    def add_to_index(self, entry: Entry) -> None:
         """Add a written episode to the index.
 
         Raises:
-            ValueError: if the number is taken, by this process or another: no episode counts twice.
+            ValueError: if this or another process has already added an episode with this number.
         """
         with open(self.path / "index.jsonl", "rb+") as file:
             lock(file)
             size = file.seek(0, os.SEEK_END)
-            if size != self._indexed:  # others have added lines, or half a line before they were killed
+            if size != self._index_bytes:  # others added lines, or part of a line before being killed
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
                 self._load_index()
@@ -246,25 +174,25 @@ class EpisodeStore:
                 )
             file.seek(0, os.SEEK_END)
             file.write(json.dumps(asdict(entry)).encode() + b"\n")
-            self._indexed = file.tell()
+            self._index_bytes = file.tell()
         self._entries[entry.number] = entry
-        self._frames += entry.observations
+        self._num_frames += entry.observations
 
     def append(self, episode: Episode, source: str = "") -> Entry:
-        """Write an episode under the next free number and record it."""
+        """Write an episode under the next free number and add it to the index."""
         entry = self.write(max(self._entries, default=-1) + 1, episode, source)
-        self.record(entry)
+        self.add_to_index(entry)
         return entry
 
     def read(self, number: int) -> Episode:
-        """Read a whole episode, after checking its file against the index.
+        """Read a whole episode after checking its file against the index.
 
         Raises:
-            KeyError: if there is no such episode.
+            KeyError: if the episode does not exist.
             CorruptEpisodeError: if its file is missing or damaged.
         """
         entry = self._entry(number)
-        self._verify(entry)
+        self._check_file(entry)
         actions, rewards = self.steps(number)
         if not np.isclose(rewards.sum(), entry.episode_return):
             raise CorruptEpisodeError(
@@ -288,64 +216,65 @@ class EpisodeStore:
             raise CorruptEpisodeError(f"{self.path / entry.file} is damaged: {error}") from error
 
     def observations(self, number: int, start: int, length: int) -> np.ndarray:
-        """Read ``length`` observations from ``start`` on, (length, *shape); opens only the chunks they lie in.
+        """Read ``length`` observations from ``start`` on, (length, *shape), decompressing only the necessary chunks.
 
-        The checksum is left to :meth:`read` and :meth:`verify`.
+        Only :meth:`read` and :meth:`verify` check the checksum of the file.
 
         Raises:
-            KeyError: if there is no such episode.
-            ValueError: if they do not lie inside it.
+            KeyError: if the episode does not exist.
+            ValueError: if it has no such observations.
             CorruptEpisodeError: if its file is missing or damaged.
         """
         entry = self._entry(number)
         if not (length > 0 and 0 <= start <= entry.observations - length):
             raise ValueError(f"episode {number} has {entry.observations} observations, got {length} from {start} on")
-        first, last = start // CHUNK, (start + length - 1) // CHUNK
+        first, last = start // CHUNK_SIZE, (start + length - 1) // CHUNK_SIZE
         with self._open(entry) as file:
             offsets = file.get_slice("offsets")[first : last + 2]
             chunks = file.get_slice("chunks")[int(offsets[0]) : int(offsets[-1])].tobytes()
-            borders = (offsets - offsets[0]).tolist()
-            most = CHUNK * prod(self.schema.observation_shape) * np.dtype(self.schema.observation_dtype).itemsize
-            raw = b"".join(_decompressed(chunks[a:b], most) for a, b in pairwise(borders))
-            array = np.frombuffer(raw, self.schema.observation_dtype).reshape(-1, *self.schema.observation_shape)
-            wanted = array[start - first * CHUNK :][:length]
-            if len(wanted) != length:
-                raise ValueError(f"{length} observations expected from {start} on, {len(wanted)} found")
-        return wanted
+            boundaries = (offsets - offsets[0]).tolist()
+            shape, dtype = self.schema.observation_shape, np.dtype(self.schema.observation_dtype)
+            max_bytes = CHUNK_SIZE * prod(shape) * dtype.itemsize
+            raw = b"".join(_decompress(chunks[a:b], max_bytes) for a, b in pairwise(boundaries))
+            array = np.frombuffer(raw, dtype).reshape(-1, *shape)
+            observations = array[start - first * CHUNK_SIZE :][:length]
+            if len(observations) != length:
+                raise ValueError(f"{length} observations expected from {start} on, {len(observations)} found")
+        return observations
 
     def steps(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Read all actions (T,) int64 and rewards (T,) float64 of an episode; raises as :meth:`observations` does."""
         entry = self._entry(number)
         with self._open(entry) as file:
             actions, rewards = file.get_tensor("actions"), file.get_tensor("rewards")
-            names = len(self.schema.action_names)
+            num_actions = len(self.schema.action_names)
             types, shapes = (actions.dtype, rewards.dtype), {actions.shape, rewards.shape}
             if types != (np.int64, np.float64) or shapes != {(entry.steps,)}:
                 raise ValueError(f"actions and rewards must be {entry.steps} int64 and float64, as the index says")
-            if not 0 <= actions.min() <= actions.max() < names:
-                raise ValueError(f"actions must be in [0, {names}), got {actions.min()} to {actions.max()}")
+            if not 0 <= actions.min() <= actions.max() < num_actions:
+                raise ValueError(f"actions must be in [0, {num_actions}), got {actions.min()} to {actions.max()}")
             return actions, rewards
 
     def objects(self, number: int) -> Objects | None:
-        """Read what was in view in an episode, None if the world did not say; raises as :meth:`observations` does."""
+        """Read the objects in view, or None if they were not recorded; raises as :meth:`observations` does."""
         with self._open(self._entry(number)) as file:
             names = json.loads((file.metadata() or {}).get("episode", "{}")).get("object_names")
             if names is None:
                 return None
-            return Objects(tuple(names), *(file.get_tensor(f"objects.{name}") for name in OBJECTS))
+            return Objects(tuple(names), *(file.get_tensor(f"objects.{name}") for name in OBJECT_ARRAYS))
 
     def verify(self) -> Iterator[tuple[Entry, str]]:
-        """Read every file, and check it against the index; yields each entry with what is wrong with it, or ``""``."""
+        """Check every file against the index; yields each entry with its problem, or ``""``."""
         for entry in self.entries:
             try:
-                self._check(self.read(entry.number))
+                self._check_episode(self.read(entry.number))
                 yield entry, ""
             except ValueError as error:
                 yield entry, str(error)
 
     def _entry(self, number: int) -> Entry:
         if number not in self._entries:
-            raise KeyError(f"{self.path} has {len(self)} episodes and none is number {number}")
+            raise KeyError(f"{self.path} has {len(self)} episodes, none of them with number {number}")
         return self._entries[number]
 
     @contextmanager
@@ -353,10 +282,10 @@ class EpisodeStore:
         try:
             with safe_open(self.path / entry.file, framework="np") as file:
                 yield file
-        except Exception as error:  # damage can make the readers raise anything
+        except Exception as error:  # a damaged file can cause any exception
             raise CorruptEpisodeError(f"{self.path / entry.file} is damaged: {error}") from error
 
-    def _verify(self, entry: Entry) -> None:
+    def _check_file(self, entry: Entry) -> None:
         path = self.path / entry.file
         if not path.is_file():
             raise CorruptEpisodeError(f"{path} is missing")
@@ -364,9 +293,9 @@ class EpisodeStore:
         if len(data) != entry.bytes:
             raise CorruptEpisodeError(f"{path} is truncated: {entry.bytes} bytes expected, {len(data)} found")
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise CorruptEpisodeError(f"{path} is damaged: its sha256 is not the one in the index")
+            raise CorruptEpisodeError(f"{path} is damaged: its sha256 differs from the index")
 
-    def _check(self, episode: Episode) -> None:
+    def _check_episode(self, episode: Episode) -> None:
         shape, dtype = episode.observations.shape[1:], str(episode.observations.dtype)
         if (shape, dtype) != (self.schema.observation_shape, self.schema.observation_dtype):
             raise ValueError(
@@ -381,14 +310,14 @@ class EpisodeStore:
 
     def _load_index(self) -> None:
         self._entries = {entry.number: entry for entry in self._read_index()}
-        self._frames = sum(entry.observations for entry in self._entries.values())
+        self._num_frames = sum(entry.observations for entry in self._entries.values())
 
     def _read_index(self) -> Iterator[Entry]:
         if not (self.path / "index.jsonl").is_file():
             raise FileNotFoundError(f"{self.path} lacks its index.jsonl; restore it, or record into another --store")
         data = (self.path / "index.jsonl").read_bytes()
-        self._indexed = data.rfind(b"\n") + 1  # what follows the last newline is torn
-        lines = data[: self._indexed].split(b"\n")
+        self._index_bytes = data.rfind(b"\n") + 1  # a line without a newline was not written completely
+        lines = data[: self._index_bytes].split(b"\n")
         for number, line in enumerate(lines[:-1], 1):
             try:
                 yield Entry(**json.loads(line))
@@ -396,8 +325,8 @@ class EpisodeStore:
                 raise ValueError(f"{self.path / 'index.jsonl'} is damaged in line {number}: {error}") from error
 
 
-def _decompressed(chunk: bytes, most: int) -> bytes:
-    """A chunk of ``most`` bytes or fewer, whatever its header promises."""
-    if not 0 <= zstandard.frame_content_size(chunk) <= most:
-        raise ValueError(f"a chunk is of {zstandard.frame_content_size(chunk)} bytes, expected {most} or fewer")
+def _decompress(chunk: bytes, max_bytes: int) -> bytes:
+    """Decompress a chunk, unless its header announces more than ``max_bytes``."""
+    if not 0 <= (size := zstandard.frame_content_size(chunk)) <= max_bytes:
+        raise ValueError(f"a chunk has {size} bytes, expected {max_bytes} or fewer")
     return zstandard.ZstdDecompressor().decompress(chunk)

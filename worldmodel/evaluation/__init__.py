@@ -1,1 +1,1 @@
-"""The parts of ``python -m worldmodel.evaluate``: each takes a world and held-out episodes and returns numbers."""
+"""The sections of ``python -m worldmodel.evaluate``: each measures a world on held-out episodes."""

@@ -1,4 +1,4 @@
-"""What the next frame costs a prior, beside the same without its actions, and beside simpler ones."""
+"""Bits per code of the next frame under the world model and under simpler baselines."""
 
 from pathlib import Path
 
@@ -6,72 +6,73 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel import checkpoint
-from worldmodel.episodes.segments import split
+from worldmodel import checkpoint, tensor_io
+from worldmodel.baselines import CopyLast, Unigram
+from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.evaluation.clips import CONTEXT, stretches
-from worldmodel.metrics import CopyLast, Unigram, bits, interval
+from worldmodel.evaluation.clips import sample_segments
+from worldmodel.metrics import frame_bits_per_code
+from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.models.dynamics import Dynamics
+from worldmodel.stats import bootstrap_interval
 from worldmodel.world_model import WorldModel
 
-BATCH = 4
+BATCH_SIZE = 4  # segments; actions are shuffled within a batch
 
 
-def predict(
-    world: WorldModel, codes: EpisodeStore, blind: Dynamics | None, count: int, length: int, seed: int
+def bits_per_code(
+    world: WorldModel, codes: EpisodeStore, no_context_prior: Dynamics | None, count: int, length: int, seed: int
 ) -> tuple[dict[str, dict], float]:
-    """Bits of the world and of its baselines on held-out stretches, over all frames but the first CONTEXT.
+    """Score held-out segments, leaving out their first NUM_CONTEXT_FRAMES frames.
 
-    ``shuffled actions`` are those of another stretch, ``no actions`` says that none is known (which means something
-    only to a prior trained with ``untold`` above 0). The baselines are fitted to training episodes.
+    ``shuffled_actions`` takes the actions of another segment; ``no_actions`` masks all actions and is scored only for a
+    prior trained with ``action_dropout`` above 0. The baselines are fitted to training episodes.
 
     Args:
-        blind: a prior of single frames, or none.
-        count: of stretches.
-        length: of each, in frames.
+        no_context_prior: prior that sees no past frames, or None.
+        count: number of segments.
+        length: frames per segment.
 
     Returns:
-        Rows of ``bits_per_code``, an interval over episodes, and ``bits_per_frame``; the flip probability of
-        ``copy last or flip``.
+        By model, ``bits_per_code``, an interval over episodes, and ``bits_per_frame``; and the flip probability of
+        the ``copy_last`` baseline.
     """
-    config, (learnt, held_out) = world.dynamics.config, split(codes)
-    seen, _, _ = stretches(codes, learnt, 4 * count, length, seed)
-    unigram = Unigram(seen, config.codes)
-    copy = CopyLast(seen, unigram)
-    films, actions, episodes = stretches(codes, held_out, count, length, seed)
+    config, dynamics, (train, held_out) = world.dynamics.config, world.rollout.dynamics, split_held_out(codes)
+    train_codes, _, _ = sample_segments(codes, train, 4 * count, length, seed)
+    unigram = Unigram(train_codes, config.codebook_size)
+    copy_last = CopyLast(train_codes, unigram)
+    segments, actions, episodes = sample_segments(codes, held_out, count, length, seed)
     rows: dict[str, list[Tensor]] = {}
-    parts = zip(films.split(BATCH), actions.split(BATCH), strict=True)
-    for film, taken in tqdm(parts, total=-(-count // BATCH), unit="batch", desc="predict", leave=False):
-        there, told = film.to(world.device), taken.to(world.device)
-        scored = {
-            "true actions": bits(world.rollout.dynamics, there, told),
-            "shuffled actions": bits(world.rollout.dynamics, there, told.roll(1, 0)),
+    batches = zip(segments.split(BATCH_SIZE), actions.split(BATCH_SIZE), strict=True)
+    for batch, taken in tqdm(batches, total=-(-count // BATCH_SIZE), unit="batch", desc="bits per code", leave=False):
+        frames, taken = batch.to(world.device), taken.to(world.device)
+        scores = {
+            "true_actions": frame_bits_per_code(dynamics, frames, taken),
+            "shuffled_actions": frame_bits_per_code(dynamics, frames, taken.roll(1, 0)),
         }
-        if config.untold:
-            scored["no actions"] = bits(world.rollout.dynamics, there, torch.full_like(told, -1))
-        if blind:
-            scored["no context, no actions"] = bits(blind, there, told)
-        scored |= {"copy last or flip": copy.bits(film), "unigram": unigram.bits(film[:, 1:])}
-        for name, values in scored.items():
-            rows.setdefault(name, []).append(values[:, CONTEXT - 1 :].mean(1).cpu())
+        if config.action_dropout:
+            scores["no_actions"] = frame_bits_per_code(dynamics, frames, torch.full_like(taken, -1))
+        if no_context_prior:
+            scores["no_context_no_actions"] = frame_bits_per_code(no_context_prior, frames, taken)
+        scores |= {"copy_last": copy_last.bits(batch), "unigram": unigram.bits(batch[:, 1:])}
+        for name, values in scores.items():
+            rows.setdefault(name, []).append(values[:, NUM_CONTEXT_FRAMES - 1 :].mean(1).cpu())
     result = {}
     for name, values in rows.items():
-        per_code = interval(torch.cat(values), episodes)
-        result[name] = {"bits_per_code": per_code, "bits_per_frame": per_code["mean"] * config.grid[0] * config.grid[1]}
-    return result, copy.flip
+        interval = bootstrap_interval(torch.cat(values), episodes)
+        result[name] = {"bits_per_code": interval, "bits_per_frame": interval["mean"] * config.grid[0] * config.grid[1]}
+    return result, copy_last.flip_probability
 
 
-def load_blind(run: Path, world: WorldModel) -> Dynamics:
-    """The prior of single frames that is the baseline of a world.
+def load_no_context_prior(run: Path, world: WorldModel) -> Dynamics:
+    """Load the baseline that predicts each frame without past frames.
 
     Raises:
-        ValueError: if it knows a past, or other codes.
+        ValueError: if its context length is not 0, or its VQ-VAE is not the world's.
     """
     prior = checkpoint.load_dynamics(run).to(world.device)
-    if prior.config.context:
-        raise ValueError(
-            f"--blind {run} must be a prior trained with --model.context 0, it knows {prior.config.context} frames"
-        )
-    if checkpoint.digest(run / "vqvae") != checkpoint.digest(world.run / "vqvae"):
-        raise ValueError(f"--blind {run} predicts the codes of another VQ-VAE than the world {world.run}")
+    if length := prior.config.context_length:
+        raise ValueError(f"--no_context_prior {run} must be trained with --model.context_length 0, got {length}")
+    if tensor_io.digest(run / "vqvae") != tensor_io.digest(world.run / "vqvae"):
+        raise ValueError(f"--no_context_prior {run} predicts the codes of another VQ-VAE than the world {world.run}")
     return prior

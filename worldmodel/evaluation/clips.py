@@ -1,4 +1,4 @@
-"""Held-out clips and what a world dreams in their place: six real frames, then nothing but the actions."""
+"""Held-out clips and the dreams that a world continues them with: real context frames, then only the actions."""
 
 from typing import NamedTuple
 
@@ -7,90 +7,88 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.episodes.segments import StepWindows, split
+from worldmodel.episodes.segments import SegmentSampler, locate, split_held_out
 from worldmodel.episodes.store import Entry, EpisodeStore
-from worldmodel.models.dream_state import Memory
+from worldmodel.models.config import NUM_CONTEXT_FRAMES
+from worldmodel.models.dream_state import DreamState
 from worldmodel.world_model import WorldModel
 
-CONTEXT = 6  # real frames that a dream begins with, as in van den Oord et al. 2017, section 4.4
-BATCH = 32
+BATCH_SIZE = 32  # clips
 
 
 class Clips(NamedTuple):
-    """Stretches of episodes: CONTEXT frames to begin with, and T that came next."""
+    """Segments of episodes: C = NUM_CONTEXT_FRAMES context frames, and the T frames that followed."""
 
-    frames: Tensor  # (N, CONTEXT + T, H, W, 3) uint8
-    actions: Tensor  # (N, CONTEXT + T - 1) int64, those between the frames
-    episodes: Tensor  # (N,) int64, the numbers of the episodes
-
-    @property
-    def truth(self) -> Tensor:
-        """What came next, (N, T, H, W, 3)."""
-        return self.frames[:, CONTEXT:]
+    frames: Tensor  # (N, C + T, H, W, 3) uint8
+    actions: Tensor  # (N, C + T - 1) int64, between the frames
+    episodes: Tensor  # (N,) int64, episode numbers
 
     @property
-    def to_take(self) -> Tensor:
-        """The actions that lead there, (N, T)."""
-        return self.actions[:, CONTEXT - 1 :]
+    def future_frames(self) -> Tensor:
+        """The recorded frames after the context, (N, T, H, W, 3)."""
+        return self.frames[:, NUM_CONTEXT_FRAMES:]
+
+    @property
+    def future_actions(self) -> Tensor:
+        """The action before each future frame, (N, T)."""
+        return self.actions[:, NUM_CONTEXT_FRAMES - 1 :]
 
 
-def held_out_clips(store: EpisodeStore, count: int, horizon: int, seed: int) -> Clips:
-    """Random clips of held-out episodes with ``horizon`` frames to come.
+def sample_held_out_clips(store: EpisodeStore, count: int, horizon: int, seed: int) -> Clips:
+    """Sample clips of held-out episodes with ``horizon`` future frames.
 
     Raises:
-        ValueError: if no held-out episode is that long.
+        ValueError: if no held-out episode is long enough.
     """
-    return Clips(*stretches(store, split(store)[1], count, CONTEXT + horizon, seed))
+    return Clips(*sample_segments(store, split_held_out(store)[1], count, NUM_CONTEXT_FRAMES + horizon, seed))
 
 
-def stretches(
+def sample_segments(
     store: EpisodeStore, entries: list[Entry], count: int, length: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random stretches that do not pass the end of their episode.
+    """Sample segments that end before their episode does.
 
     Returns:
-        Observations (count, length, *shape), the actions between them (count, length - 1), and the numbers of the
-        episodes (count,).
+        Observations (count, length, *shape), the actions between them (count, length - 1), and episode numbers
+        (count,).
 
     Raises:
-        ValueError: if no episode is that long.
+        ValueError: if no episode is long enough.
     """
     enough = [entry for entry in entries if entry.observations >= length]
     if not enough:
         longest = max(entry.observations for entry in entries)
-        raise ValueError(f"stretches of {length} frames need longer episodes than {store.path} has: at most {longest}")
-    windows, random = StepWindows(store, enough, 1, length, seed), np.random.default_rng(seed)
-    ends, rows = np.cumsum([entry.observations - length + 1 for entry in enough]), []
-    for place in random.integers(ends[-1], size=count):
-        which = int(np.searchsorted(ends, place, side="right"))
-        start = int(place - ends[which]) + enough[which].observations - length + 1
-        rows.append((*windows.read(enough[which], start)[:2], enough[which].number))
+        raise ValueError(f"segments of {length} frames need longer episodes than {store.path} has: at most {longest}")
+    sampler, random = SegmentSampler(store, enough, 1, length, seed), np.random.default_rng(seed)
+    starts, rows = np.array([entry.observations - length + 1 for entry in enough]), []
+    for index, start in zip(*locate(starts, random.integers(starts.sum(), size=count)), strict=True):
+        rows.append((*sampler.read_segment(enough[index], int(start))[:2], enough[index].number))
     observations, actions, episodes = zip(*rows, strict=True)
     return torch.from_numpy(np.stack(observations)), torch.from_numpy(np.stack(actions)), torch.tensor(episodes)
 
 
-def begin(world: WorldModel, clips: Clips, part: slice, times: int = 1) -> Memory:
-    """The state after the real frames of some of the clips, each ``times`` times over."""
-    frames = clips.frames[part, :CONTEXT].repeat_interleave(times, 0)
-    return world.start(frames, clips.actions[part, : CONTEXT - 1].repeat_interleave(times, 0))
+def start_dreams(world: WorldModel, clips: Clips, part: slice, repeats: int = 1) -> DreamState:
+    """Return the dream state after the context frames of the clips in ``part``, each repeated ``repeats`` times."""
+    frames = clips.frames[part, :NUM_CONTEXT_FRAMES].repeat_interleave(repeats, 0)
+    return world.start(frames, clips.actions[part, : NUM_CONTEXT_FRAMES - 1].repeat_interleave(repeats, 0))
 
 
-def dream(
+def dream_clips(
     world: WorldModel, clips: Clips, actions: Tensor, samples: int = 1, temperature: float = 1.0, seed: int = 0
 ) -> Tensor:
-    """Dream on from the real frames of every clip.
+    """Continue every clip from its context frames.
 
     Args:
-        actions: (N, T) to take.
-        samples: dreams of a clip; sample s of clip n draws the same chance whatever the actions.
+        actions: (N, T) actions to take.
+        samples: dreams per clip; sample s of clip n uses the same random numbers whatever the actions.
 
     Returns:
         Codes (N, samples, T, h, w) int64.
     """
     codes = []
-    for first in tqdm(range(0, len(actions), BATCH), unit="batch", desc="dream", leave=False):
-        part = slice(first, first + BATCH)
-        taken = actions[part].repeat_interleave(samples, 0)
-        imagined = world.imagine(begin(world, clips, part, samples), taken, seed + first * samples, temperature)
-        codes.append(imagined.cpu().unflatten(0, (-1, samples)))
+    for first in tqdm(range(0, len(actions), BATCH_SIZE), unit="batch", desc="dream", leave=False):
+        part = slice(first, first + BATCH_SIZE)
+        repeated = actions[part].repeat_interleave(samples, 0)
+        dreams = world.imagine(start_dreams(world, clips, part, samples), repeated, seed + first * samples, temperature)
+        codes.append(dreams.cpu().unflatten(0, (-1, samples)))
     return torch.cat(codes)

@@ -1,4 +1,4 @@
-"""A small net that learns from recorded frames where objects are, and looks for them in others."""
+"""A small object detector trained on recorded frames and their known boxes."""
 
 from typing import NamedTuple
 
@@ -10,18 +10,18 @@ from tqdm import tqdm
 
 from worldmodel.episodes.episode import Objects
 from worldmodel.episodes.store import Entry, EpisodeStore
-from worldmodel.evaluation.objects_in_view import SMALLEST, inside, of_kind, size
+from worldmodel.evaluation.objects_in_view import MIN_SIZE, points_in_boxes, select_kind, shorter_side
 from worldmodel.world_model import WorldModel
 
-LEARNT = 4096  # frames that the detector learns from, half of them with objects; a fifth chooses its thresholds
-EPOCHS = 4
-POSITIVE = 10.0  # weight of a cell with an object
-BATCH = 32
-STRIDE = 4  # pixels of a side of a cell of the detector's grid
+NUM_FRAMES = 4096  # labeled frames, half of them with objects; a fifth chooses the thresholds, the others train
+NUM_EPOCHS = 4
+POSITIVE_WEIGHT = 10.0  # loss weight of a cell with an object
+BATCH_SIZE = 32  # frames
+CELL_SIZE = 4  # pixels per side of a cell of the output grid
 
 
-class Detector(nn.Module):
-    """Frames (N, H, W, 3) uint8 -> logits (N, kinds, H / 4, W / 4) that an object has its middle in a cell."""
+class DetectorNet(nn.Module):
+    """Frames (N, H, W, 3) uint8 -> logits (N, kinds, H / 4, W / 4) that an object has its center in a cell."""
 
     def __init__(self, kinds: int, width: int = 48) -> None:
         super().__init__()
@@ -36,97 +36,103 @@ class Detector(nn.Module):
         return self.net((frames.float() / 255 - 0.5).movedim(-1, 1))
 
 
-class Watcher(NamedTuple):
-    """A detector, and the logit above which it is believed, for each kind."""
+class ObjectDetector(NamedTuple):
+    """A detector network with a logit threshold per kind of object."""
 
-    detector: Detector
+    network: DetectorNet
     thresholds: Tensor  # (kinds,)
 
     @torch.no_grad()
-    def look(self, frames: Tensor) -> list[list[np.ndarray]]:
-        """What :func:`detect` gives for frames (N, H, W, 3)."""
-        return detect(torch.cat([self.detector(part) for part in frames.split(BATCH)]), self.thresholds)
+    def detect(self, frames: Tensor) -> list[list[np.ndarray]]:
+        """Return, for each of the frames (N, H, W, 3) and each kind, the detected centers (n, 2) in [0, 1]."""
+        return find_peaks(torch.cat([self.network(part) for part in frames.split(BATCH_SIZE)]), self.thresholds)
 
 
-def detect(logits: Tensor, thresholds: Tensor) -> list[list[np.ndarray]]:
-    """Where a detector's logits (N, kinds, h, w) have their peaks: for each frame and kind, points (n, 2) in [0, 1]."""
+def find_peaks(logits: Tensor, thresholds: Tensor) -> list[list[np.ndarray]]:
+    """Return, for each frame and kind, the local maxima of logits (N, kinds, h, w) as points (n, 2) in [0, 1]."""
     sides = torch.tensor(logits.shape[:1:-1])  # (w, h)
     peaks = (logits == F.max_pool2d(logits, 3, 1, 1)) & (logits > thresholds[:, None, None])
     return [[((kind.nonzero().flip(1) + 0.5) / sides).numpy() for kind in frame] for frame in peaks]
 
 
-def teach(
+def train_detector(
     world: WorldModel,
     store: EpisodeStore,
     known: dict[Entry, Objects],
     names: list[str],
     random: np.random.Generator,
     seed: int,
-) -> Watcher:
-    """Teach a detector on frames of training episodes, half of them as recorded and half as the VQ-VAE shows them."""
-    places = _places(known, names, random)
-    frames = torch.from_numpy(np.concatenate([store.observations(entry.number, at, 1) for entry, at in places]))
-    shown = torch.cat([world.decode(world.encode(part)) for part in frames.split(BATCH)])
-    height, width = (-(-side // STRIDE) for side in frames.shape[1:3])
-    targets = torch.from_numpy(np.stack([_target(known[entry], at, names, height, width) for entry, at in places]))
-    chosen = len(frames) // 5  # by these its thresholds are chosen
-    frames[chosen::2] = shown[chosen::2]
+) -> ObjectDetector:
+    """Train a detector on frames of training episodes, half as recorded and half reconstructed by the VQ-VAE."""
+    labeled = _sample_frames(known, random)
+    frames = torch.from_numpy(np.concatenate([store.observations(entry.number, at, 1) for entry, at in labeled]))
+    reconstructed = torch.cat([world.decode(world.encode(part)) for part in frames.split(BATCH_SIZE)])
+    height, width = (-(-side // CELL_SIZE) for side in frames.shape[1:3])
+    targets = [_build_target(known[entry], at, names, height, width) for entry, at in labeled]
+    targets = torch.from_numpy(np.stack(targets))
+    num_validation = len(frames) // 5  # these choose the thresholds
+    frames[num_validation::2] = reconstructed[num_validation::2]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        detector = Detector(len(names)).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.01)
-        steps = EPOCHS * -(-(len(frames) - chosen) // BATCH)
+        network = DetectorNet(len(names))
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # missing in torch's stubs
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
+        steps = NUM_EPOCHS * -(-(len(frames) - num_validation) // BATCH_SIZE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
         with tqdm(total=steps, unit="step", desc="detector", leave=False) as bar:
-            for _ in range(EPOCHS):
-                for part in (torch.randperm(len(frames) - chosen) + chosen).split(BATCH):
-                    logits, target = detector(frames[part]), targets[part]
+            for _ in range(NUM_EPOCHS):
+                for part in (torch.randperm(len(frames) - num_validation) + num_validation).split(BATCH_SIZE):
+                    logits, target = network(frames[part]), targets[part]
                     loss = F.binary_cross_entropy_with_logits(logits, target.clamp_min(0), reduction="none")
-                    weight = torch.where(target > 0, POSITIVE, 1.0) * (target >= 0)
+                    weight = torch.where(target > 0, POSITIVE_WEIGHT, 1.0) * (target >= 0)
                     optimizer.zero_grad()
                     ((loss * weight).sum() / weight.sum()).backward()
                     optimizer.step()
                     schedule.step()
                     bar.update()
-    detector.eval()
+    network.eval()
     with torch.no_grad():
-        logits = torch.cat([detector(part) for part in shown[:chosen].split(BATCH)])
-    return Watcher(detector, _thresholds(logits, [known[entry] for entry, _ in places[:chosen]], places, names))
+        logits = torch.cat([network(part) for part in reconstructed[:num_validation].split(BATCH_SIZE)])
+    return ObjectDetector(network, _choose_thresholds(logits, known, labeled[:num_validation], names))
 
 
-def _thresholds(logits: Tensor, objects: list[Objects], places: list[tuple[Entry, int]], names: list[str]) -> Tensor:
-    """For each kind the threshold with the best harmonic mean of precision and recall."""
+def _choose_thresholds(
+    logits: Tensor, known: dict[Entry, Objects], labeled: list[tuple[Entry, int]], names: list[str]
+) -> Tensor:
+    """Return the threshold with the best F1 score for each kind."""
     candidates = torch.linspace(-3, 4, 15)
     scores = torch.zeros(len(candidates), len(names))
     for row, threshold in enumerate(candidates):
-        sight = detect(logits, threshold.expand(len(names)))
+        detections = find_peaks(logits, threshold.expand(len(names)))
         for kind, name in enumerate(names):
             found = missed = wrong = 0
-            for points, here, (_, at) in zip(sight, objects, places, strict=False):
-                hits = inside(points[kind], of_kind(here, at, name, SMALLEST)[0]).any(0)
+            for points, (entry, at) in zip(detections, labeled, strict=True):
+                hits = points_in_boxes(points[kind], select_kind(known[entry], at, name, MIN_SIZE)[0]).any(0)
                 found, missed = found + hits.sum(), missed + (~hits).sum()
-                wrong += (~inside(points[kind], of_kind(here, at, name)[0]).any(1)).sum()
+                wrong += (~points_in_boxes(points[kind], select_kind(known[entry], at, name)[0]).any(1)).sum()
             scores[row, kind] = 2 * found / max(1, 2 * found + missed + wrong)
     return candidates[scores.argmax(0)]
 
 
-def _places(known: dict[Entry, Objects], names: list[str], random: np.random.Generator) -> list[tuple[Entry, int]]:
-    """LEARNT observations (episode, number), about half of them with objects in view, in a random order."""
-    filled = [(entry, int(at)) for entry, objects in known.items() for at in np.unique(objects.frames)]
+def _sample_frames(known: dict[Entry, Objects], random: np.random.Generator) -> list[tuple[Entry, int]]:
+    """Sample NUM_FRAMES (episode, observation), about half with objects in view, in random order."""
+    with_objects = [(entry, int(at)) for entry, objects in known.items() for at in np.unique(objects.frames)]
     every = [(entry, at) for entry in known for at in range(entry.observations)]
-    chosen = [part[i] for part in (filled, every) for i in random.choice(len(part), min(len(part), LEARNT // 2), False)]
+    chosen = []
+    for part in (with_objects, every):
+        chosen += [part[i] for i in random.choice(len(part), min(len(part), NUM_FRAMES // 2), False)]
     return [chosen[i] for i in random.permutation(len(chosen))]
 
 
-def _target(objects: Objects, at: int, names: list[str], height: int, width: int) -> np.ndarray:
-    """(kinds, height, width) float32: 1 where an object has its middle, -1 around it and in small ones, 0 elsewhere."""
+def _build_target(objects: Objects, at: int, names: list[str], height: int, width: int) -> np.ndarray:
+    """(kinds, height, width) float32: 1 at centers of objects, -1 (ignored) around them and in small ones, else 0."""
     target = np.zeros((len(names), height, width), np.float32)
     for kind, name in enumerate(names):
-        boxes = of_kind(objects, at, name)[0]
+        boxes = select_kind(objects, at, name)[0]
         for box in boxes:
             x, y = int((box[0] + box[2]) / 2 * width), int((box[1] + box[3]) / 2 * height)
             around = target[kind, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
             around[around == 0] = -1
-            if size(box) >= SMALLEST:
+            if shorter_side(box) >= MIN_SIZE:
                 target[kind, y, x] = 1
     return target

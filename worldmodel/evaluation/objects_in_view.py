@@ -1,6 +1,7 @@
-"""What is in view in recorded frames: what the world said, or what has the colour of an object of DeepMind Lab."""
+"""Objects in view in recorded frames: reported by the environment, or found by their color in DeepMind Lab."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -8,77 +9,80 @@ from scipy import ndimage
 from worldmodel.episodes.episode import Objects
 from worldmodel.episodes.store import Entry, EpisodeStore
 
-SMALLEST = 0.04  # of a side of the picture: an object that is smaller need not be found, nor is it wrong to find it
-NEAR = 0.08  # by how much of a side a sighting may lie outside the box of the object
-COLOURS = {  # of what has one colour in DeepMind Lab: the share of red, green and blue, from and to
+MIN_SIZE = 0.04  # of the image's side; detecting a smaller object is neither required nor an error
+BOX_MARGIN = 0.08  # of the image's side, by which a detection may lie outside its box
+COLOR_RANGES = {  # of objects in DeepMind Lab: minimum and maximum fraction of red, green and blue
     "apple": ((0.60, 0.94), (0.00, 0.18), (0.00, 0.22)),
     "lemon": ((0.36, 0.47), (0.41, 0.52), (0.00, 0.19)),
 }
-DARKEST, FILLED, JUMP = 60, 0.5, 0.15  # a colour's sum, the share of its box that it fills, how far it moves a frame
+MIN_BRIGHTNESS = 60  # sum of red, green and blue of an object's pixels
+MIN_FILL_FRACTION = 0.5  # of its box that an object's pixels fill
+MAX_JUMP = 0.15  # of the image's side that an object's center moves between frames
 
 
-def in_view(store: EpisodeStore, entry: Entry) -> Objects | None:
-    """What the world said was in view, or what has the colour of an object of DeepMind Lab; else None."""
+def find_objects(store: EpisodeStore, entry: Entry) -> Objects | None:
+    """Return the objects that the environment reported or that have a known color in DeepMind Lab, else None."""
     objects = store.objects(entry.number)
     if objects is None and store.schema.environment == "envs:Lab-v0":
-        return by_colour(store.observations(entry.number, 0, entry.observations))
+        return detect_by_color(store.observations(entry.number, 0, entry.observations))
     return objects
 
 
-def by_colour(frames: np.ndarray) -> Objects:
-    """Patches of the :data:`COLOURS` in frames (T, H, W, 3); one near that of the frame before is the same object."""
-    seen, before, fresh = [], [], 0
+def detect_by_color(frames: np.ndarray) -> Objects:
+    """Find patches of the COLOR_RANGES in frames (T, H, W, 3) and track them to the nearest patch of the last frame."""
+    seen, previous, num_objects = [], [], 0
     for frame in frames:
-        here = []
-        for name, box in _patches(frame):
-            near = [row for row in before if row[0] == name and _apart(row[2], box) < JUMP]
+        current = []
+        for name, box in _color_patches(frame):
+            near = [row for row in previous if row[0] == name and _center_distance(row[2], box) < MAX_JUMP]
             if near:
-                nearest = min(near, key=lambda row, box=box: _apart(row[2], box))
-                before.remove(nearest)
+                nearest = min(near, key=lambda row, box=box: _center_distance(row[2], box))
+                previous.remove(nearest)
                 identity = nearest[1]
             else:
-                identity = fresh = fresh + 1
-            here.append((name, identity, box))
-        seen.append(here)
-        before = list(here)
+                identity = num_objects = num_objects + 1
+            current.append((name, identity, box))
+        seen.append(current)
+        previous = list(current)
     return Objects.gather(seen)
 
 
-def _patches(frame: np.ndarray) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """The name and the box of each patch of one colour in a frame (H, W, 3)."""
+def _color_patches(frame: np.ndarray) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yield the name and the box of each patch of a known color in a frame (H, W, 3)."""
     (height, width), total = frame.shape[:2], frame.sum(-1, dtype=np.int64)
-    shares = frame / np.maximum(total, 1)[..., None]
-    for name, limits in COLOURS.items():
+    fractions = frame / np.maximum(total, 1)[..., None]
+    for name, limits in COLOR_RANGES.items():
         low, high = np.array(limits).T
-        coloured = ((shares >= low) & (shares <= high)).all(-1) & (total > DARKEST)
-        patches, _ = ndimage.label(coloured, np.ones((3, 3)))
+        mask = ((fractions >= low) & (fractions <= high)).all(-1) & (total > MIN_BRIGHTNESS)
+        patches, _ = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
         for number, (rows, columns) in enumerate(ndimage.find_objects(patches), 1):
             box = columns.start / width, rows.start / height, columns.stop / width, rows.stop / height
-            if (patches[rows, columns] == number).mean() >= FILLED and size(np.array(box)) >= SMALLEST:
+            filled = (patches[rows, columns] == number).mean()
+            if filled >= MIN_FILL_FRACTION and shorter_side(np.array(box)) >= MIN_SIZE:
                 yield name, box
 
 
-def of_kind(objects: Objects, at: int, name: str, smallest: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) and identities (n,) of the objects of one kind in one observation."""
+def select_kind(objects: Objects, at: int, name: str, min_size: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes (n, 4) and identities (n,) of the objects of one kind in observation ``at``."""
     if name not in objects.names:
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    rows = (objects.frames == at) & (objects.kinds == objects.names.index(name)) & (size(objects.boxes) >= smallest)
+    rows = (objects.frames == at) & (objects.kinds == objects.names.index(name))
+    rows &= shorter_side(objects.boxes) >= min_size
     return objects.boxes[rows], objects.identities[rows]
 
 
-def size(boxes: np.ndarray) -> np.ndarray:
-    """The shorter side of boxes (…, 4)."""
+def shorter_side(boxes: np.ndarray) -> np.ndarray:
+    """Return the shorter side of boxes (…, 4)."""
     return np.minimum(boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1])
 
 
-def _apart(box: np.ndarray, other: np.ndarray) -> float:
-    """The distance of the middles of two boxes (4,)."""
-    middles = [(np.array(part[:2]) + part[2:]) / 2 for part in (box, other)]
-    return float(np.linalg.norm(middles[0] - middles[1]))
+def _center_distance(box: Sequence[float], other: Sequence[float]) -> float:
+    centers = [(np.array(part[:2]) + part[2:]) / 2 for part in (box, other)]
+    return float(np.linalg.norm(centers[0] - centers[1]))
 
 
-def inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Which points (n, 2) lie in which boxes (m, 4), or near them: (n, m) bool."""
+def points_in_boxes(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return which points (n, 2) lie in which boxes (m, 4), enlarged by BOX_MARGIN: (n, m) bool."""
     x, y = points[:, :1], points[:, 1:]
     left, top, right, bottom = boxes.T
-    return (x > left - NEAR) & (x < right + NEAR) & (y > top - NEAR) & (y < bottom + NEAR)
+    return (x > left - BOX_MARGIN) & (x < right + BOX_MARGIN) & (y > top - BOX_MARGIN) & (y < bottom + BOX_MARGIN)

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: curves, matrices, and films laid out as strips."""
+"""Plots of scores, and images of videos laid out as strips of frames."""
 
 import io
 from typing import Any
@@ -11,37 +11,40 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from worldmodel import media
-from worldmodel.episodes.segments import split
+from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.evaluation.clips import CONTEXT, Clips, dream
-from worldmodel.metrics import interval, moments
+from worldmodel.evaluation.clips import Clips, dream_clips
+from worldmodel.evaluation.table import to_label
+from worldmodel.models.config import NUM_CONTEXT_FRAMES
+from worldmodel.stats import bootstrap_interval, descriptive_stats
 from worldmodel.world_model import WorldModel
 
 matplotlib.rcParams.update({"svg.hashsalt": "worldmodel", "font.size": 9, "axes.spines.top": False})
 matplotlib.rcParams.update({"axes.spines.right": False, "figure.constrained_layout.use": True})
-STYLES = {"dream": "C1-", "best dream": "C1:", "copy last": "C7--", "vqvae alone": "C0--"}
-STRIP = 10  # imagined frames in a strip
-CANDIDATES = 32  # clips that the one of a strip is chosen from
-WORST = 4
-BEGINS, LINE = (255, 140, 0), 2  # colour of the line where a dream begins, and its pixels
-MILESTONES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # frames of a long dream that are shown
+STYLES = {"dream": "C1-", "best_dream": "C1:", "copy_last": "C7--", "vqvae_reconstruction": "C0--"}
+TRAINING_STYLE = {"color": "0.8", "linewidth": 0.7, "zorder": 0}
+STRIP_FRAMES = 10  # dreamed frames in a strip
+MAX_STRIP_CANDIDATES = 32  # clips compared to choose the strip of an action
+NUM_WORST_CLIPS = 4
+DREAM_LINE_COLOR, DREAM_LINE_WIDTH = (255, 140, 0), 2  # RGB and pixels of the line where a dream starts
+MILESTONE_FRAMES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # frames shown of a long dream
 
 
-def svg(figure: Figure) -> str:
-    """A figure as an SVG element, the same text every time."""
+def to_svg(figure: Figure) -> str:
+    """Return a figure as an SVG element, deterministically."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()[file.getvalue().index("<svg") :]
 
 
-def curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:
-    """(N, T) values of several contestants over the horizon, with the interval of the mean over ``episodes`` (N,)."""
+def plot_horizon_curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:
+    """Plot the mean of (N, T) values by name over the horizon, with its interval over ``episodes`` (N,)."""
     figure = Figure((4.9, 2.9))
     axes = figure.subplots()
     for name, rows in values.items():
-        points = [interval(column, episodes) for column in rows.T]
+        points = [bootstrap_interval(column, episodes) for column in rows.T]
         horizons = range(1, len(points) + 1)
-        axes.plot(horizons, [point["mean"] for point in points], STYLES[name], label=name)
+        axes.plot(horizons, [point["mean"] for point in points], STYLES[name], label=to_label(name))
         low, high = ([point[end] for point in points] for end in ("low", "high"))
         axes.fill_between(horizons, low, high, color=STYLES[name][:2], alpha=0.15, linewidth=0)
     axes.set(xlabel="frames after the last real one", ylabel=label, xscale="log")
@@ -50,30 +53,30 @@ def curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:
     return figure
 
 
-def training_curves(rows: list[dict[str, Any]], label: str, prefix: str) -> Figure:
-    """What a run measured on the way, lines of its metrics.jsonl: all metrics whose names begin with ``prefix``."""
+def plot_training_curves(rows: list[dict[str, Any]], label: str, prefix: str) -> Figure:
+    """Plot all metrics whose names start with ``prefix`` from the rows of a run's metrics.jsonl."""
     figure = Figure((4.9, 2.9), layout="constrained")
     axes = figure.subplots()
     shown = {(row["part"], name) for row in rows for name in row if name.startswith(prefix)}
     for number, (part, name) in enumerate(sorted(shown)):
         points = [(row["step"], row[name]) for row in rows if row["part"] == part and name in row]
-        style = {"color": "0.8", "linewidth": 0.7, "zorder": 0} if part == "train" else {"color": f"C{number}"}
-        told = name.removeprefix(prefix).strip("_").replace("_", " ")
-        axes.plot(*zip(*points, strict=True), label=f"{part.replace('_', ' ')}{', ' * bool(told)}{told}", **style)
+        style: dict[str, Any] = TRAINING_STYLE if part == "train" else {"color": f"C{number}"}
+        suffix = to_label(name.removeprefix(prefix).strip("_"))
+        axes.plot(*zip(*points, strict=True), label=f"{to_label(part)}{', ' * bool(suffix)}{suffix}", **style)
     axes.set(xlabel="steps", ylabel=label)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
-def spreads(axes: Axes, values: dict[tuple[str, str], Tensor], label: str) -> None:
-    """Runs (N,) of each (contestant, variant): points, and beside them mean and deviation; a colour for a variant."""
+def plot_spread(axes: Axes, values: dict[tuple[str, str], Tensor], label: str) -> None:
+    """Plot the runs (N,) of each (name, variant) as points next to their mean and deviation; one color per variant."""
     names, variants = (list(dict.fromkeys(parts)) for parts in zip(*values, strict=True))
     for (name, variant), runs in values.items():
-        mine = [other for first, other in values if first == name]  # side by side, about the middle
-        place = names.index(name) + 0.2 * (mine.index(variant) - (len(mine) - 1) / 2)
-        color, found = f"C{variants.index(variant)}", moments(runs)
-        axes.plot([place + 0.06] * len(runs), runs, ".", color=color, markersize=4, alpha=0.6, markeredgewidth=0)
-        axes.errorbar(place, found["mean"], found["deviation"], fmt="_", color=color, capsize=1.5, linewidth=1)
+        group = [other for first, other in values if first == name]  # centered on the tick of the name
+        x = names.index(name) + 0.2 * (group.index(variant) - (len(group) - 1) / 2)
+        color, summary = f"C{variants.index(variant)}", descriptive_stats(runs)
+        axes.plot([x + 0.06] * len(runs), runs, ".", color=color, markersize=4, alpha=0.6, markeredgewidth=0)
+        axes.errorbar(x, summary["mean"], summary["deviation"], fmt="_", color=color, capsize=1.5, linewidth=1)
     for number, variant in enumerate(variants):
         axes.plot([], [], f"C{number}_", label=variant)
     axes.set(ylabel=label)
@@ -81,106 +84,106 @@ def spreads(axes: Axes, values: dict[tuple[str, str], Tensor], label: str) -> No
     axes.legend(frameon=False, fontsize=7)
 
 
-def rows_of_pictures(rows: dict[str, np.ndarray]) -> Figure:
-    """Named rows of as many pictures each, (N, H, W, 3) uint8, under each other."""
+def plot_image_rows(rows: dict[str, np.ndarray]) -> Figure:
+    """Plot named rows of images, (N, H, W, 3) uint8 each, below each other."""
     first = next(iter(rows.values()))
     figure = Figure((2.2 + 0.4 * len(first), 0.2 + 0.4 * len(rows) * first.shape[1] / first.shape[2]))
     axes = figure.subplots()
-    axes.imshow(media.grid(np.stack(list(rows.values()))), interpolation="nearest")
+    axes.imshow(media.tile(np.stack(list(rows.values()))), interpolation="nearest")
     axes.set_yticks((np.arange(len(rows)) + 0.5) * first.shape[1], rows, fontsize=7)
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     return figure
 
 
-def matrices(tables: dict[str, list[list[float]]], names: tuple[str, ...]) -> Figure:
-    """Confusion matrices side by side; rows are what is true."""
+def plot_confusion_matrices(tables: dict[str, list[list[float]]], names: tuple[str, ...]) -> Figure:
+    """Plot confusion matrices (true, predicted) side by side."""
     figure = Figure((4.8 * len(tables), 4.6))
     for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
         axes.pcolormesh(table, vmin=0, vmax=1, cmap="Blues")
         for row, column in np.ndindex(len(names), len(names)):
-            share = table[row][column]
-            color = "white" if share > 0.6 else "black"
-            axes.text(column + 0.5, row + 0.5, f"{share:.2f}", ha="center", va="center", color=color, fontsize=7)
-        axes.set(title=title, xlabel="named", ylabel="taken", aspect="equal")
+            frequency = table[row][column]
+            color = "white" if frequency > 0.6 else "black"
+            axes.text(column + 0.5, row + 0.5, f"{frequency:.2f}", ha="center", va="center", color=color, fontsize=7)
+        axes.set(title=title, xlabel="predicted action", ylabel="true action", aspect="equal")
         axes.invert_yaxis()
         axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=45, ha="right")
         axes.set_yticks(np.arange(len(names)) + 0.5, names)
     return figure
 
 
-def reliability(groups: list[dict[str, float]]) -> Figure:
-    """Observed over predicted frequency."""
+def plot_reliability(groups: list[dict[str, float]]) -> Figure:
+    """Plot a reliability diagram of termination probabilities."""
     figure = Figure((3.2, 3))
     axes = figure.subplots()
     predicted, observed = ([group[name] for group in groups] for name in ("predicted", "observed"))
     top = max(*predicted, *observed, 1e-3)
     axes.plot([0, top], [0, top], "C7--")
     axes.plot(predicted, observed, "C0o-")
-    axes.set(xlabel="predicted probability of an end", ylabel="observed frequency")
+    axes.set(xlabel="predicted termination probability", ylabel="observed frequency")
     return figure
 
 
-def pairs_of_rows(above: Tensor, below: Tensor, real: int = 0) -> np.ndarray:
-    """Films (N, T, H, W, 3) twice, each one over its counterpart, as one picture with a line between the pairs.
+def draw_comparison(above: Tensor, below: Tensor, real: int = 0) -> np.ndarray:
+    """Draw each video of (N, T, H, W, 3) over its counterpart, as one image with a white line between the pairs.
 
     Args:
-        real: frames before the dream, which ends them with an orange line; 0 for none.
+        real: number of frames before the dream starts, marked by an orange line; 0 for no line.
     """
-    picture = media.grid(torch.stack([above, below], 1).flatten(0, 1).numpy())
+    image = media.tile(torch.stack([above, below], 1).flatten(0, 1).numpy())
     height = 2 * above.shape[2]
-    picture[height::height] = 255
-    line = np.broadcast_to(np.array(BEGINS, np.uint8), (len(picture), LINE, 3))
-    return np.insert(picture, [real * above.shape[3]] * LINE, line, axis=1) if real else picture
+    image[height::height] = 255
+    line = np.broadcast_to(np.array(DREAM_LINE_COLOR, np.uint8), (len(image), DREAM_LINE_WIDTH, 3))
+    return np.insert(image, [real * above.shape[3]] * DREAM_LINE_WIDTH, line, axis=1) if real else image
 
 
-def strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int) -> dict[str, np.ndarray]:
-    """For each action, the held-out clip that holds it longest: what came, over what was dreamed."""
-    made = {}
-    for number, name in enumerate(world.action_names):
-        place = longest(store, number)
-        if place is None:
+def draw_action_strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int) -> dict[str, np.ndarray]:
+    """Draw, as ``strip_ACTION``, the held-out clip that takes each action most often over its dream."""
+    strips = {}
+    for action, name in enumerate(world.action_names):
+        found = find_action_clip(store, action)
+        if found is None:
             continue
-        frames, actions = (torch.from_numpy(part.copy())[None] for part in place)
+        frames, actions = (torch.from_numpy(part.copy())[None] for part in found)
         clip = Clips(frames, actions, torch.zeros(1, dtype=torch.int64))
-        codes = dream(world, clip, clip.to_take, temperature=temperature, seed=seed)[0, 0]
-        dreamt = torch.cat([frames[0, :CONTEXT], world.decode(codes)])[None]
-        made[f"strip_{name}"] = pairs_of_rows(frames, dreamt, CONTEXT)
-    return made
+        codes = dream_clips(world, clip, clip.future_actions, temperature=temperature, seed=seed)[0, 0]
+        dreamed = torch.cat([frames[0, :NUM_CONTEXT_FRAMES], world.decode(codes)])[None]
+        strips[f"strip_{name}"] = draw_comparison(frames, dreamed, NUM_CONTEXT_FRAMES)
+    return strips
 
 
-def longest(store: EpisodeStore, action: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The frames and actions of the held-out clip that takes an action most often once dreaming; None if never.
+def find_action_clip(store: EpisodeStore, action: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the frames and actions of the held-out clip that takes an action most often after its context frames.
 
-    Of several the one in which most happens, by the difference of neighbouring frames.
+    Ties are broken by the largest mean difference between consecutive frames. None if the action is never taken.
     """
-    best, places = 1, []
-    for entry in split(store)[1]:
-        taken = store.steps(entry.number)[0]
-        for start in range(0, entry.observations - CONTEXT - STRIP + 1):
-            times = int((taken[start + CONTEXT - 1 : start + CONTEXT + STRIP - 1] == action).sum())
-            if times > best:
-                best, places = times, []
-            if times == best:
-                places.append((entry.number, start))
-    every = max(1, len(places) // CANDIDATES)
-    clips = [(store.observations(number, start, CONTEXT + STRIP), number, start) for number, start in places[::every]]
+    most, candidates, length = 1, [], NUM_CONTEXT_FRAMES + STRIP_FRAMES
+    for entry in split_held_out(store)[1]:
+        actions = store.steps(entry.number)[0]
+        for start in range(0, entry.observations - length + 1):
+            count = int((actions[start + NUM_CONTEXT_FRAMES - 1 : start + length - 1] == action).sum())
+            if count > most:
+                most, candidates = count, []
+            if count == most:
+                candidates.append((entry.number, start))
+    every = max(1, len(candidates) // MAX_STRIP_CANDIDATES)
+    clips = [(store.observations(number, start, length), number, start) for number, start in candidates[::every]]
     if not clips:
         return None
     frames, number, start = max(clips, key=lambda clip: np.abs(np.diff(clip[0].astype(np.int16), axis=0)).mean())
-    return frames, store.steps(number)[0][start : start + CONTEXT + STRIP - 1]
+    return frames, store.steps(number)[0][start : start + length - 1]
 
 
-def worst(world: WorldModel, clips: Clips, dreams: Tensor, psnr: Tensor) -> np.ndarray:
-    """The clips whose dreams (N, S, T, h, w) miss the truth furthest at STRIP frames, by (N, T) PSNR."""
-    reach = min(STRIP, psnr.shape[1])
-    chosen = psnr[:, reach - 1].argsort()[:WORST]
-    imagined = world.decode(dreams[chosen, 0, :reach].flatten(0, 1)).unflatten(0, (len(chosen), reach))
-    real = clips.frames[chosen, : CONTEXT + reach]
-    return pairs_of_rows(real, torch.cat([real[:, :CONTEXT], imagined], 1), CONTEXT)
+def draw_worst_dreams(world: WorldModel, clips: Clips, dreams: Tensor, psnr: Tensor) -> np.ndarray:
+    """Draw the clips over the dreams (N, S, T, h, w) with the lowest PSNR (N, T) at frame STRIP_FRAMES."""
+    horizon = min(STRIP_FRAMES, psnr.shape[1])
+    chosen = psnr[:, horizon - 1].argsort()[:NUM_WORST_CLIPS]
+    dreamed = world.decode(dreams[chosen, 0, :horizon].flatten(0, 1)).unflatten(0, (len(chosen), horizon))
+    real = clips.frames[chosen, : NUM_CONTEXT_FRAMES + horizon]
+    return draw_comparison(real, torch.cat([real[:, :NUM_CONTEXT_FRAMES], dreamed], 1), NUM_CONTEXT_FRAMES)
 
 
-def milestones(world: WorldModel, dreams: Tensor, rows: int = 6) -> np.ndarray:
-    """Frames of long dreams (N, T, h, w) at the MILESTONES, a row for each of the first dreams."""
-    films = dreams[:rows, [frames - 1 for frames in MILESTONES if frames <= dreams.shape[1]]]
-    return media.grid(world.decode(films.flatten(0, 1)).unflatten(0, films.shape[:2]).numpy())
+def draw_milestones(world: WorldModel, dreams: Tensor, rows: int = 6) -> np.ndarray:
+    """Draw the MILESTONE_FRAMES of the first ``rows`` long dreams (N, T, h, w), one row per dream."""
+    codes = dreams[:rows, [frames - 1 for frames in MILESTONE_FRAMES if frames <= dreams.shape[1]]]
+    return media.tile(world.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2]).numpy())

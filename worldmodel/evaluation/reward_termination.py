@@ -1,55 +1,54 @@
-"""How well a world foretells rewards and ends."""
+"""Accuracy of predicted rewards and terminations."""
 
 import torch
 from tqdm import tqdm
 
-from worldmodel.episodes.segments import StepWindows, split
+from worldmodel.episodes.segments import SegmentSampler, split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.metrics import auroc, calibration
+from worldmodel.stats import auroc, calibration
 from worldmodel.world_model import WorldModel
 
-AT_ONCE = 128  # steps
+CHUNK_STEPS = 128  # steps predicted in one pass
 
 
 @torch.no_grad()
-def heads(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
-    """Score the heads on whole held-out episodes, told the true codes and actions.
+def reward_termination(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
+    """Score the reward and termination heads on whole held-out episodes, given the true codes and actions.
 
     Returns:
-        ``reward``: root mean squared error, and that of always saying the mean; for ``gains`` and ``losses``, steps
-        with a reward above or below 0, how many there were and the AUROC of telling them from all others by the
-        expected reward (0.5 if there were none). ``termination``: AUROC, mean squared error of the probability (Brier
-        score) and that of always saying the frequency, how many ends there were, and predicted beside observed
-        frequency in ten groups.
+        ``reward``: ``rmse``, and ``baseline_rmse`` of always predicting the mean; for ``gains`` and ``losses``, steps
+        with a reward above or below 0, their number and the AUROC of the expected reward for finding them (0.5 if
+        there are none). ``termination``: ``auroc``; the Brier score ``brier``, and ``baseline_brier`` of always
+        predicting the base rate; the numbers of terminations and steps; and the calibration in ten bins.
     """
-    expected, rewards, probabilities, ends = [], [], [], []
-    for entry in tqdm(split(codes)[1][:episodes], unit="episode", desc="heads", leave=False):
-        whole = StepWindows(codes, [entry], 1, entry.steps + 1, 0)
-        seen, actions, reward, terminated, _, _ = (torch.from_numpy(part)[None] for part in whole.read(entry, 0))
-        seen = seen[:, :-1]
-        for start in range(0, entry.steps, AT_ONCE):
-            part = slice(max(0, start - world.dynamics.config.context), start + AT_ONCE)
-            new = slice(start - part.start, None)  # the others are there to be remembered
-            outlook = world.rollout.dynamics.outlook(seen[:, part].to(world.device), actions[:, part].to(world.device))
-            expected.append(outlook.rewards[0, new].cpu())
-            probabilities.append(outlook.termination[0, new].sigmoid().cpu())
-        rewards.append(reward[0])
-        ends.append(terminated[0] > 0)
-    said, was, chance, ended = (torch.cat(parts) for parts in (expected, rewards, probabilities, ends))
-    frequency = ended.float().mean()
+    context_length, dynamics = world.dynamics.config.context_length, world.rollout.dynamics
+    parts = []  # predicted and true rewards, probabilities and terminations
+    for entry in tqdm(split_held_out(codes)[1][:episodes], unit="episode", desc="rewards", leave=False):
+        episode = SegmentSampler(codes, [entry], 1, entry.steps + 1, 0).read_segment(entry, 0)
+        frames, actions, rewards, terminated, _, _ = (torch.from_numpy(part)[None] for part in episode)
+        frames = frames[:, :-1]
+        for start in range(0, entry.steps, CHUNK_STEPS):
+            chunk = slice(max(0, start - context_length), start + CHUNK_STEPS)
+            new = slice(start - chunk.start, None)  # the frames before are context
+            prediction = dynamics.predict(frames[:, chunk].to(world.device), actions[:, chunk].to(world.device))
+            probabilities = prediction.termination_logits[0, new].sigmoid().cpu()
+            true = rewards[0, chunk][new], terminated[0, chunk][new] > 0
+            parts.append((prediction.rewards[0, new].cpu(), true[0], probabilities, true[1]))
+    predicted, reward, probability, terminated = map(torch.cat, zip(*parts, strict=True))
+    base_rate = terminated.float().mean()
     return {
         "reward": {
-            "error": float((said - was).square().mean().sqrt()),
-            "error of the mean": float(was.std(correction=0)),
-            "gains": {"auroc": auroc(said, was > 0), "steps": int((was > 0).sum())},
-            "losses": {"auroc": auroc(-said, was < 0), "steps": int((was < 0).sum())},
+            "rmse": float((predicted - reward).square().mean().sqrt()),
+            "baseline_rmse": float(reward.std(correction=0)),
+            "gains": {"auroc": auroc(predicted, reward > 0), "steps": int((reward > 0).sum())},
+            "losses": {"auroc": auroc(-predicted, reward < 0), "steps": int((reward < 0).sum())},
         },
         "termination": {
-            "auroc": auroc(chance, ended),
-            "brier": float((chance - ended.float()).square().mean()),
-            "brier of the frequency": float(frequency * (1 - frequency)),
-            "ends": int(ended.sum()),
-            "steps": len(ended),
-            "calibration": calibration(chance, ended),
+            "auroc": auroc(probability, terminated),
+            "brier": float((probability - terminated.float()).square().mean()),
+            "baseline_brier": float(base_rate * (1 - base_rate)),
+            "terminations": int(terminated.sum()),
+            "steps": len(terminated),
+            "calibration": calibration(probability, terminated),
         },
     }

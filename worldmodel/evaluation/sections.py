@@ -1,4 +1,4 @@
-"""The parts of an evaluation: each adds what it measures to the report."""
+"""The sections of an evaluation: each adds its scores, plots and images to the report."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,140 +8,153 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodel.episodes.encode import encoded
-from worldmodel.episodes.segments import split, spread
+from worldmodel.episodes.encode import encode_store
+from worldmodel.episodes.segments import evenly_spaced, split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluation import plots
-from worldmodel.evaluation.bits_per_code import predict
-from worldmodel.evaluation.clips import Clips, dream, held_out_clips
+from worldmodel.evaluation.bits_per_code import bits_per_code
+from worldmodel.evaluation.clips import Clips, dream_clips, sample_held_out_clips
 from worldmodel.evaluation.drift import drift
-from worldmodel.evaluation.inverse_dynamics import Pairs, inverse_dynamics, real_pairs
-from worldmodel.evaluation.object_permanence import permanence
-from worldmodel.evaluation.open_loop import by_horizon, open_loop, worth_of_actions
+from worldmodel.evaluation.inverse_dynamics import FramePairs, inverse_dynamics, sample_real_pairs
+from worldmodel.evaluation.object_permanence import object_permanence
+from worldmodel.evaluation.open_loop import action_sensitivity, intervals_by_horizon, open_loop
 from worldmodel.evaluation.report import Report
-from worldmodel.evaluation.reward_termination import heads
-from worldmodel.images.pictures import FramePictures
+from worldmodel.evaluation.reward_termination import reward_termination
+from worldmodel.images.sources import FrameImages
 from worldmodel.metrics import vqvae_scores
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.world_model import WorldModel
 
-SHOWN = 12  # frames in the picture of reconstructions
+NUM_SHOWN_FRAMES = 12  # in the image of reconstructions
 
 
 @dataclass
 class Evaluation:
-    """What the parts work on, and share.
+    """What the sections share.
 
     Attributes:
-        report: that they add to; its ``settings`` are those of ``worldmodel.evaluate``.
-        recorded: the store.
-        network: the VQ-VAE.
-        model: the world, or None where the VQ-VAE alone is measured.
-        blind: a prior of single frames, or None.
+        report: report that the sections add to; its scores hold the settings, parameters of the program.
+        store: recorded episodes.
+        vqvae: VQ-VAE of the world, or the one measured alone.
+        model: world model, or None if the VQ-VAE is measured alone.
+        no_context_prior: prior that sees no past frames, or None.
     """
 
     report: Report
-    recorded: EpisodeStore
-    network: VQVAE
+    store: EpisodeStore
+    vqvae: VQVAE
     model: WorldModel | None
-    blind: Dynamics | None = None
+    no_context_prior: Dynamics | None = None
+
+    @property
+    def world(self) -> WorldModel:
+        """The world model, which only the reconstruction does without."""
+        assert self.model is not None  # evaluate() runs no other section without it
+        return self.model
 
     @property
     def settings(self) -> dict[str, Any]:
         return self.report.scores["settings"]
 
     @property
-    def chance(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, Any]:
         """The temperature and the seed of all dreams."""
         return {name: self.settings[name] for name in ("temperature", "seed")}
 
     @cached_property
     def codes(self) -> EpisodeStore:
-        return encoded(self.recorded, self.model.run / "vqvae", self.model.device)
+        return encode_store(self.store, self.world.run / "vqvae", self.world.device)
 
     @cached_property
     def clips(self) -> Clips:
-        return held_out_clips(self.recorded, self.settings["clips"], self.settings["horizon"], self.settings["seed"])
+        sizes = (self.settings[name] for name in ("clips", "horizon", "seed"))
+        return sample_held_out_clips(self.store, *sizes)
 
     @cached_property
     def dreams(self) -> Tensor:
-        return dream(self.model, self.clips, self.clips.to_take, self.settings["samples"], **self.chance)
+        return dream_clips(self.world, self.clips, self.clips.future_actions, self.settings["samples"], **self.sampling)
 
     @cached_property
-    def pairs(self) -> Pairs:
-        return real_pairs(self.model, self.recorded, self.settings["pairs"], self.settings["seed"])
+    def pairs(self) -> FramePairs:
+        return sample_real_pairs(self.world, self.store, self.settings["pairs"], self.settings["seed"])
 
 
-def reconstruction(it: Evaluation) -> None:
-    """Held-out frames through the VQ-VAE, and a picture of some over what became of them."""
-    held_out = FramePictures([(it.recorded, split(it.recorded)[1])])
-    originals = torch.from_numpy(held_out.read(spread(len(held_out), it.settings["frames"])))
-    reconstructions, it.report.scores["reconstruction"] = vqvae_scores(it.network, originals)
-    every = max(1, len(originals) // SHOWN)
-    rows = (part[None, ::every][:, :SHOWN] for part in (originals, reconstructions))
-    it.report.pictures["reconstruction"] = plots.pairs_of_rows(*rows)
+def add_reconstruction(evaluation: Evaluation) -> None:
+    """Add the reconstruction scores of held-out frames, and an image of some originals over reconstructions."""
+    report, store = evaluation.report, evaluation.store
+    held_out = FrameImages([(store, split_held_out(store)[1])])
+    originals = torch.from_numpy(held_out.read(evenly_spaced(len(held_out), evaluation.settings["frames"])))
+    reconstructions, report.scores["reconstruction"] = vqvae_scores(evaluation.vqvae, originals)
+    every = max(1, len(originals) // NUM_SHOWN_FRAMES)
+    above, below = (part[None, ::every][:, :NUM_SHOWN_FRAMES] for part in (originals, reconstructions))
+    report.images["reconstruction"] = plots.draw_comparison(above, below)
 
 
-def prediction(it: Evaluation) -> None:
-    """Bits per code of what comes next, beside baselines."""
-    settings, scores = it.settings, it.report.scores
-    scores["bits_per_code"], scores["flip_probability"] = predict(
-        it.model, it.codes, it.blind, settings["stretches"], settings["length"], settings["seed"]
-    )
+def add_bits_per_code(evaluation: Evaluation) -> None:
+    """Add the bits per code of the next frame under the world and the baselines."""
+    world, settings, scores = evaluation.world, evaluation.settings, evaluation.report.scores
+    sampling = settings["segments"], settings["length"], settings["seed"]
+    results = bits_per_code(world, evaluation.codes, evaluation.no_context_prior, *sampling)
+    scores["bits_per_code"], scores["flip_probability"] = results
 
 
-def dreams(it: Evaluation) -> None:
-    """Dreams under the recorded actions, beside the frames that came."""
-    scores, report, episodes = it.report.scores, it.report, it.clips.episodes
-    measured = open_loop(it.model, it.clips, it.dreams)
-    scores["open_loop"] = {
-        measure: {name: by_horizon(values, episodes) for name, values in rows.items()}
-        for measure, rows in measured.items()
+def add_dreams(evaluation: Evaluation) -> None:
+    """Add the open-loop scores of dreams under the recorded actions, their curves, and strips of example dreams."""
+    report, world, clips, dreams = evaluation.report, evaluation.world, evaluation.clips, evaluation.dreams
+    values = open_loop(world, clips, dreams)
+    report.scores["open_loop"] = {
+        metric: {name: intervals_by_horizon(rows, clips.episodes) for name, rows in by_name.items()}
+        for metric, by_name in values.items()
     }
-    wins = (measured["psnr"]["dream"] > measured["psnr"]["copy last"]).float()
-    scores["dreams_above_copy_last"] = by_horizon(wins, episodes)
-    for measure, label in (("psnr", "PSNR (dB)"), ("ssim", "SSIM")):
-        report.plots[measure] = plots.svg(plots.curves(measured[measure], episodes, label))
-    report.pictures |= plots.strips(it.model, it.recorded, **it.chance)
-    report.pictures["worst"] = plots.worst(it.model, it.clips, it.dreams, measured["psnr"]["dream"])
+    wins = (values["psnr"]["dream"] > values["psnr"]["copy_last"]).float()
+    report.scores["fraction_above_copy_last"] = intervals_by_horizon(wins, clips.episodes)
+    for metric, label in (("psnr", "PSNR (dB)"), ("ssim", "SSIM")):
+        report.plots[metric] = plots.to_svg(plots.plot_horizon_curves(values[metric], clips.episodes, label))
+    report.images |= plots.draw_action_strips(world, evaluation.store, **evaluation.sampling)
+    report.images["worst"] = plots.draw_worst_dreams(world, clips, dreams, values["psnr"]["dream"])
 
 
-def actions(it: Evaluation) -> None:
-    """Whether actions can be read off the dream, and what random ones cost."""
-    scores = it.report.scores
-    scores["delta_psnr"] = worth_of_actions(it.model, it.clips, **it.chance)
-    scores["actions"] = inverse_dynamics(it.model, it.pairs, it.clips, it.dreams, seed=it.settings["seed"])
-    it.report.plots["confusion"] = plots.svg(plots.matrices(scores["actions"]["confusion"], it.model.action_names))
+def add_actions(evaluation: Evaluation) -> None:
+    """Add how much PSNR random actions cost, and how well actions are recovered from dreamed frames."""
+    report, world, clips = evaluation.report, evaluation.world, evaluation.clips
+    report.scores["delta_psnr"] = action_sensitivity(world, clips, **evaluation.sampling)
+    found = inverse_dynamics(world, evaluation.pairs, clips, evaluation.dreams, seed=evaluation.settings["seed"])
+    report.scores["actions"] = found
+    report.plots["confusion"] = plots.to_svg(plots.plot_confusion_matrices(found["confusion"], world.action_names))
 
 
-def drifting(it: Evaluation) -> None:
-    """How far long dreams come from real video; nothing if none are asked for."""
-    if it.settings["long"]:
-        lengths = it.settings["long"], it.settings["long_frames"]
-        it.report.scores["drift"], long = drift(it.model, it.recorded, it.codes, it.pairs.shown, *lengths, **it.chance)
-        it.report.pictures["long"] = plots.milestones(it.model, long)
+def add_drift(evaluation: Evaluation) -> None:
+    """Add the drift of long dreams, unless ``drift_rollouts`` is 0."""
+    report, world, settings = evaluation.report, evaluation.world, evaluation.settings
+    if settings["drift_rollouts"]:
+        sizes = settings["drift_rollouts"], settings["drift_horizon"]
+        data = evaluation.store, evaluation.codes, evaluation.pairs.reconstructed
+        report.scores["drift"], dreams = drift(world, *data, *sizes, **evaluation.sampling)
+        report.images["drift_rollouts"] = plots.draw_milestones(world, dreams)
 
 
-def outcomes(it: Evaluation) -> None:
-    """Rewards and ends foretold."""
-    it.report.scores["heads"] = found = heads(it.model, it.codes, it.settings["episodes"])
-    it.report.plots["reliability"] = plots.svg(plots.reliability(found["termination"]["calibration"]))
+def add_reward_termination(evaluation: Evaluation) -> None:
+    """Add the scores of predicted rewards and terminations, and a reliability diagram."""
+    report = evaluation.report
+    found = reward_termination(evaluation.world, evaluation.codes, evaluation.settings["episodes"])
+    report.scores["reward_termination"] = found
+    report.plots["reliability"] = plots.to_svg(plots.plot_reliability(found["termination"]["calibration"]))
 
 
-def objects(it: Evaluation) -> None:
-    """Whether objects stay; nothing if none are asked for, or the store does not say what is in view."""
-    count = it.settings["objects"]
-    if count and (kinds := permanence(it.model, it.recorded, count, **it.chance)):
-        it.report.scores["objects"] = kinds
+def add_objects(evaluation: Evaluation) -> None:
+    """Add object permanence, unless ``objects`` is 0 or the objects in view are unknown."""
+    count = evaluation.settings["objects"]
+    if count and (found := object_permanence(evaluation.world, evaluation.store, count, **evaluation.sampling)):
+        evaluation.report.scores["objects"] = found
 
 
-PARTS: dict[str, Callable[[Evaluation], None]] = {
-    "reconstruction": reconstruction,
-    "prediction": prediction,
-    "dreams": dreams,
-    "actions": actions,
-    "drift": drifting,
-    "heads": outcomes,
-    "objects": objects,
+SECTIONS: dict[str, Callable[[Evaluation], None]] = {
+    "reconstruction": add_reconstruction,
+    "bits_per_code": add_bits_per_code,
+    "dreams": add_dreams,
+    "actions": add_actions,
+    "drift": add_drift,
+    "reward_termination": add_reward_termination,
+    "objects": add_objects,
 }

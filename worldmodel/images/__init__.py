@@ -1,1 +1,1 @@
-"""Data sets of images, their codes, and images generated from a prior over those codes."""
+"""Image data sets, their codes, and images generated from a prior over those codes."""

@@ -7,29 +7,34 @@ import torch
 from torch import Tensor
 
 
-class Memory(NamedTuple):
-    """What a dream carries from frame to frame."""
+class DreamState(NamedTuple):
+    """The state that B dreams carry from frame to frame."""
 
-    frames: tuple[Tensor, ...]  # the context's, oldest first: keys and values (B, patches, blocks·2·width)
+    kv_cache: tuple[Tensor, ...]  # keys and values of each context frame, oldest first: (B, patches, blocks·2·width)
     actions: Tensor  # (B, context) int64, -1 before the first
-    filled: Tensor  # (B,) int64, how many of the context are real
-    codes: Tensor  # (B, 2, H, W) int64, the last two frames; K stands for "none"
+    cache_length: Tensor  # (B,) int64, number of context frames that are real
+    codes: Tensor  # (B, 2, H, W) int64, the last two frames; K stands for "no frame"
 
-    def rows(self, part: slice) -> "Memory":
-        """Some of the B dreams."""
-        return _each([self], lambda tensor: tensor[part])
+    @property
+    def latest_codes(self) -> Tensor:
+        """Codes (B, H, W) int64 of the latest frame."""
+        return self.codes[:, 1]
 
-    def replaced(self, rows: Tensor, others: "Memory") -> "Memory":
-        """The same with ``others`` (of N dreams) in the place of the dreams ``rows`` (N,) int64."""
-        return _each([self, others], lambda mine, new: mine.index_copy(0, rows, new))
+    def select(self, dreams: slice) -> "DreamState":
+        """Return the state of some of the B dreams."""
+        return _map_tensors([self], lambda tensor: tensor[dreams])
+
+    def replace_rows(self, rows: Tensor, others: "DreamState") -> "DreamState":
+        """Return a copy in which the dreams ``rows`` (N,) int64 are replaced by ``others``, the state of N dreams."""
+        return _map_tensors([self, others], lambda mine, new: mine.index_copy(0, rows, new))
 
     @staticmethod
-    def joined(parts: Sequence["Memory"]) -> "Memory":
-        """The dreams of several memories, one after the other."""
-        return _each(parts, lambda *tensors: torch.cat(tensors))
+    def concatenate(states: Sequence["DreamState"]) -> "DreamState":
+        """Concatenate the dreams of several states."""
+        return _map_tensors(states, lambda *tensors: torch.cat(tensors))
 
 
-def _each(memories: Sequence[Memory], function: Callable[..., Tensor]) -> Memory:
-    """A memory of what a function makes of the same tensor in each of some memories."""
-    frames, *others = zip(*memories, strict=True)
-    return Memory(tuple(map(function, *frames)), *(function(*tensors) for tensors in others))
+def _map_tensors(states: Sequence[DreamState], function: Callable[..., Tensor]) -> DreamState:
+    """Apply a function to the corresponding tensors of some states."""
+    caches, *others = zip(*states, strict=True)
+    return DreamState(tuple(map(function, *caches)), *(function(*tensors) for tensors in others))

@@ -1,65 +1,81 @@
-"""Layers in the precision, and with weights in the layout, in which the processor at hand multiplies fastest."""
+"""Layers in the precision and weight layout that the hardware multiplies fastest."""
 
 import copy
-from typing import Literal
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["auto", "float32", "bfloat16"]
+from worldmodel.models.config import Precision
+
+M = TypeVar("M", bound=nn.Module)
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
-def pick(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type that ``precision`` names; for auto bfloat16 if the hardware multiplies it, otherwise float32.
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the type of a precision; auto is bfloat16 if the hardware multiplies it, otherwise float32.
 
     Raises:
-        ValueError: if it names none.
+        ValueError: if there is no such precision.
     """
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if precision == "auto":
-        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
-    if precision not in named:
+        return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    if precision not in dtypes:
         raise ValueError(f"precision must be auto, float32 or bfloat16, got {precision!r}")
-    return named[precision]
+    return dtypes[precision]
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware is made for bfloat16: CUDA since Ampere, AVX512-BF16, AMX."""
+def check_device(name: str | torch.device) -> torch.device:
+    """Return the device with this name.
+
+    Raises:
+        ValueError: if this machine has no such device.
+    """
+    try:
+        if torch.zeros((), device=name).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"there is no device {str(name)!r} here ({error}); use --device cpu") from error
+    return torch.device(name)
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Return whether the hardware multiplies bfloat16 natively: CUDA since Ampere, AVX512-BF16, AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return _has("avx512_bf16") or _has("amx_bf16")
+    return _cpu_has("avx512_bf16") or _cpu_has("amx_bf16")
 
 
-def prepared(module: nn.Module, dtype: torch.dtype, exact: tuple[str, ...] = ()) -> nn.Module:
-    """A copy for inference whose linear layers and convolutions multiply in ``dtype``, their weights converted once.
+def prepare_for_inference(module: M, dtype: torch.dtype, float32_children: tuple[str, ...] = ()) -> M:
+    """Return a copy whose linear layers and convolutions multiply in ``dtype``, their weights converted once.
 
-    All else stays as it is: what the layers are given and what they give back is float32, and so are norms, softmax
-    and sums. The copy is worked with, not trained or saved.
+    Everything else stays float32: the inputs and outputs of these layers, norms, softmax and sums. The copy is for
+    inference, not for training or saving.
 
     Args:
-        exact: names of children that multiply in float32 all the same.
+        float32_children: names of children that multiply in float32 regardless.
     """
     module = copy.deepcopy(module).requires_grad_(False)
-    for name in exact:
-        setattr(module, name, _prepared(getattr(module, name), torch.float32))
-    return _prepared(module, dtype, exact)
+    for name in float32_children:
+        setattr(module, name, _convert_layers(getattr(module, name), torch.float32))
+    return cast(M, _convert_layers(module, dtype, float32_children))  # a bare layer may be wrapped, but is called alike
 
 
-class Converted(nn.Module):
-    """A layer that multiplies in another type than that of what it is given and gives back."""
+class CastLayer(nn.Module):
+    """A layer that computes in another type than that of its input and output."""
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.layer, self.dtype = layer.to(dtype), dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layer makes of ``x``."""
+        """Apply the layer to ``x``."""
         return self.layer(x.to(self.dtype)).to(x.dtype)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in float32 whose weights lie as oneDNN wants them."""
+    """A float32 linear layer with weights in oneDNN's layout."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -70,24 +86,24 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def _prepared(module: nn.Module, dtype: torch.dtype, done: tuple[str, ...] = ()) -> nn.Module:
+def _convert_layers(module: nn.Module, dtype: torch.dtype, skip: tuple[str, ...] = ()) -> nn.Module:
     if isinstance(module, CONVOLUTIONS):
-        module = module.to(memory_format=torch.channels_last)
+        module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in torch's stubs
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and module.weight.dtype != dtype:
-        return Converted(module, dtype)
-    if isinstance(module, nn.Linear) and _packs(module.weight):
+        return CastLayer(module, dtype)
+    if isinstance(module, nn.Linear) and _uses_onednn(module.weight):
         return PackedLinear(module)
     for name, child in module.named_children():
-        if name not in done:
-            setattr(module, name, _prepared(child, dtype))
+        if name not in skip:
+            setattr(module, name, _convert_layers(child, dtype))
     return module
 
 
-def _packs(weight: Tensor) -> bool:
-    """Whether oneDNN is to multiply: with AVX-512, which MKL makes little of on processors that are not Intel's."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return there and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has("avx512_f")
+def _uses_onednn(weight: Tensor) -> bool:
+    """Return whether oneDNN should multiply: with AVX-512, which MKL hardly uses on processors other than Intel's."""
+    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return available and weight.device.type == "cpu" and weight.dtype == torch.float32 and _cpu_has("avx512_f")
 
 
-def _has(feature: str) -> bool:
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get(feature))  # older torch cannot say
+def _cpu_has(feature: str) -> bool:
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get(feature))  # missing in older torch

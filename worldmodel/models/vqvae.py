@@ -1,89 +1,64 @@
-"""The vector-quantised autoencoder: pictures or sound to a small grid of codes and back."""
+"""The vector-quantized autoencoder: images or audio to a small grid of codes and back."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.checks import check
-from worldmodel.models.layers import CONVOLUTION, TRANSPOSED_CONVOLUTION, ResidualBlock, strided
-from worldmodel.models.quantizers.config import Quantized, QuantizerConfig
-from worldmodel.models.quantizers.nearest import Quantizer, build, perplexity
-
-
-@dataclass(frozen=True)
-class VQVAEConfig:
-    """The sizes of a VQ-VAE.
-
-    Attributes:
-        channels: of the picture, 3 for RGB.
-        hidden: channels of every layer within.
-        residual_hidden: channels between the two convolutions of a residual block.
-        residual_blocks: of them, in the encoder and in the decoder.
-        halvings: strided convolutions; each halves the grid, so 84×84 becomes 21×21 after two.
-        variance: of the data in [0, 1]; the squared error is divided by it, which sets its weight beside the
-            quantizer's terms; 0 has ``worldmodel.train`` measure it.
-        quantizer: the codebook between encoder and decoder.
-    """
-
-    channels: int = 3
-    hidden: int = 128
-    residual_hidden: int = 64
-    residual_blocks: int = 2
-    halvings: int = 2
-    variance: float = 0.0
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-
-    def __post_init__(self) -> None:
-        check("model", self, ("channels", "hidden", "residual_hidden"), ("residual_blocks", "halvings", "variance"))
+from worldmodel.models.config import VQVAEConfig
+from worldmodel.models.layers import CONVOLUTION, TRANSPOSED_CONVOLUTION, ResidualBlock, strided_convolutions
+from worldmodel.models.quantizers.interface import Quantized, perplexity
+from worldmodel.models.quantizers.kinds import Quantizer, VectorQuantizer, build_quantizer
 
 
 class Encoder(nn.Sequential):
-    """Strided 4×4 convolutions, then residual blocks: (B, channels, *grid) -> (B, D, *grid / 2^halvings).
+    """Strided 4×4 convolutions, then residual blocks: (B, channels, *grid) -> (B, D, *grid / 2^num_downsamples).
 
     Args:
-        strides: of the convolutions, in place of ``config.halvings`` times 2; without any, the input must have
-            ``config.hidden`` channels.
+        strides: strides of the convolutions, instead of ``config.num_downsamples`` times 2; if empty, the input must
+            have ``config.hidden_channels`` channels.
     """
 
     def __init__(self, config: VQVAEConfig, dims: int = 2, strides: Sequence[int] | None = None) -> None:
-        hidden, strides = config.hidden, [2] * config.halvings if strides is None else strides
-        layers = strided(dims, config.channels, hidden, strides)
-        layers[-1:] = [ResidualBlock(dims, hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
-        super().__init__(*layers, nn.ReLU(), CONVOLUTION[dims](hidden, config.quantizer.dim, 1))
-        self.channels, self.multiple = config.channels, math.prod(strides)  # what a picture must have
+        hidden, strides = config.hidden_channels, [2] * config.num_downsamples if strides is None else strides
+        layers = strided_convolutions(dims, config.in_channels, hidden, strides)
+        layers[-1:] = [ResidualBlock(dims, hidden, config.residual_channels) for _ in range(config.num_residual_blocks)]
+        super().__init__(*layers, nn.ReLU(), CONVOLUTION[dims](hidden, config.quantizer.code_dim, 1))
+        self.channels, self.multiple = config.in_channels, math.prod(strides)  # required of the input
 
 
 class Decoder(nn.Sequential):
-    """Residual blocks, then transposed 4×4 convolutions: (B, D, *grid) -> (B, channels, *grid · 2^halvings)."""
+    """Residual blocks, then transposed 4×4 convolutions: (B, D, *grid) -> (B, channels, *grid · 2^num_downsamples)."""
 
     def __init__(self, config: VQVAEConfig, dims: int = 2) -> None:
-        transposed, hidden = TRANSPOSED_CONVOLUTION[dims], config.hidden
-        layers: list[nn.Module] = [CONVOLUTION[dims](config.quantizer.dim, hidden, 3, padding=1)]
-        layers += [ResidualBlock(dims, hidden, config.residual_hidden) for _ in range(config.residual_blocks)]
-        for number in reversed(range(config.halvings)):
-            layers += [nn.ReLU(), transposed(hidden, hidden if number else config.channels, 4, stride=2, padding=1)]
+        transposed, hidden = TRANSPOSED_CONVOLUTION[dims], config.hidden_channels
+        layers: list[nn.Module] = [CONVOLUTION[dims](config.quantizer.code_dim, hidden, 3, padding=1)]
+        layers += [ResidualBlock(dims, hidden, config.residual_channels) for _ in range(config.num_residual_blocks)]
+        for number in reversed(range(config.num_downsamples)):
+            layers += [nn.ReLU(), transposed(hidden, hidden if number else config.in_channels, 4, stride=2, padding=1)]
         super().__init__(*layers)
 
 
 class VQVAE(nn.Module):
-    """An autoencoder of given parts whose code is discrete (van den Oord et al. 2017)."""
+    """An autoencoder with discrete codes (van den Oord et al. 2017), made of a given encoder, quantizer and decoder."""
 
-    def __init__(self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, variance: float = 1.0) -> None:
+    def __init__(self, encoder: Encoder, quantizer: Quantizer, decoder: nn.Module, variance: float = 1.0) -> None:
         super().__init__()
         self.variance = variance
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
     @classmethod
     def from_config(cls, config: VQVAEConfig) -> "VQVAE":
-        """The paper's picture model."""
-        return cls(Encoder(config), build(config.quantizer), Decoder(config), config.variance or 1.0)
+        """Build the image model of the paper."""
+        return cls(Encoder(config), build_quantizer(config.quantizer), Decoder(config), config.data_variance or 1.0)
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss, equation 3, of frames (B, H, W, C) uint8: relative squared error and quantizer's terms."""
+        """Return the training loss (equation 3) of frames (B, H, W, C) uint8, and metrics.
+
+        The loss is the squared error relative to the data's variance, plus the quantizer's loss.
+        """
         x = normalize_for(self.encoder, frames)
         quantized = self.quantizer(self.encoder(x), generator)
         reconstruction = self.decoder(quantized.vectors).float()
@@ -95,34 +70,34 @@ class VQVAE(nn.Module):
         }
 
     def reconstruct(self, frames: Tensor) -> tuple[Tensor, Quantized]:
-        """Frames (B, H, W, C) uint8 through the bottleneck and back, with what the quantizer made of them."""
+        """Encode and decode frames (B, H, W, C) uint8; return the reconstructed frames and the quantizer's output."""
         quantized = self.quantizer(self.encoder(normalize_for(self.encoder, frames)))
         return denormalize(self.decoder(quantized.vectors)), quantized
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames (B, H, W, C) uint8 -> codes (B, H/4, W/4) int64."""
+        """Encode frames (B, H, W, C) uint8 to codes (B, h, w) int64, h being H / 2^num_downsamples."""
         return self.quantizer.encode(self.encoder(normalize_for(self.encoder, frames)))
 
-    def samples(self, frames: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Frames (B, H, W, C) uint8 -> codes (B, count, H/4, W/4) int64 as soft EM draws them, for a prior's targets.
+    def sample_codes(self, frames: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Sample codes as soft EM does, for a prior's targets: (B, H, W, C) uint8 -> (B, num_samples, h, w) int64.
 
         Raises:
-            ValueError: if the quantizer is of a kind that draws none.
+            ValueError: if the quantizer is not of kind nearest.
         """
-        if self.quantizer.config.kind != "nearest":
-            raise ValueError(f"codes are drawn from a nearest quantizer, this is {self.quantizer.config.kind}")
-        return self.quantizer.samples(self.encoder(normalize_for(self.encoder, frames)), count, generator)
+        if not isinstance(self.quantizer, VectorQuantizer):
+            raise ValueError(f"only a quantizer of kind nearest samples codes, got kind {self.quantizer.config.kind}")
+        return self.quantizer.sample_codes(self.encoder(normalize_for(self.encoder, frames)), num_samples, generator)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, H/4, W/4) int64 -> frames (B, H, W, C) uint8."""
+        """Decode codes (B, h, w) int64 to frames (B, H, W, C) uint8."""
         return denormalize(self.decoder(self.quantizer.decode(codes)))
 
 
-def normalize_for(encoder: nn.Module, frames: Tensor) -> Tensor:
-    """Frames (B, H, W, C) uint8 as an encoder takes them.
+def normalize_for(encoder: Encoder, frames: Tensor) -> Tensor:
+    """Normalize frames (B, H, W, C) uint8 for an encoder.
 
     Raises:
-        ValueError: if they have other channels than it takes, or sides that it cannot halve.
+        ValueError: if their number of channels is not the encoder's, or it cannot downsample their height or width.
     """
     channels, multiple = encoder.channels, encoder.multiple
     if frames.ndim == 4 and (frames.shape[3] != channels or any(side % multiple for side in frames.shape[1:3])):
@@ -134,10 +109,10 @@ def normalize_for(encoder: nn.Module, frames: Tensor) -> Tensor:
 
 
 def normalize(frames: Tensor) -> Tensor:
-    """(B, H, W, C) uint8 -> (B, C, H, W) float32 in [-0.5, 0.5].
+    """Convert (B, H, W, C) uint8 to (B, C, H, W) float32 in [-0.5, 0.5].
 
     Raises:
-        ValueError: for another rank or dtype.
+        ValueError: if the rank or type is another.
     """
     if frames.ndim != 4 or frames.dtype != torch.uint8:
         raise ValueError(f"frames must be uint8 (B, H, W, C), got {frames.dtype} {tuple(frames.shape)}")
@@ -145,5 +120,5 @@ def normalize(frames: Tensor) -> Tensor:
 
 
 def denormalize(x: Tensor) -> Tensor:
-    """(B, C, H, W) in [-0.5, 0.5] -> (B, H, W, C) uint8, rounded and clipped."""
+    """Convert (B, C, H, W) in [-0.5, 0.5] to (B, H, W, C) uint8, rounded and clipped."""
     return ((x.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()

@@ -1,1 +1,1 @@
-"""Training programs for the parts of a world model: ``python -m worldmodel.train {vqvae,prior,pixelcnn}``."""
+"""Training programs: ``python -m worldmodel.train {vqvae,dynamics,spatial_prior}``."""

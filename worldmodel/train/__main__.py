@@ -1,7 +1,9 @@
-"""``python -m worldmodel.train {vqvae,prior,pixelcnn}``."""
+"""``python -m worldmodel.train {vqvae,dynamics,spatial_prior}``."""
 
 from worldmodel import config
-from worldmodel.train.programs import pixelcnn, prior, vqvae
+from worldmodel.train.dynamics import dynamics
+from worldmodel.train.spatial_prior import spatial_prior
+from worldmodel.train.vqvae import vqvae
 
 if __name__ == "__main__":
-    config.run({"vqvae": vqvae, "prior": prior, "pixelcnn": pixelcnn})
+    config.run({"vqvae": vqvae, "dynamics": dynamics, "spatial_prior": spatial_prior})

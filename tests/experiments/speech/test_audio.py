@@ -17,21 +17,21 @@ def tone(rate: int = 8000, seconds: float = 0.25, pitch: float = 440.0) -> np.nd
 
 def test_the_mu_law_code_of_what_a_code_stands_for_is_that_code():
     codes = np.arange(256, dtype=np.uint8)
-    levels = audio.waveform_of(codes)
+    levels = audio.mu_law_decode(codes)
     assert levels.dtype == np.float32 and (np.diff(levels) > 0).all() and (levels[0], levels[-1]) == (-1, 1)
-    assert np.array_equal(audio.mu_law(levels), codes)
+    assert np.array_equal(audio.mu_law_encode(levels), codes)
 
 
 def test_silence_is_code_128_and_what_is_too_loud_is_clipped():
-    assert audio.mu_law(np.zeros((2, 3))).tolist() == [[audio.SILENCE] * 3] * 2
-    assert audio.mu_law(np.array([-7.0, -np.inf, 7.0, np.inf])).tolist() == [0, 0, 255, 255]
+    assert audio.mu_law_encode(np.zeros((2, 3))).tolist() == [[audio.SILENCE] * 3] * 2
+    assert audio.mu_law_encode(np.array([-7.0, -np.inf, 7.0, np.inf])).tolist() == [0, 0, 255, 255]
     with pytest.raises(ValueError, match="some are NaN"):
-        audio.mu_law(np.array([0, np.nan]))
+        audio.mu_law_encode(np.array([0, np.nan]))
 
 
 def test_mu_law_is_wrong_by_a_few_percent_of_a_sample_at_most():
     waveform = np.linspace(-1, 1, 10_001)
-    wrong = abs(audio.waveform_of(audio.mu_law(waveform)) - waveform)
+    wrong = abs(audio.mu_law_decode(audio.mu_law_encode(waveform)) - waveform)
     assert (wrong <= 0.023 * abs(waveform) + 1e-4).all()
 
 
@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded_again(tmp_path, name):
     loaded = audio.load(tmp_path / "deep" / name, 8000)
     assert loaded.dtype == np.float32 and abs(loaded - waveform).max() < 2**-15
     assert not list(tmp_path.rglob(".*")), "nothing temporary stays"
-    assert audio.header(tmp_path / "deep" / name) == (len(waveform), 8000)
+    assert audio.read_header(tmp_path / "deep" / name) == (len(waveform), 8000)
 
 
 def test_only_a_waveform_can_be_saved(tmp_path):
@@ -70,23 +70,25 @@ def test_channels_are_averaged(tmp_path):
 
 def test_all_sounds_are_as_loud_but_those_that_are_nothing_but_noise():
     for factor in (2.0, 0.3, 0.02):
-        assert float(np.sqrt(np.mean(audio.levelled(factor * tone()) ** 2))) == pytest.approx(audio.LEVEL, rel=1e-5)
-    assert np.array_equal(audio.levelled(np.zeros(9, np.float32)), np.zeros(9))
-    assert abs(audio.levelled(1e-5 * tone())).max() == pytest.approx(100 * 1e-5 * abs(tone()).max())
+        assert float(np.sqrt(np.mean(audio.normalize_loudness(factor * tone()) ** 2))) == pytest.approx(
+            audio.TARGET_RMS, rel=1e-5
+        )
+    assert np.array_equal(audio.normalize_loudness(np.zeros(9, np.float32)), np.zeros(9))
+    assert abs(audio.normalize_loudness(1e-5 * tone())).max() == pytest.approx(100 * 1e-5 * abs(tone()).max())
 
 
 def test_pauses_make_a_sound_no_louder_and_nothing_is_clipped():
     paused = np.concatenate([tone(), np.zeros(40_000, np.float32)])
-    assert np.allclose(audio.levelled(paused)[:256], audio.levelled(tone())[:256], rtol=0.05)
+    assert np.allclose(audio.normalize_loudness(paused)[:256], audio.normalize_loudness(tone())[:256], rtol=0.05)
     click = np.zeros(1000, np.float32)
     click[500] = 0.4
-    assert abs(audio.levelled(click)).max() <= 1
-    assert audio.levelled(np.full(1, 0.5, np.float32)) == pytest.approx(audio.LEVEL)
+    assert abs(audio.normalize_loudness(click)).max() <= 1
+    assert audio.normalize_loudness(np.full(1, 0.5, np.float32)) == pytest.approx(audio.TARGET_RMS)
 
 
 def test_silence_is_a_sound(tmp_path):
     audio.save(tmp_path / "a.wav", np.zeros(100), 8000)
-    assert (audio.mu_law(audio.load(tmp_path / "a.wav", 8000)) == audio.SILENCE).all()
+    assert (audio.mu_law_encode(audio.load(tmp_path / "a.wav", 8000)) == audio.SILENCE).all()
 
 
 def test_floats_beyond_one_are_clipped_and_of_another_scale_refused(tmp_path):
@@ -131,7 +133,7 @@ def test_what_is_no_sound_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"a\.wav is no sound file, or damaged"):
             audio.load(tmp_path / "a.wav", 8000)
         with pytest.raises(ValueError, match=r"a\.wav is no sound file, or damaged"):
-            audio.header(tmp_path / "a.wav")
+            audio.read_header(tmp_path / "a.wav")
     with pytest.raises(FileNotFoundError, match=r"there is no file .*b\.wav"):
         audio.load(tmp_path / "b.wav", 8000)
     with pytest.raises(ValueError, match="1 sample a second or more, got 0"):

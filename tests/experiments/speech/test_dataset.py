@@ -1,4 +1,4 @@
-"""Recordings are found in every layout, parted as it says, and learnt from in random pieces."""
+"""Recordings are found in every layout, split as it says, and sampled in random segments."""
 
 from pathlib import Path
 
@@ -37,11 +37,11 @@ def digits(folder: Path) -> Path:
 def test_spoken_digits_hold_out_their_own_tests(tmp_path, folder):
     digits(tmp_path / folder)
     speech = open_speech(tmp_path, RATE)
-    assert speech.speakers == ("george", "theo") and speech.unheard is None and speech.rate == RATE
-    assert names(speech.learnt) == ["0_george_5.wav", "0_theo_5.wav", "1_george_5.wav", "1_theo_5.wav"]
-    assert speech.learnt.speakers.tolist() == [0, 1, 0, 1] and speech.learnt.texts == ("0", "0", "1", "1")
-    assert len(speech.held_out) == 20 and len(speech.learnt.read(0)) == 20
-    assert describe(speech)["held_out"] == 20 and describe(speech)["unheard"] == 0
+    assert speech.speakers == ("george", "theo") and speech.unseen_speakers is None and speech.rate == RATE
+    assert names(speech.train) == ["0_george_5.wav", "0_theo_5.wav", "1_george_5.wav", "1_theo_5.wav"]
+    assert speech.train.speakers.tolist() == [0, 1, 0, 1] and speech.train.texts == ("0", "0", "1", "1")
+    assert len(speech.held_out) == 20 and len(speech.train.mu_law(0)) == 20
+    assert describe(speech)["held_out"] == 20 and describe(speech)["unseen_speakers"] == 0
 
 
 @pytest.mark.parametrize(("folder", "ending"), [("wav48", ".wav"), ("wav48_silence_trimmed", "_mic1.flac")])
@@ -54,9 +54,9 @@ def test_vctk_has_a_folder_a_speaker_and_texts_elsewhere(tmp_path, folder, endin
         (tmp_path / "txt" / speaker / f"{speaker}_009.txt").write_text("Please call Stella.\n")
     (tmp_path / folder / "log.txt").touch()
     speech = open_speech(tmp_path, RATE)
-    assert speech.speakers == ("p225", "p226") and len(speech.learnt) == 22
+    assert speech.speakers == ("p225", "p226") and len(speech.train) == 22
     assert names(speech.held_out) == [f"{speaker}_009{ending}" for speaker in speech.speakers]
-    assert speech.held_out.texts == ("Please call Stella.",) * 2 and set(speech.learnt.texts) == {""}
+    assert speech.held_out.texts == ("Please call Stella.",) * 2 and set(speech.train.texts) == {""}
 
 
 @pytest.mark.parametrize("subset", ["", "train-clean-100"])
@@ -65,11 +65,11 @@ def test_librispeech_has_a_folder_a_chapter_with_its_texts(tmp_path, subset):
         folder = tmp_path / subset / str(speaker) / str(chapter)
         for number in range(5):
             record(folder / f"{speaker}-{chapter}-{number:04d}.flac")
-        said = [f"{speaker}-{chapter}-{number:04d} SENTENCE {number}" for number in range(5)]
-        (folder / f"{speaker}-{chapter}.trans.txt").write_text("\n".join(said))
+        lines = [f"{speaker}-{chapter}-{number:04d} SENTENCE {number}" for number in range(5)]
+        (folder / f"{speaker}-{chapter}.trans.txt").write_text("\n".join(lines))
     speech = open_speech(tmp_path, RATE)
     assert speech.speakers == ("19", "7") and names(speech.held_out) == ["19-227-0004.flac", "7-5-0004.flac"]
-    assert speech.held_out.texts == ("SENTENCE 4",) * 2 and len(speech.learnt) == 13
+    assert speech.held_out.texts == ("SENTENCE 4",) * 2 and len(speech.train) == 13
 
 
 def test_a_folder_for_each_speaker_will_do(tmp_path):
@@ -90,17 +90,18 @@ def manifest(folder: Path, *lines: str) -> Path:
     return folder / "manifest.csv"
 
 
-def test_a_csv_file_says_who_and_what_and_which_part(tmp_path):
-    lines = ("path,text,split,speaker", 'sounds/b.wav,"Yes, you.",learnt,ann', "sounds/a.wav,No.,held_out,ann")
-    path = manifest(tmp_path, *lines, "sounds/c.wav,No.,unheard,bob", "sounds/d.wav,,learnt,cat")
+@pytest.mark.parametrize(("train", "unseen"), [("train", "unseen_speakers"), ("learnt", "unheard")])
+def test_a_csv_file_says_who_and_what_and_which_split_also_by_its_old_name(tmp_path, train, unseen):
+    lines = ("path,text,split,speaker", f'sounds/b.wav,"Yes, you.",{train},ann', "sounds/a.wav,No.,held_out,ann")
+    path = manifest(tmp_path, *lines, f"sounds/c.wav,No.,{unseen},bob", f"sounds/d.wav,,{train},cat")
     for source in (path, tmp_path):
         speech = open_speech(source, RATE)
-        assert speech.speakers == ("ann", "cat") and names(speech.learnt) == ["b.wav", "d.wav"]
-        assert speech.learnt.texts == ("Yes, you.", "") and names(speech.held_out) == ["a.wav"]
-        assert speech.unheard is not None and speech.unheard.speakers.tolist() == [-1]
+        assert speech.speakers == ("ann", "cat") and names(speech.train) == ["b.wav", "d.wav"]
+        assert speech.train.texts == ("Yes, you.", "") and names(speech.held_out) == ["a.wav"]
+        assert speech.unseen_speakers is not None and speech.unseen_speakers.speakers.tolist() == [-1]
 
 
-def test_a_csv_file_without_parts_holds_every_tenth_out(tmp_path):
+def test_a_csv_file_without_splits_holds_every_tenth_out(tmp_path):
     path = manifest(tmp_path, "path,speaker", *(f"sounds/{name}.wav,ann" for name in "dcba"))
     assert names(open_speech(path, RATE).held_out) == ["a.wav"]
 
@@ -114,18 +115,18 @@ def test_a_csv_file_without_parts_holds_every_tenth_out(tmp_path):
         (["path,speaker", "sounds/a.wav,"], "line 2: has no speaker"),
         (["path,speaker", "sounds/z.wav,ann"], r"line 2: there is no file .*z\.wav"),
         (["path,speaker", "sounds/a.wav,ann", "sounds/a.wav,bob"], r"line 3: sounds/a\.wav is there twice"),
-        (["path,speaker,split", "sounds/a.wav,ann,test"], "line 2: split must be one of learnt, .*, got 'test'"),
+        (["path,speaker,split", "sounds/a.wav,ann,test"], "line 2: split must be one of train, .*, got 'test'"),
         (["path,speaker", 'sounds/a.wav,"ann'], "after line 1: unexpected end of data"),
         (["path,speaker"], "lists no recordings"),
-        (["path,speaker", "sounds/a.wav,ann"], "has no recordings that are held_out, of 1"),
-        (["path,speaker,split", "sounds/a.wav,ann,held_out"], "has no recordings that are learnt, of 1"),
+        (["path,speaker", "sounds/a.wav,ann"], "has no held_out recordings, of 1"),
+        (["path,speaker,split", "sounds/a.wav,ann,held_out"], "has no train recordings, of 1"),
         (
-            ["path,speaker,split", "sounds/a.wav,ann,learnt", "sounds/b.wav,bob,held_out"],
-            r"has bob as held_out \(b\.wav\) and never as learnt",
+            ["path,speaker,split", "sounds/a.wav,ann,train", "sounds/b.wav,bob,held_out"],
+            r"has bob in held_out \(b\.wav\) but not in train",
         ),
         (
-            ["path,speaker,split", "sounds/a.wav,ann,learnt", "sounds/b.wav,ann,held_out", "sounds/c.wav,ann,unheard"],
-            r"has ann as unheard \(c\.wav\) and also as learnt",
+            ["path,speaker,split", "sounds/a.wav,ann,train", "sounds/b.wav,ann,held_out", "sounds/c.wav,ann,unheard"],
+            r"has ann in unseen_speakers \(c\.wav\) and also in train",
         ),
     ],
 )
@@ -151,34 +152,34 @@ def test_what_is_no_speech_is_explained(tmp_path):
 def test_a_damaged_recording_is_named_when_it_is_read(tmp_path):
     digits(tmp_path)
     speech = open_speech(tmp_path, RATE)
-    speech.learnt.paths[1].write_bytes(b"no sound")
-    assert len(speech.learnt.read(0)) == 20
-    for use in (speech.learnt.read, speech.learnt.waveform, lambda index: SpeechBatches(speech.learnt, 1, 8, 0)):
+    speech.train.paths[1].write_bytes(b"no sound")
+    assert len(speech.train.mu_law(0)) == 20
+    for use in (speech.train.mu_law, speech.train.waveform, lambda index: SpeechBatches(speech.train, 1, 8, 0)):
         with pytest.raises(ValueError, match=r"0_theo_5\.wav is no sound file, or damaged"):
             use(1)
 
 
-def test_what_is_cut_off_or_empty_is_named_before_anything_is_learnt(tmp_path):
+def test_what_is_cut_off_or_empty_is_named_before_training(tmp_path):
     digits(tmp_path)
-    learnt = open_speech(tmp_path, RATE).learnt
-    whole = learnt.paths[1].read_bytes()
-    learnt.paths[1].write_bytes(whole[:-5])
+    recordings = open_speech(tmp_path, RATE).train
+    whole = recordings.paths[1].read_bytes()
+    recordings.paths[1].write_bytes(whole[:-5])
     with pytest.raises(ValueError, match=r"0_theo_5\.wav is cut off: its last 5 bytes are missing"):
-        SpeechBatches(learnt, 1, 8, 0)
-    audio.save(learnt.paths[1], np.zeros(0), RATE)
+        SpeechBatches(recordings, 1, 8, 0)
+    audio.save(recordings.paths[1], np.zeros(0), RATE)
     with pytest.raises(ValueError, match=r"0_theo_5\.wav is empty"):
-        SpeechBatches(learnt, 1, 8, 0)
+        SpeechBatches(recordings, 1, 8, 0)
 
 
 def test_what_was_read_is_kept_up_to_a_size(tmp_path):
     digits(tmp_path)
-    found = open_speech(tmp_path, RATE).learnt
-    few = Recordings([], (), RATE, cached=45)
+    found = open_speech(tmp_path, RATE).train
+    few = Recordings([], (), RATE, cache_bytes=45)
     few.paths, few.speakers, few.texts = found.paths, found.speakers, found.texts
-    first = few.read(0)
-    assert few.read(0) is first and np.array_equal(first, audio.mu_law(few.waveform(0)))
-    few.read(1), few.read(0), few.read(2)
-    assert few.read(2) is few.read(2) and few.read(0) is not first, "50 bytes and then 70 do not fit into 45"
+    first = few.mu_law(0)
+    assert few.mu_law(0) is first and np.array_equal(first, audio.mu_law_encode(few.waveform(0)))
+    few.mu_law(1), few.mu_law(0), few.mu_law(2)
+    assert few.mu_law(2) is few.mu_law(2) and few.mu_law(0) is not first, "50 bytes and then 70 do not fit into 45"
 
 
 @pytest.fixture
@@ -187,7 +188,7 @@ def uneven(tmp_path: Path) -> Recordings:
     for name in ("a", "b"):
         record(tmp_path / "ann" / f"{name}.wav", 0.02, 0.2, 2 * RATE)
         record(tmp_path / "bob" / f"{name}.wav", 0.18, 0.9)
-    return open_speech(tmp_path, RATE).learnt
+    return open_speech(tmp_path, RATE).train
 
 
 def test_a_batch_is_a_function_of_seed_and_number(uneven):
@@ -205,10 +206,10 @@ def test_a_batch_is_a_function_of_seed_and_number(uneven):
 
 
 @pytest.mark.slow
-def test_pieces_are_of_recordings_and_as_likely_as_those_are_long(uneven):
+def test_segments_are_of_recordings_and_as_likely_as_those_are_long(uneven):
     batch = SpeechBatches(uneven, 2000, 30, 0)(0)
     assert 0.87 < batch.speakers.float().mean() < 0.93
-    ann, bob = uneven.read(0), uneven.read(1)
+    ann, bob = uneven.mu_law(0), uneven.mu_law(1)
     starts = set()
     for samples, length, speaker in zip(*batch, strict=True):
         if speaker == 0:
@@ -217,13 +218,13 @@ def test_pieces_are_of_recordings_and_as_likely_as_those_are_long(uneven):
             places = [start for start in range(151) if np.array_equal(bob[start : start + 30], samples)]
             assert length == 30 and places
             starts.update(places)
-    assert {0, 150} <= starts and len(starts) > 140, "from the first piece to the last"
+    assert {0, 150} <= starts and len(starts) > 140, "from the first segment to the last"
 
 
-def test_a_piece_must_have_a_length(uneven):
-    with pytest.raises(ValueError, match="a piece must have 1 sample or more, got 0"):
+def test_a_segment_must_have_a_length(uneven):
+    with pytest.raises(ValueError, match="a segment must have 1 sample or more, got 0"):
         SpeechBatches(uneven, 4, 0, 0)
-    with pytest.raises(ValueError, match="--batch must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="--batch_size must be 1 or more, got 0"):
         SpeechBatches(uneven, 0, 8, 0)(0)
 
 
@@ -231,9 +232,9 @@ def test_phonemes_lie_beside_a_recording_in_its_own_samples(uneven):
     with pytest.raises(FileNotFoundError, match=r"there are no phonemes .*a\.phn"):
         uneven.phonemes(0)
     uneven.paths[0].with_suffix(".phn").write_text("0 10 pau\n10 40 iy\n")
-    said = uneven.phonemes(0)  # recorded at twice the rate
-    assert (said.starts.tolist(), said.stops.tolist()) == ([0, 5], [5, 20])
-    labels = phonemes.frame_labels(said, 4, 6)  # centres 2, 6, 10, 14, 18, 22
+    found = uneven.phonemes(0)  # recorded at twice the rate
+    assert (found.starts.tolist(), found.stops.tolist()) == ([0, 5], [5, 20])
+    labels = phonemes.frame_labels(found, 4, 6)  # centers 2, 6, 10, 14, 18, 22
     assert [phonemes.CLASSES[label] for label in labels] == ["pau", "iy", "iy", "iy", "iy", "pau"]
 
 
@@ -256,7 +257,7 @@ def test_what_is_wrong_with_phonemes_is_named(tmp_path, text, message):
 def test_phonemes_are_written_as_they_are_read(tmp_path):
     text = "0 10 pau\n10 20 iy\n30 31 zh\n"
     (tmp_path / "a.phn").write_text(text)
-    assert phonemes.write_phn(phonemes.read_phn(tmp_path / "a.phn")) == text
+    assert phonemes.format_phn(phonemes.read_phn(tmp_path / "a.phn")) == text
     (tmp_path / "a.phn").write_text("")
     assert len(phonemes.read_phn(tmp_path / "a.phn").classes) == 0
     assert phonemes.frame_labels(phonemes.read_phn(tmp_path / "a.phn"), 4, 3).tolist() == [0, 0, 0]
@@ -266,8 +267,8 @@ def test_every_mnemonic_has_one_of_41_classes():
     assert len(phonemes.CLASSES) == 41
     every = " ".join(phonemes.MNEMONICS.values()).split()
     assert len(every) == len(set(every))
-    assert [phonemes.class_of(name) for name in ("_:", "@", "3:", "'aI", "aI7", "t#", "n-", "")] == (
+    assert [phonemes.phoneme_class(name) for name in ("_:", "@", "3:", "'aI", "aI7", "t#", "n-", "")] == (
         ["pau", "ax", "er", "ay", "ay", "t", "n", "pau"]
     )
     with pytest.raises(ValueError, match="espeak-ng's phoneme 'Q' is in none of 41 classes"):
-        phonemes.class_of("Q")
+        phonemes.phoneme_class("Q")

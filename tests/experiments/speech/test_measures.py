@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from worldmodel.experiments.speech import phoneme_scores
-from worldmodel.experiments.speech.classifiers import Listener, train_listener, verdicts
-from worldmodel.experiments.speech.mel import BANDS, FLOOR, log_mel, mel, mel_distance, plot_sounds, warped
+from worldmodel.experiments.speech.classifiers import AudioClassifier, classify, train_classifier
+from worldmodel.experiments.speech.mel import (
+    NUM_BANDS,
+    POWER_FLOOR,
+    dtw_distance,
+    hz_to_mel,
+    log_mel,
+    mel_distance,
+    plot_sounds,
+)
 
 
 def tone(frequency: float, samples: int, rate: int, amplitude: float = 0.5, phase: float = 0.0) -> Tensor:
@@ -29,7 +37,7 @@ def melody(samples: int, rate: int, *frequencies: float) -> Tensor:
 @pytest.mark.parametrize("frequency", [150, 440, 1000, 3000])
 def test_a_tone_is_loudest_in_the_band_about_it(rate, frequency):
     spectrum = log_mel(tone(frequency, rate // 4, rate), rate)
-    place = mel(torch.tensor(float(frequency))) / mel(torch.tensor(rate / 2)) * (BANDS + 1) - 1
+    place = hz_to_mel(torch.tensor(float(frequency))) / hz_to_mel(torch.tensor(rate / 2)) * (NUM_BANDS + 1) - 1
     assert (spectrum[3:-3].argmax(1) - place).abs().max() < 1
 
 
@@ -42,12 +50,12 @@ def test_a_tone_is_as_loud_at_every_rate_and_twice_the_amplitude_is_6_db():
 
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (80, 1), (81, 2), (8000, 100)])
 def test_a_sound_of_any_length_has_a_frame_for_each_10_ms_begun(samples, frames):
-    assert log_mel(np.zeros(samples, np.float32), 8000).shape == (frames, BANDS)
+    assert log_mel(np.zeros(samples, np.float32), 8000).shape == (frames, NUM_BANDS)
     assert log_mel(torch.ones(samples), 8000).isfinite().all()
 
 
 def test_silence_is_at_the_floor():
-    assert torch.equal(log_mel(torch.zeros(400), 8000), torch.full((5, BANDS), FLOOR).log())
+    assert torch.equal(log_mel(torch.zeros(400), 8000), torch.full((5, NUM_BANDS), POWER_FLOOR).log())
 
 
 def test_a_frame_is_about_the_middle_of_its_10_ms():
@@ -80,7 +88,7 @@ def test_warping_finds_the_best_of_all_ways(shape):
             return 2 * costs[0, 0]
         return min(least(i - 1, j) + costs[i, j], least(i, j - 1) + costs[i, j], least(i - 1, j - 1) + 2 * costs[i, j])
 
-    assert warped(costs) == pytest.approx(least(shape[0] - 1, shape[1] - 1) / sum(shape), abs=1e-12)
+    assert dtw_distance(costs) == pytest.approx(least(shape[0] - 1, shape[1] - 1) / sum(shape), abs=1e-12)
 
 
 def test_a_sound_is_no_way_from_itself_at_any_level():
@@ -108,13 +116,13 @@ def test_sounds_are_drawn_in_columns_with_the_spectrogram_below():
     figure.canvas.draw()
     assert len(figure.axes) == 6
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "silence", "", "", ""]
-    assert figure.axes[3].images[0].get_array().shape == (BANDS, 38)
+    assert figure.axes[3].images[0].get_array().shape == (NUM_BANDS, 38)
     with pytest.raises(ValueError, match="got none"):
         plot_sounds({}, 8000)
 
 
 @pytest.mark.slow
-def test_a_listener_tells_tones_apart_and_the_seed_makes_it():
+def test_a_classifier_tells_tones_apart_and_the_seed_makes_it():
     generator = torch.Generator().manual_seed(0)
 
     def sounds(count: int) -> tuple[list[Tensor], Tensor]:
@@ -124,48 +132,48 @@ def test_a_listener_tells_tones_apart_and_the_seed_makes_it():
         made = [tone((500, 900)[label], length, 8000, 0.3, length) for length, label in pairs]
         return [sound + 0.05 * torch.randn(len(sound), generator=generator) for sound in made], labels
 
-    learnt, others = sounds(64), sounds(20)
+    train, others = sounds(64), sounds(20)
     state = torch.random.get_rng_state()
-    first, again = (train_listener(*learnt, classes=2, rate=8000, epochs=6, seed=3) for _ in range(2))
+    first, again = (train_classifier(*train, classes=2, rate=8000, epochs=6, seed=3) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
-    found = verdicts(first, others[0])
-    assert torch.equal(found, verdicts(again, others[0]))
+    found = classify(first, others[0])
+    assert torch.equal(found, classify(again, others[0]))
     assert (found.argmax(-1) == others[1]).all()
     assert torch.allclose(found.sum(-1), torch.ones(20))
 
 
 @pytest.mark.parametrize("noise", [True, False])
 @pytest.mark.slow
-def test_a_listener_who_learnt_with_noise_minds_none(noise):
+def test_a_classifier_trained_with_noise_is_robust_to_noise(noise):
     generator, labels = torch.Generator().manual_seed(0), torch.arange(84) % 2
     lengths = torch.randint(800, 3000, (84,), generator=generator).tolist()
     clean = [tone((500, 900)[label], length, 8000, 0.3, length) for label, length in zip(labels, lengths, strict=True)]
-    listener = train_listener(clean[:64], labels[:64], classes=2, rate=8000, epochs=20, seed=3, noise=noise)
+    classifier = train_classifier(clean[:64], labels[:64], classes=2, rate=8000, epochs=20, seed=3, noise=noise)
     for amplitude in (0.1, 0.2):
         noisy = [sound + amplitude * torch.randn(len(sound), generator=generator) for sound in clean[64:]]
-        right = (verdicts(listener, noisy).argmax(-1) == labels[64:]).float().mean()
+        right = (classify(classifier, noisy).argmax(-1) == labels[64:]).float().mean()
         assert (right >= 0.95) == noise
 
 
 def test_a_sound_is_judged_the_same_alone_in_a_batch_and_at_any_level():
     torch.manual_seed(0)
-    listener = Listener(3, 8000)
-    for norm in listener.norms:
+    classifier = AudioClassifier(3, 8000)
+    for norm in classifier.norms:
         torch.nn.init.normal_(norm.bias)  # so that what lies beyond a sound would not be zero by itself
-    listener.eval()
+    classifier.eval()
     waveforms = [noise(length, length).numpy() for length in (1, 700, 4000, 1230)]
-    together = verdicts(listener, waveforms)
-    alone = torch.cat([verdicts(listener, [waveform]) for waveform in waveforms])
+    together = classify(classifier, waveforms)
+    alone = torch.cat([classify(classifier, [waveform]) for waveform in waveforms])
     assert torch.allclose(together, alone, atol=1e-5)
-    assert torch.allclose(together, verdicts(listener, [waveform / 3 for waveform in waveforms]), atol=1e-4)
-    assert verdicts(listener, []).shape == (0, 3)
+    assert torch.allclose(together, classify(classifier, [waveform / 3 for waveform in waveforms]), atol=1e-4)
+    assert classify(classifier, []).shape == (0, 3)
 
 
-def test_a_listener_needs_a_label_in_range_for_each_sound():
+def test_a_classifier_needs_a_label_in_range_for_each_sound():
     with pytest.raises(ValueError, match="2 waveforms, 1 labels"):
-        train_listener([torch.ones(9), torch.ones(9)], [0], 2, 8000)
+        train_classifier([torch.ones(9), torch.ones(9)], [0], 2, 8000)
     with pytest.raises(ValueError, match="from 0 to 1, got 0 to 2"):
-        train_listener([torch.ones(9), torch.ones(9)], [0, 2], 2, 8000)
+        train_classifier([torch.ones(9), torch.ones(9)], [0, 2], 2, 8000)
 
 
 def speech(utterances: int, seed: int) -> list[np.ndarray]:
@@ -184,10 +192,10 @@ def test_a_perfect_code_is_always_right_and_an_unused_one_is_the_majority():
 
 
 def test_random_codes_are_right_as_often_as_the_majority():
-    learnt, others = speech(60, 0), speech(30, 1)
-    names = phoneme_scores.fit_map(phoneme_scores.random_codes(learnt, 8, 0), learnt, 8, 41)
+    train, others = speech(60, 0), speech(30, 1)
+    names = phoneme_scores.fit_map(phoneme_scores.random_codes(train, 8, 0), train, 8, 41)
     random = phoneme_scores.accuracy(names, phoneme_scores.random_codes(others, 8, 1), others)
-    share = phoneme_scores.majority(learnt, others, 41)
+    share = phoneme_scores.majority(train, others, 41)
     assert random == share
     assert share["low"] < 0.5 < share["high"]
     assert share["mean"] == pytest.approx(np.concatenate(others).tolist().count(4) / sum(map(len, others)))
@@ -208,7 +216,7 @@ def test_codes_and_labels_must_be_of_the_same_frames_and_in_range():
         phoneme_scores.fit_map([np.zeros(2)], [np.array([0, 41])], 4, 41)
     with pytest.raises(ValueError, match="codes from 0 to 3, got 4 to 4"):
         phoneme_scores.accuracy(np.zeros(4), [np.array([4])], [np.array([0])])
-    with pytest.raises(ValueError, match="a frame or more, got 1 utterances of none"):
+    with pytest.raises(ValueError, match="a frame or more, got 1 utterances without any"):
         phoneme_scores.fit_map([np.zeros(0)], [np.zeros(0)], 4, 41)
 
 
@@ -216,8 +224,8 @@ def test_features_are_means_over_each_hop():
     sound = noise(8010, 0)
     frames = log_mel(sound, 8000).numpy()  # (101, BANDS), of 80 samples each
     whole = phoneme_scores.mel_features(sound, 8000, 320)
-    assert whole.shape == (26, BANDS)
-    assert np.allclose(whole[:25], frames[:100].reshape(25, 4, BANDS).mean(1), atol=1e-4)
+    assert whole.shape == (26, NUM_BANDS)
+    assert np.allclose(whole[:25], frames[:100].reshape(25, 4, NUM_BANDS).mean(1), atol=1e-4)
     assert np.allclose(whole[25], frames[100], atol=1e-4)  # the last hop has but one
     assert np.allclose(
         phoneme_scores.mel_features(sound, 8000, 100)[1], (60 * frames[1] + 40 * frames[2]) / 100, atol=1e-4
@@ -226,22 +234,20 @@ def test_features_are_means_over_each_hop():
 
 
 def test_kmeans_codes_name_what_lies_in_heaps():
-    learnt, others = speech(10, 0), speech(5, 1)
+    train, others = speech(10, 0), speech(5, 1)
     generator = np.random.default_rng(0)
     places = 10 * generator.normal(size=(5, 6))
 
     def features(labels: list[np.ndarray]) -> list[np.ndarray]:
         return [places[label] + 0.1 * generator.normal(size=(len(label), 6)) for label in labels]
 
-    shown = features(learnt)
+    shown = features(train)
     codebook = phoneme_scores.kmeans(shown, 12, seed=1)
     assert np.array_equal(codebook, phoneme_scores.kmeans(shown, 12, seed=1))
-    codes, perplexity = phoneme_scores.nearest_codes(codebook, shown)
-    assert 4 < perplexity <= 12
-    names = phoneme_scores.fit_map(codes, learnt, 12, 41)
-    assert (
-        phoneme_scores.accuracy(names, phoneme_scores.nearest_codes(codebook, features(others))[0], others)["mean"] == 1
-    )
+    codes = phoneme_scores.nearest_codes(codebook, shown)
+    assert 4 < phoneme_scores.code_perplexity(codes, 12) <= 12
+    names = phoneme_scores.fit_map(codes, train, 12, 41)
+    assert phoneme_scores.accuracy(names, phoneme_scores.nearest_codes(codebook, features(others)), others)["mean"] == 1
     with pytest.raises(ValueError, match="5 codes need as many different frames, got 1"):
         phoneme_scores.kmeans([np.zeros((9, 6))], 5)
 

@@ -1,4 +1,4 @@
-"""The VQ-VAE of sound: what it hears, what its decoder is told, and what it makes of codes."""
+"""The speech VQ-VAE: its encoder's input, its decoder's condition, its losses and its samples."""
 
 from dataclasses import replace
 
@@ -7,32 +7,32 @@ import pytest
 import torch
 
 from worldmodel.experiments.speech.codec import mean_bits
+from worldmodel.experiments.speech.config import SpeechConfig
 from worldmodel.experiments.speech.data import audio
 from worldmodel.experiments.speech.model import (
-    TOLD_EVERY,
+    MIN_CONDITION_HOP,
     SpeechBatch,
-    SpeechConfig,
     SpeechVQVAE,
-    heard,
-    jittered,
-    spectra,
+    jitter,
+    log_spectra,
+    mu_law_to_float,
 )
-from worldmodel.models.autoregressive.sampling import draw
-from worldmodel.models.layers import strided
+from worldmodel.models.autoregressive.sampling import sample_categorical
+from worldmodel.models.layers import strided_convolutions
 from worldmodel.models.quantizers.config import QuantizerConfig
 
 SMALL = SpeechConfig(
-    speakers=2,
+    num_speakers=2,
     strides=(2, 2, 4),
-    hidden=8,
-    residual_hidden=8,
-    residual_blocks=1,
-    quantizer=QuantizerConfig(codes=16, dim=8),
-    width=8,
-    channels=8,
-    layers=3,
-    cycle=3,
-    skip=8,
+    hidden_channels=8,
+    residual_channels=8,
+    num_residual_blocks=1,
+    quantizer=QuantizerConfig(codebook_size=16, code_dim=8),
+    condition_channels=8,
+    decoder_channels=8,
+    decoder_layers=3,
+    dilation_cycle=3,
+    skip_channels=8,
 )
 
 
@@ -50,21 +50,29 @@ def batch(length=64, seed=0):
 @pytest.mark.parametrize("strides", [(2,) * 6, (2,) * 7, (5, *(2,) * 7), (3, 2)])
 def test_a_stack_of_strides_divides_a_length_exactly(strides):
     hop = int(np.prod(strides))
-    assert torch.nn.Sequential(*strided(1, 1, 4, strides))(torch.zeros(1, 1, 3 * hop)).shape == (1, 4, 3)
+    assert torch.nn.Sequential(*strided_convolutions(1, 1, 4, strides))(torch.zeros(1, 1, 3 * hop)).shape == (1, 4, 3)
     small = SpeechVQVAE(
-        SpeechConfig(strides=strides, hidden=4, residual_hidden=4, width=4, channels=4, layers=2, skip=4)
+        SpeechConfig(
+            strides=strides,
+            hidden_channels=4,
+            residual_channels=4,
+            condition_channels=4,
+            decoder_channels=4,
+            decoder_layers=2,
+            skip_channels=4,
+        )
     )
     codes = small.encode(torch.zeros(1, 2 * hop, dtype=torch.uint8))
-    told = small.told(2 * hop, torch.tensor([0]), codes)
-    assert codes.shape == (1, 2) and told.shape[1] * (2 * hop // told.shape[1]) == 2 * hop
-    assert hop < TOLD_EVERY or 2 * hop // told.shape[1] >= TOLD_EVERY
+    condition = small.condition_on_codes(2 * hop, torch.tensor([0]), codes)
+    assert codes.shape == (1, 2) and condition.shape[1] * (2 * hop // condition.shape[1]) == 2 * hop
+    assert hop < MIN_CONDITION_HOP or 2 * hop // condition.shape[1] >= MIN_CONDITION_HOP
 
 
 def test_silence_after_a_recording_counts_for_nothing(network):
     first = batch()
     changed = first.samples.clone()
     changed[1, 40:] = 7  # of 32
-    codes = network.encode(first.samples)  # the same, so that only what is foretold differs
+    codes = network.encode(first.samples)  # the same, so that only the samples to predict differ
     bits = [
         mean_bits(network.bits(samples, first.speakers, codes), first.lengths) for samples in (first.samples, changed)
     ]
@@ -88,14 +96,14 @@ def test_samples_depend_on_codes_around_them_and_on_who_speaks_and_on_samples_be
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_what_is_said_is_what_full_passes_would_say(network, temperature):
+def test_cached_sampling_equals_full_passes(network, temperature):
     first = batch(32)
     codes, uniforms = network.encode(first.samples), torch.rand(3, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        told = network.told(32, first.speakers, codes)
-        said = network.net.sample(told, uniforms, temperature)
-        logits = network.net(said, told)
-    assert torch.equal(draw(logits, uniforms, temperature), said)
+        condition = network.condition_on_codes(32, first.speakers, codes)
+        samples = network.net.sample(condition, uniforms, temperature)
+        logits = network.net(samples, condition)
+    assert torch.equal(sample_categorical(logits, uniforms, temperature), samples)
 
 
 def test_everything_learns(network):
@@ -103,20 +111,20 @@ def test_everything_learns(network):
     loss, _ = network(batch(), torch.Generator().manual_seed(0))
     loss.backward()
     assert all(part.grad is not None and part.grad.abs().sum() > 0 for part in network.encoder.parameters())
-    untold = SpeechVQVAE(replace(SMALL, untold=0.99)).train()
-    untold(batch(), torch.Generator().manual_seed(0))[0].backward()
-    assert untold.nothing.grad.abs().sum() > 0
+    dropped = SpeechVQVAE(replace(SMALL, code_dropout=0.99)).train()
+    dropped(batch(), torch.Generator().manual_seed(0))[0].backward()
+    assert dropped.nothing.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("strides", [(2, 2, 4), (2,) * 7, (5, *(2,) * 7), (3, 2, 4)])
-def test_a_spectrum_is_heard_at_the_middle_of_its_codes(strides):
+def test_a_spectrum_is_centered_on_its_codes(strides):
     torch.manual_seed(0)
-    net = SpeechVQVAE(replace(SMALL, strides=strides, hears="spectrum", plain=0.5)).eval()
+    net = SpeechVQVAE(replace(SMALL, strides=strides, encoder_input="spectrum", aux_weight=0.5)).eval()
     hop = net.config.hop
     samples = torch.full((1, 9 * hop), audio.SILENCE, dtype=torch.uint8)
-    quiet = net.vectors(samples.long())
+    quiet = net.encode_to_vectors(samples.long())
     samples[:, 4 * hop : 5 * hop] = torch.randint(256, (hop,), dtype=torch.uint8)
-    changed = (net.vectors(samples.long()) - quiet).abs().sum((0, 1))
+    changed = (net.encode_to_vectors(samples.long()) - quiet).abs().sum((0, 1))
     assert quiet.shape == (1, 8, 9) and int(changed.argmax()) in (3, 4, 5)
     assert changed[0] == changed[8] == 0
     loss, metrics = net(SpeechBatch(samples, torch.tensor([9 * hop]), torch.tensor([0])))
@@ -125,15 +133,15 @@ def test_a_spectrum_is_heard_at_the_middle_of_its_codes(strides):
 
 def test_a_tone_is_loudest_in_the_band_of_its_frequency():
     time = np.arange(4096) / 8000
-    tone = torch.from_numpy(audio.mu_law(0.02 * np.sin(2 * np.pi * 1000 * time)))[None]
-    found = spectra(tone.long(), 64)
+    tone = torch.from_numpy(audio.mu_law_encode(0.02 * np.sin(2 * np.pi * 1000 * time)))[None]
+    found = log_spectra(tone.long(), 64)
     assert found.shape == (1, 64, 65)
     assert int(found[0, 32].argmax()) == 1000 / (8000 / 128)
 
 
 def test_at_the_beginning_nothing_is_quantized():
     torch.manual_seed(0)
-    net = SpeechVQVAE(replace(SMALL, startup=2)).train()
+    net = SpeechVQVAE(replace(SMALL, quantizer_warmup_steps=2)).train()
     before = net.quantizer.codebook.clone()
     for step in range(3):
         _, metrics = net(batch(), torch.Generator().manual_seed(step))
@@ -143,7 +151,7 @@ def test_at_the_beginning_nothing_is_quantized():
 
 def test_a_wavenet_waits_until_the_codes_mean_something():
     torch.manual_seed(0)
-    net = SpeechVQVAE(replace(SMALL, plain=0.5, alone=2)).train()
+    net = SpeechVQVAE(replace(SMALL, aux_weight=0.5, aux_only_steps=2)).train()
     for step in range(3):
         net.zero_grad()
         loss, metrics = net(batch(), torch.Generator().manual_seed(step))
@@ -152,24 +160,24 @@ def test_a_wavenet_waits_until_the_codes_mean_something():
         assert (net.net.logits.weight.grad is None) == (step < 2)
         assert all(part.grad is not None and part.grad.abs().sum() > 0 for part in net.encoder.parameters())
     with pytest.raises(ValueError, match="give it a weight"):
-        replace(SMALL, alone=2)
+        replace(SMALL, aux_only_steps=2)
 
 
 def test_the_first_codes_differ_where_the_sound_does():
     torch.manual_seed(0)
     deep = SpeechVQVAE(SpeechConfig())
     noise = torch.randint(256, (1, 4096), dtype=torch.uint8)
-    found = deep.encoder(heard(noise.long()))
+    found = deep.encoder(mu_law_to_float(noise.long()))
     assert found.std(-1).mean() > 0.1  # 0.001 if they begin as PyTorch begins convolutions
 
 
 def test_jitter_takes_neighbours_as_often_as_it_says():
     vectors = torch.arange(10_000.0).view(1, 1, -1)
-    moved = jittered(vectors, 0.2, torch.Generator().manual_seed(0)) - vectors
+    moved = jitter(vectors, 0.2, torch.Generator().manual_seed(0)) - vectors
     assert set(moved.unique().tolist()) == {-1, 0, 1}
     assert float((moved != 0).float().mean()) == pytest.approx(0.2, abs=0.02)
     assert float((moved > 0).float().mean()) == pytest.approx(0.1, abs=0.02)
-    assert torch.equal(jittered(vectors, 0.0), vectors)
+    assert torch.equal(jitter(vectors, 0.0), vectors)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,7 @@ def test_jitter_takes_neighbours_as_often_as_it_says():
         ({"strides": ()}, "strides"),
         ({"strides": (1, 2)}, "strides"),
         ({"jitter": 1.5}, "jitter"),
-        ({"untold": -1}, "untold"),
+        ({"code_dropout": -1}, "code_dropout"),
     ],
 )
 def test_a_wrong_setting_is_named(wrong, message):

@@ -11,15 +11,18 @@ import torch
 
 from tests.conftest import tones, train_config
 from tests.experiments.speech.test_model import SMALL
-from worldmodel import checkpoint, config
+from worldmodel import checkpoint, config, tensor_io
 from worldmodel.experiments.speech import codec
-from worldmodel.experiments.speech.codec import Voices, filled
-from worldmodel.experiments.speech.convert import convert, sample, ship
+from worldmodel.experiments.speech.codec import SpeechCodec, pad_to_hop
+from worldmodel.experiments.speech.convert import convert
 from worldmodel.experiments.speech.data import audio
-from worldmodel.experiments.speech.evaluate import elsewhere, evaluate
+from worldmodel.experiments.speech.evaluate import evaluate, sample_other_texts
 from worldmodel.experiments.speech.phonemes import phonemes
-from worldmodel.experiments.speech.train import prior, train
-from worldmodel.models.spatial_prior import SpatialPriorConfig
+from worldmodel.experiments.speech.prior import prior
+from worldmodel.experiments.speech.sample import sample
+from worldmodel.experiments.speech.ship import ship
+from worldmodel.experiments.speech.train import train
+from worldmodel.models.config import SpatialPriorConfig
 
 RATE = 4000
 
@@ -32,48 +35,50 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "speech"
-    train(str(corpus), str(folder), RATE, SMALL, train_config(steps=3), batch=4, length=256)
+    train(str(corpus), str(folder), RATE, SMALL, train_config(steps=3), batch_size=4, segment_length=256)
     return folder
 
 
-def test_a_recording_is_filled_with_silence_up_to_a_whole_code():
-    assert [len(filled(np.zeros(size, np.uint8), 16)) for size in (0, 1, 16, 17)] == [16, 16, 16, 32]
-    assert filled(np.zeros(1, np.uint8), 16)[-1] == audio.SILENCE
+def test_a_recording_is_padded_with_silence_up_to_a_whole_code():
+    assert [len(pad_to_hop(np.zeros(size, np.uint8), 16)) for size in (0, 1, 16, 17)] == [16, 16, 16, 32]
+    assert pad_to_hop(np.zeros(1, np.uint8), 16)[-1] == audio.SILENCE
 
 
 @pytest.mark.slow
 def test_training_writes_a_run_that_loads(run):
-    voices = Voices.load(run)
-    assert voices.speakers == ("high", "low") and voices.rate == RATE
+    speech_codec = SpeechCodec.load(run)
+    assert speech_codec.speakers == ("high", "low") and speech_codec.rate == RATE
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"bits_per_sample", "bits_per_sample_shuffled", "bits_per_sample_none", "perplexity"} <= set(lines[-1])
 
 
-@pytest.mark.parametrize("alone", [0, 3])
+@pytest.mark.parametrize("aux_only_steps", [0, 3])
 @pytest.mark.slow
-def test_training_that_was_stopped_goes_on(corpus, tmp_path, alone):
-    model = replace(SMALL, plain=1.0, alone=alone, startup=alone // 2)
+def test_training_that_was_stopped_goes_on(corpus, tmp_path, aux_only_steps):
+    model = replace(SMALL, aux_weight=1.0, aux_only_steps=aux_only_steps, quantizer_warmup_steps=aux_only_steps // 2)
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     for folder, steps in ((whole, 4), (parted, 2), (parted, 4)):
-        settings = replace(train_config(steps=steps), decay=0.0)
-        train(str(corpus), str(folder), RATE, model, settings, batch=4, length=256)
-    assert checkpoint.digest(whole) == checkpoint.digest(parted)
+        settings = replace(train_config(steps=steps), decay_fraction=0.0)
+        train(str(corpus), str(folder), RATE, model, settings, batch_size=4, segment_length=256)
+    assert tensor_io.digest(whole) == tensor_io.digest(parted)
 
 
 def test_an_utterance_is_the_same_alone_and_among_others(run):
-    voices = Voices.load(run)
+    speech_codec = SpeechCodec.load(run)
     codes = [torch.arange(length) % 16 for length in (5, 3, 9)]
-    together = voices.say(codes, [0, 1, 0], seed=3)
+    together = speech_codec.decode(codes, [0, 1, 0], seed=3)
     assert [len(part) for part in together] == [80, 48, 144]
     for number, line in enumerate(codes):
-        alone = voices.say([line], [[0, 1, 0][number]], seed=3 + number)[0]
+        alone = speech_codec.decode([line], [[0, 1, 0][number]], seed=3 + number)[0]
         assert (alone == together[number]).mean() > 0.95  # but for rounding
-        told = voices.network.told(len(line) * 16, torch.tensor([[0, 1, 0][number]]), line[None])
-        assert torch.equal(voices._told(line, [0, 1, 0][number]), told[0])
+        condition = speech_codec.network.condition_on_codes(
+            len(line) * 16, torch.tensor([[0, 1, 0][number]]), line[None]
+        )
+        assert torch.equal(speech_codec._condition(line, [0, 1, 0][number]), condition[0])
     with pytest.raises(ValueError, match=r"unknown speaker 'lo'.*did you mean 'low'"):
-        voices.number("lo")
+        speech_codec.speaker_index("lo")
     with pytest.raises(ValueError, match="temperature must be a number of 0 or more"):
-        voices.say(codes, [0, 0, 0], temperature=-1.0)
+        speech_codec.decode(codes, [0, 0, 0], temperature=-1.0)
 
 
 def test_a_recording_of_anybody_is_converted(corpus, run, tmp_path, capsys):
@@ -101,13 +106,13 @@ def test_voices_that_are_passed_on_name_no_folder(corpus, run, tmp_path, monkeyp
         convert(str(wav), "high", str(tmp_path / f"{Path(name).name}.wav"), name)
     assert (tmp_path / "tones.wav").read_bytes() == (tmp_path / f"{run.name}.wav").read_bytes()
     assert str(corpus.parent) not in (tmp_path / "tones" / "config.yaml").read_text()
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         ship(str(run), str(tmp_path / "tones"))
 
 
 @pytest.mark.slow
 def test_the_voices_that_come_with_the_package_speak(corpus, tmp_path):
-    shipped = Voices.load()
+    shipped = SpeechCodec.load()
     assert shipped.speakers == ("george", "jackson", "lucas", "nicolas", "theo") and shipped.rate == 8000
     out = tmp_path / "b.wav"
     config.run(
@@ -115,10 +120,10 @@ def test_the_voices_that_come_with_the_package_speak(corpus, tmp_path):
         f"convert --wav {corpus.parent / 'strange' / 'up-0.wav'} --speaker george --out {out}".split(),
     )
     assert len(audio.load(out, 8000)) == 1800 and audio.load(out, 8000).std() > 0.01
-    files = [path for path in (codec.SHIPPED / codec.DEFAULT).iterdir() if path.is_file()]
+    files = [path for path in (codec.SHIPPED / codec.DEFAULT_CODEC).iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 6e6
     assert shipped.network.steps == checkpoint.read_config(shipped.run)["train"]["steps"]
-    one, other = shipped.say([torch.zeros(20, dtype=torch.int64)] * 2, [0, 1], seed=1)
+    one, other = shipped.decode([torch.zeros(20, dtype=torch.int64)] * 2, [0, 1], seed=1)
     assert not np.array_equal(one, other)
 
 
@@ -128,8 +133,9 @@ def test_what_it_keeps_is_measured(corpus, run, tmp_path, capsys):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["recordings"] == 6 and set(scores["bits_per_sample"]) == {"true", "shuffled", "none"}
     assert scores["text"]["recorded"]["mean"] >= 0.8 and scores["speaker"]["recorded"]["mean"] >= 0.8
-    assert set(scores["speaker"]) == {"recorded", "same speaker", "converted is the other", "converted is the first"}
-    assert scores["mel_distance"]["converted to target"]["pairs"] == 6
+    assert set(scores["speaker"]) == {"recorded", "same_speaker", "converted_as_target", "converted_as_source"}
+    assert set(scores["trained_without_noise"]) == {"speaker", "text"}
+    assert scores["mel_distance"]["converted_to_target"]["pairs"] == 6
     assert (
         (tmp_path / "sounds.png").exists()
         and (tmp_path / "training.png").exists()
@@ -142,44 +148,47 @@ def test_what_it_keeps_is_measured(corpus, run, tmp_path, capsys):
 @pytest.mark.slow
 def test_codes_are_named_after_phonemes(corpus, run, tmp_path, capsys):
     other = tmp_path / "other"
-    train(str(corpus), str(other), RATE, SMALL, replace(train_config(steps=2), seed=1), batch=4, length=256)
+    train(
+        str(corpus), str(other), RATE, SMALL, replace(train_config(steps=2), seed=1), batch_size=4, segment_length=256
+    )
     phonemes(f"{run},{other}", str(corpus), str(tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "phonemes.json").read_text())["rows"]
     assert [len(found) for found in rows.values()] == [1, 2, 2, 2, 2]
-    frequent = rows["most frequent phoneme"][0]
-    assert frequent["learnt"]["mean"] == pytest.approx(0.5, abs=0.05)  # aa and s are equally long
-    known, guessed = (rows[name][0]["held_out"]["mean"] for name in ("k-means of log-mel", "random codes"))
+    frequent = rows["majority"][0]
+    assert frequent["train"]["mean"] == pytest.approx(0.5, abs=0.05)  # aa and s are equally long
+    known, guessed = (rows[name][0]["held_out"]["mean"] for name in ("kmeans", "random_codes"))
     assert guessed == pytest.approx(0.5, abs=0.1) and known > guessed + 0.05  # tones that rise and fall tell something
-    assert set(rows["VQ-VAE"][0]) == {"learnt", "held_out", "unheard", "perplexity", "speaker"}
-    assert "unheard %" in (tmp_path / "out" / "phonemes.txt").read_text()
+    assert set(rows["vqvae"][0]) == {"train", "held_out", "unseen_speakers", "perplexity", "speaker_accuracy"}
+    text = (tmp_path / "out" / "phonemes.txt").read_text()
+    assert "unseen_speakers %" in text and "k-means of log-mel, less its mean" in text
     different = tmp_path / "different"
     sizes = replace(SMALL, strides=(2, 4, 4))
-    train(str(corpus), str(different), RATE, sizes, train_config(steps=1), batch=4, length=256)
+    train(str(corpus), str(different), RATE, sizes, train_config(steps=1), batch_size=4, segment_length=256)
     with pytest.raises(ValueError, match="--runs must agree"):
         phonemes(f"{run},{different}", str(corpus), str(tmp_path / "out"))
 
 
 @pytest.mark.slow
-def test_a_prior_says_what_nobody_said(corpus, run, tmp_path, capsys):
-    folder, out = tmp_path / "prior", tmp_path / "said"
-    sizes = SpatialPriorConfig(net="wavenet", hidden=8, layers=3)
-    prior(str(corpus), str(run), str(folder), sizes, train_config(steps=2), batch=4, length=20)
+def test_a_prior_samples_new_utterances(corpus, run, tmp_path, capsys):
+    folder, out = tmp_path / "prior", tmp_path / "sampled"
+    sizes = SpatialPriorConfig(net="wavenet", hidden_channels=8, num_layers=3)
+    prior(str(corpus), str(run), str(folder), sizes, train_config(steps=2), batch_size=4, seq_length=20)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"bits_per_code", "bits_per_code_unigram", "bits_per_code_bigram"} <= set(last)
-    sample(str(folder), str(out), count=3, codes=30)  # longer than it learnt from
+    sample(str(folder), str(out), count=3, codes=30)  # longer than its training segments
     assert sorted(path.name for path in out.iterdir()) == ["0.wav", "1.wav", "2.wav", "sounds.png"]
     first, second = (audio.load(out / f"{number}.wav", RATE) for number in range(2))
     assert len(first) == 30 * 16 and not np.array_equal(first, second)
     with pytest.raises(ValueError, match="smaller"):
-        prior(str(corpus), str(run), str(folder), sizes, train_config(steps=2), batch=4, length=100_000)
+        prior(str(corpus), str(run), str(folder), sizes, train_config(steps=2), batch_size=4, seq_length=100_000)
 
 
 def test_shuffled_codes_are_of_recordings_that_say_something_else():
     texts = ["one", "two", "one", "three", ""]
-    found = elsewhere(texts, seed=0)
-    assert found == elsewhere(texts, seed=0) and len(found) == 5
+    found = sample_other_texts(texts, seed=0)
+    assert found == sample_other_texts(texts, seed=0) and len(found) == 5
     assert all(place != other and (texts[place] != texts[other]) for place, other in enumerate(found))
-    assert elsewhere(["one"], 0) == elsewhere(["one", "one"], 0) == []
+    assert sample_other_texts(["one"], 0) == sample_other_texts(["one", "one"], 0) == []
 
 
 def write(path: Path, samples: list[float] | np.ndarray, rate: int = RATE) -> None:
@@ -228,18 +237,18 @@ def test_a_strange_recording_is_converted(run, tmp_path, kind):
 def test_a_run_does_not_go_on_with_other_recordings(corpus, run):
     before = (run / "config.yaml").read_bytes()
     with pytest.raises(ValueError, match="was trained on speech with rate 4000, got 8000"):
-        train(str(corpus), str(run), 8000, SMALL, train_config(steps=6), batch=4, length=256)
+        train(str(corpus), str(run), 8000, SMALL, train_config(steps=6), batch_size=4, segment_length=256)
     lines = corpus.read_text().splitlines()
     fewer = corpus.parent / "fewer.csv"
     fewer.write_text("\n".join(line for line in lines if "up-1" not in line) + "\n")
-    with pytest.raises(ValueError, match="with learnt 18, got 16"):
-        train(str(fewer), str(run), RATE, SMALL, train_config(steps=6), batch=4, length=256)
+    with pytest.raises(ValueError, match="with train 18, got 16"):
+        train(str(fewer), str(run), RATE, SMALL, train_config(steps=6), batch_size=4, segment_length=256)
     others = corpus.parent / "others_held_out.csv"  # as many
-    swap = {"2": ("learnt", "held_out"), "3": ("held_out", "learnt")}
-    said = [
-        line if line[-4:] == "eard" else line.replace(*swap.get(line.split(".wav")[0][-1], ("", ""))) for line in lines
+    swap = {"2": ("train", "held_out"), "3": ("held_out", "train")}
+    swapped = [
+        line if "unseen" in line else line.replace(*swap.get(line.split(".wav")[0][-1], ("", ""))) for line in lines
     ]
-    others.write_text("\n".join(said) + "\n")
+    others.write_text("\n".join(swapped) + "\n")
     with pytest.raises(ValueError, match="with recordings"):
         evaluate(str(run), str(others), str(corpus.parent / "out"))
     assert (run / "config.yaml").read_bytes() == before
@@ -253,7 +262,7 @@ def test_recordings_of_others_are_refused(corpus, run, tmp_path):
         evaluate(str(run), str(other), str(tmp_path))
 
 
-def test_a_piece_that_is_no_multiple_of_the_hop_is_refused(corpus, tmp_path, monkeypatch, capsys):
-    with pytest.raises(ValueError, match="--length must be a multiple of the 16 samples of a code, got 100"):
-        train(str(corpus), str(tmp_path / "x"), RATE, SMALL, train_config(steps=1), length=100)
+def test_a_segment_that_is_no_multiple_of_the_hop_is_refused(corpus, tmp_path, monkeypatch, capsys):
+    with pytest.raises(ValueError, match="--segment_length must be a multiple of 16, the samples per code, got 100"):
+        train(str(corpus), str(tmp_path / "x"), RATE, SMALL, train_config(steps=1), segment_length=100)
     assert not (tmp_path / "x").exists()

@@ -1,107 +1,130 @@
-"""The bounds of autoencoders on the likelihood of pictures, in bits per dimension, and what those leave out."""
+"""Bits per dimension of images: bounds of every autoencoder, and of codes under a prior."""
 
 import math
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldmodel.episodes.encode import encode
-from worldmodel.episodes.segments import spread
-from worldmodel.experiments.likelihood.architecture import Autoencoder, Bound
-from worldmodel.experiments.likelihood.autoencoders import DiscreteAutoencoder
+from worldmodel import checkpoint, tensor_io
+from worldmodel.baselines import Unigram
+from worldmodel.episodes.encode import encode_frames
+from worldmodel.experiments.likelihood.autoencoders import AnyAutoencoder, Bound, DiscreteAutoencoder
 from worldmodel.experiments.likelihood.elbo import importance_bound
-from worldmodel.images.dataset import Images
-from worldmodel.metrics import Unigram, interval, vqvae_scores
+from worldmodel.images.dataset import ImageDataset, read_evenly
+from worldmodel.metrics import vqvae_scores
 from worldmodel.models.spatial_prior import CodeBatch, SpatialPrior
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.stats import bootstrap_interval
 
-AT_ONCE = 256  # draws to decode
-PRIOR_AT_ONCE = 32  # pictures
-COUNTED = 10_000  # pictures whose codes a unigram prior counts
+DECODE_BATCH_SIZE = 256  # latent samples decoded together
+PRIOR_BATCH_SIZE = 32  # images
+MAX_UNIGRAM_IMAGES = 10_000  # training images whose codes a unigram prior counts
 
 
-def of_codes(network: DiscreteAutoencoder, found: Images, frames: Tensor, prior: SpatialPrior | None) -> dict:
-    """The bounds of a VQ-VAE under each prior, and how well it draws the pictures again."""
-    bound, bits = bounds(network, frames), frames[0].numel()
-    size = network.config.quantizer.codes
-    seen = found.learnt.read(spread(len(found.learnt), COUNTED))
-    codes, before = (torch.from_numpy(encode(network, part).astype(np.int64)) for part in (frames.numpy(), seen))
-    nats = codes[0].numel() * math.log(2)  # of one bit per code
-    rates = {"uniform": bound.rate, "unigram": Unigram(before, size).bits(codes) * nats}
+def load_prior(prior: Path, run: Path) -> SpatialPrior:
+    """Load a spatial prior and check that it predicts the codes of this run."""
+    if tensor_io.digest(prior / "vqvae") != tensor_io.digest(run):
+        raise ValueError(f"--prior {prior} predicts the codes of another VQ-VAE than {run}; train one on those")
+    return checkpoint.load_spatial_prior(prior)
+
+
+def evaluate_discrete(
+    network: DiscreteAutoencoder, dataset: ImageDataset, frames: Tensor, prior: SpatialPrior | None
+) -> dict:
+    """Return the bounds of a VQ-VAE under each prior, and its reconstruction scores."""
+    bound, dimensions = compute_bounds(network, frames), frames[0].numel()
+    size, vqvae = network.config.quantizer.codebook_size, cast(VQVAE, network)  # which has the same methods
+    train_frames = read_evenly(dataset.train, MAX_UNIGRAM_IMAGES)
+    codes, train_codes = (
+        torch.from_numpy(encode_frames(vqvae, part.numpy()).astype(np.int64)) for part in (frames, train_frames)
+    )
+    nats = codes[0].numel() * math.log(2)  # per image, of one bit per code
+    rates = {"uniform": bound.rate, "unigram": Unigram(train_codes, size).bits(codes) * nats}
     if prior:
-        rates["learnt"] = told_no_class(prior, codes) * nats
-    quality = vqvae_scores(network, frames)[1]
+        rates["learned"] = unconditional_bits_per_code(prior, codes) * nats
+    quality = vqvae_scores(vqvae, frames)[1]
     return {
-        "codes": {"latents": codes[0].numel(), "K": size, "D": network.config.quantizer.dim},
-        "bounds": [row(bits, name, bound.distortion, rate, bound.distortion + rate) for name, rate in rates.items()],
+        "codes": {
+            "codes_per_image": codes[0].numel(),
+            "codebook_size": size,
+            "code_dim": network.config.quantizer.code_dim,
+        },
+        "bounds": [
+            bound_row(dimensions, name, Bound(bound.distortion, rate, bound.distortion + rate))
+            for name, rate in rates.items()
+        ],
         "reconstruction": {name: quality[name] for name in ("psnr", "nmse", "perplexity", "codes_used")},
     }
 
 
-def told_no_class(prior: SpatialPrior, codes: Tensor) -> Tensor:
-    """Bits per code of (N, H, W) codes, (N,); one that knows classes counts as the mixture of what it says of each."""
-    found, place = [], next(prior.parameters()).device
-    for part in codes.to(place).split(PRIOR_AT_ONCE):
-        classes = [torch.full((len(part),), label, device=place) for label in range(prior.config.classes or 1)]
-        bits = torch.stack([prior.bits(CodeBatch(part, label)) for label in classes], 1).double() * part[0].numel()
-        found.append(-importance_bound(-bits * math.log(2)).cpu() / math.log(2) / part[0].numel())
-    return torch.cat(found)
+def unconditional_bits_per_code(prior: SpatialPrior, codes: Tensor) -> Tensor:
+    """Return bits per code (N,) of codes (N, H, W); a class-conditional prior counts as a mixture over its classes."""
+    rows, device, size = [], next(prior.parameters()).device, codes[0].numel()
+    for part in codes.to(device).split(PRIOR_BATCH_SIZE):
+        classes = [torch.full((len(part),), label, device=device) for label in range(prior.config.num_classes or 1)]
+        bits = torch.stack([prior.bits_per_code(CodeBatch(part, label)) for label in classes], 1).double() * size
+        rows.append(-importance_bound(-bits * math.log(2)).cpu() / math.log(2) / size)
+    return torch.cat(rows)
 
 
-def of_draws(network: Autoencoder, frames: Tensor, samples: int, prior: str) -> list[dict]:
-    """The bounds of a variational autoencoder: by single draws, and by ``samples`` of them together."""
-    bound, bits = bounds(network, frames, samples), frames[0].numel()
-    single = row(bits, prior, bound.distortion, bound.rate, bound.distortion + bound.rate)
-    return [{**single, "samples": 1}, {"prior": prior, "bits_per_dim": _bits(bound.joint, bits), "samples": samples}]
+def evaluate_variational(network: AnyAutoencoder, frames: Tensor, num_samples: int, prior: str) -> list[dict]:
+    """Return the bounds of a variational autoencoder from single samples and from ``num_samples`` together."""
+    bound, dimensions = compute_bounds(network, frames, num_samples), frames[0].numel()
+    single = bound_row(dimensions, prior, bound._replace(joint=bound.distortion + bound.rate))
+    joint = {"prior": prior, "bits_per_dim": _bits_per_dim(bound.joint, dimensions)}
+    return [{**single, "num_samples": 1}, {**joint, "num_samples": num_samples}]
 
 
 @torch.no_grad()
-def left_out(network: DiscreteAutoencoder, frames: Tensor, probes: int, seed: int = 0) -> dict:
-    """What the bound of a VQ-VAE leaves out where it takes p(x | z) of the encoder's codes for all (section 3.2).
+def evaluate_other_codes(network: DiscreteAutoencoder, frames: Tensor, probes: int, seed: int = 0) -> dict:
+    """Estimate what the bound of a VQ-VAE misses by using p(x | z) of the encoder's codes only (section 3.2).
 
-    In one latent of a picture at a time, all K codes are summed over instead, as log p(x) does for all latents at once.
+    For one random latent of an image at a time, all K codes are summed over, as log p(x) does for all latents at once.
 
     Returns:
-        ``bits``: what that adds to log p(x | z) of a picture. ``encoder_best``: how often no other code is likelier
-        than the encoder's. ``bits_per_dim``: the first for all latents, as if they did not depend on each other.
+        ``bits``: what this adds to log p(x | z) of an image. ``encoder_best``: fraction of probes in which no other
+        code is more likely than the encoder's. ``bits_per_dim``: ``bits`` summed over all latents as if independent.
     """
     random, gains, best = np.random.default_rng(seed), [], []
     for _ in range(probes):
-        frame = on_its_device(network, frames[random.integers(len(frames))][None])
+        frame = to_device_of(network, frames[random.integers(len(frames))][None])
         codes = network.encode(frame)
-        place = int(random.integers(codes[0].numel()))
-        nats = network.one_latent(frame, codes, place)[0].cpu()  # (K,)
-        own = nats[codes.flatten()[place]]
+        position = int(random.integers(codes[0].numel()))
+        nats = network.log_likelihood_of_each_code(frame, codes, position)[0].cpu()  # (K,)
+        own = nats[codes.flatten()[position]]
         gains.append((nats.logsumexp(0) - own) / math.log(2))
         best.append(own >= nats.max())
     gain = torch.stack(gains)
     return {
         "probes": probes,
-        "bits": interval(gain),
+        "bits": bootstrap_interval(gain),
         "encoder_best": float(torch.stack(best).float().mean()),
         "bits_per_dim": float(gain.mean()) * codes[0].numel() / frames[0].numel(),
     }
 
 
 @torch.no_grad()
-def bounds(network: Autoencoder, frames: Tensor, samples: int = 1) -> Bound:
-    """The bounds of pictures (B, H, W, C) uint8, in parts that fit the memory; the same draws every time."""
+def compute_bounds(network: AnyAutoencoder, frames: Tensor, num_samples: int = 1) -> Bound:
+    """Return the bounds of images (B, H, W, C) uint8, computed in chunks with fixed random numbers."""
     generator = torch.Generator(next(network.parameters()).device).manual_seed(0)
-    parts = frames.split(max(1, AT_ONCE // samples))
-    found = [network.bound(on_its_device(network, part), samples, generator) for part in parts]
-    return Bound(*(torch.cat(column).double().cpu() for column in zip(*found, strict=True)))
+    parts = frames.split(max(1, DECODE_BATCH_SIZE // num_samples))
+    bounds = [network.bound(to_device_of(network, part), num_samples, generator) for part in parts]
+    return Bound(*(torch.cat(column).double().cpu() for column in zip(*bounds, strict=True)))
 
 
-def row(size: int, prior: str, distortion: Tensor, rate: Tensor, total: Tensor) -> dict:
-    """A bound as it is reported, from nats (B,) of pictures of so many dimensions."""
-    parts = {"distortion": distortion, "rate": rate, "bits_per_dim": total}
-    return {"prior": prior, **{name: _bits(part, size) for name, part in parts.items()}}
+def bound_row(dimensions: int, prior: str, bound: Bound) -> dict:
+    """Return the results of a bound in nats (B,) on images of this many dimensions."""
+    parts = {"distortion": bound.distortion, "rate": bound.rate, "bits_per_dim": bound.joint}
+    return {"prior": prior, **{name: _bits_per_dim(nats, dimensions) for name, nats in parts.items()}}
 
 
-def _bits(nats: Tensor, size: int) -> dict[str, float]:
-    return interval(nats / (size * math.log(2)))
+def _bits_per_dim(nats: Tensor, dimensions: int) -> dict[str, float]:
+    return bootstrap_interval(nats / (dimensions * math.log(2)))
 
 
-def on_its_device(network: nn.Module, frames: Tensor) -> Tensor:
-    """Pictures where a network can take them."""
+def to_device_of(network: nn.Module, frames: Tensor) -> Tensor:
+    """Move images to the device of a network."""
     return frames.to(next(network.parameters()).device)

@@ -1,56 +1,52 @@
 """Train one autoencoder with each quantizer, and compare: ``python -m worldmodel.experiments.quantizers``.
 
-Roy et al. 2018, section 5 and figures 3 and 5: does soft EM collapse less than hard EM? Codes that nothing chooses do
-not move, so what a codebook starts from decides much: it is varied beside the quantizers.
+Roy et al. 2018, section 5 and figures 3 and 5: does soft EM suffer less codebook collapse than hard EM? Unused codes do
+not move, so the initial codebook matters much: it is varied together with the quantizer.
 """
 
 import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
-from torch import Tensor, nn
 
-from worldmodel import checkpoint, config
-from worldmodel.episodes.segments import spread
-from worldmodel.evaluation import plots
-from worldmodel.experiments.quantizers.table import BASELINE, Arm, plot, scores, summary, table
+from worldmodel import config
 from worldmodel.files import check_folder, write_atomically
-from worldmodel.images.dataset import Images, PictureBatches, describe, given
-from worldmodel.metrics import nmse, vqvae_scores
+from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.quantizers.config import QuantizerConfig
-from worldmodel.models.quantizers.nearest import build
-from worldmodel.models.vqvae import VQVAE, Decoder, Encoder, VQVAEConfig, denormalize, normalize
-from worldmodel.suggest import unknown
-from worldmodel.training import TrainConfig, fit
+from worldmodel.renamed import QUANTIZER, renamed, upgrade_config
+from worldmodel.suggest import unknown_name
+from worldmodel.train_config import TrainConfig
 
-STARTS = {  # of a codebook of vectors; gumbel and semhash have none
-    "random": {"initial": "random", "scale": 1.0, "revive_every": 0},
-    "small": {"initial": "random", "scale": 0.05, "revive_every": 0},
-    "kmeans": {"initial": "kmeans", "revive_every": 0},
-    "revived": {"initial": "kmeans"},
+if TYPE_CHECKING:
+    from worldmodel.experiments.quantizers.table import Variant
+
+CODEBOOK_STARTS = {  # gumbel and semhash have no codebook to initialize
+    "random": {"init": "random", "init_std": 1.0, "dead_code_reset_every": 0},
+    "small": {"init": "random", "init_std": 0.05, "dead_code_reset_every": 0},
+    "kmeans": {"init": "kmeans", "dead_code_reset_every": 0},
+    "revived": {"init": "kmeans"},
 }
-NEAREST = {
-    BASELINE: {"update": "ema"},
+NEAREST_QUANTIZERS = {
+    "ema": {"update": "ema"},
     "loss": {"update": "loss"},
-    **{f"soft_em_{samples}": {"update": "soft_em", "samples": samples} for samples in (1, 5, 10, 25)},
+    **{f"soft_em_{samples}": {"update": "soft_em", "num_samples": samples} for samples in (1, 5, 10, 25)},
 }
-RELAXED = ("gumbel", "semhash")
-HELD_OUT = 512  # pictures that are measured on
-SHOWN = 16  # of them beside each other
-OWN = ("seed", "device", "threads", "log_every", "evaluate_every")  # settings of training that may change
+RELAXED_QUANTIZERS = ("gumbel", "semhash")
+NUM_EVAL_IMAGES = 512
+NUM_IMAGES_SHOWN = 16  # images per row of reconstructions.png
+CHANGEABLE_SETTINGS = ("seed", "device", "threads", "log_every", "evaluate_every")  # training settings that may change
 
 
-def quantizers(
+def compare_quantizers(
     out: str,
     store: str = "",
     images: str = "",
     size: int = 0,
-    quantizers: str = ",".join([*NEAREST, *RELAXED]),
+    quantizers: str = ",".join([*NEAREST_QUANTIZERS, *RELAXED_QUANTIZERS]),
     starts: str = "random,small,kmeans,revived",
     codes: str = "",
     seeds: int = 5,
@@ -58,162 +54,133 @@ def quantizers(
     gumbel: QuantizerConfig = QuantizerConfig(kind="gumbel"),
     semhash: QuantizerConfig = QuantizerConfig(kind="semhash"),
     train: TrainConfig = TrainConfig(),
-    batch: int = 32,
+    batch_size: int = 32,
     parallel: int = 1,
 ) -> None:
-    """Train a VQ-VAE with each quantizer, several times, and say how well it reconstructs and how many codes it uses.
+    """Train a VQ-VAE with each quantizer and several seeds, and compare their reconstructions and codebook usage.
 
-    Runs of one seed begin with the same weights and see the same batches. Each is an ordinary run in the experiment's
-    folder: one that is finished is not repeated, one that was stopped goes on. Beside them are quantizers.txt, the
-    table that is printed; quantizers.json, with every run; quantizers.png, a plot; and reconstructions.png, by the
-    worst run of each row, under the originals.
+    Runs with the same seed start from the same weights and see the same batches. Each is an ordinary run in the
+    experiment's folder; finished runs are not repeated, interrupted ones are resumed. The folder also receives
+    quantizers.txt, the printed table; quantizers.json, with every run; quantizers.png, a plot; and reconstructions.png,
+    with the worst run of each row under the original images.
 
-    All scores are of held-out pictures, made of one code in each place, but ``learnt``: the relative squared error on
-    what was learnt from, with the noise of training, and ``nmse_drawn``: on held-out pictures made as soft EM learns.
+    Scores are of held-out images, each reconstructed from its nearest codes, with two exceptions: ``nmse_train`` is
+    the relative squared error on training batches, with the noise of training, and ``nmse_drawn`` is that on held-out
+    images reconstructed from codes sampled as in soft EM.
 
     Args:
         out: folder of the experiment.
-        store: folder of recorded episodes; either this or --images.
-        images: CIFAR-10's or SVHN's files, a .npz, a folder of pictures or of class folders, a store, or a folder of
-            stores.
-        size: cut out the middle of each picture and scale it to this side; 0 leaves them.
-        quantizers: some of ema, loss, soft_em_1, soft_em_5, soft_em_10, soft_em_25, gumbel and semhash; the number is
-            m, the samples of soft EM.
-        starts: of the codebooks, some of random (normally distributed), small (the same, a twentieth of it), kmeans (on
-            the first batch) and revived (as kmeans, and codes that nothing chose are moved onto data).
-        codes: numbers of codes K, such as 512,4096; that of --model by default.
-        seeds: runs of each.
-        model: sizes, and the settings of ema, loss and soft_em.
-        gumbel: settings of gumbel; K and D are the others'.
-        semhash: settings of semhash; K and D are the others'.
-        train: length and speed; its seed is that of the first run.
-        batch: pictures in a batch.
-        parallel: runs at a time, each in a process and on one thread.
+        store: folder of recorded episodes; give either this or --images.
+        images: CIFAR-10's or SVHN's files, a .npz file, a folder of images, class folders or stores, or a store.
+        size: side in pixels to which images are center-cropped and resized; 0 keeps their size.
+        quantizers: comma-separated quantizers: ema, loss, soft_em_M with M = 1, 5, 10 or 25 samples, gumbel, semhash.
+        starts: comma-separated initial codebooks: random (normally distributed), small (the same, scaled by 0.05),
+            kmeans (on the first batch), revived (kmeans, and unused codes are moved onto data).
+        codes: comma-separated codebook sizes K, such as 512,4096; empty for the size in --model.
+        seeds: number of runs of each variant.
+        model: architecture of the VQ-VAE, and settings of ema, loss and soft_em.
+        gumbel: settings of gumbel; K and D are taken from the other quantizers.
+        semhash: settings of semhash; K and D are taken from the other quantizers.
+        train: settings of the training loop; train.seed is the seed of the first run.
+        batch_size: number of images per batch.
+        parallel: number of runs at a time, each in a process with one thread if there are several.
     """
+    from worldmodel import checkpoint
+    from worldmodel.evaluation import plots
+    from worldmodel.experiments.quantizers.runs import train_variant
+    from worldmodel.experiments.quantizers.table import format_table, plot_scores, read_scores, summarize
+    from worldmodel.images.dataset import dataset_facts, open_store_or_images, read_evenly
+
     if seeds < 1 or parallel < 1:
         raise ValueError(f"--seeds and --parallel must be 1 or more, got {seeds} and {parallel}")
     check_folder(Path(out))
-    rows = arms(quantizers, starts, codes or str(model.quantizer.codes))
-    pictures, folder = given(store, images, size), Path(out).absolute()
-    part = pictures.learnt.read(spread(len(pictures.learnt), HELD_OUT)) / 255
-    model = replace(model, variance=model.variance or float(part.var()))
-    data = {"store": store, "images": images, "size": size, "batch": batch, **describe(pictures)}
-    settings = {arm: _model(arm, model, {"gumbel": gumbel, "semhash": semhash}) for arm in rows}
-    _begin(folder, model=model, gumbel=gumbel, semhash=semhash, train=train, data=data)
-    numbers = range(train.seed, train.seed + seeds)
+    variants = list_variants(quantizers, starts, codes or str(model.quantizer.codebook_size))
+    dataset, folder = open_store_or_images(store, images, size), Path(out).absolute()
+    variance = float((read_evenly(dataset.train, NUM_EVAL_IMAGES).numpy() / 255).var())
+    model = replace(model, data_variance=model.data_variance or variance)
+    data = {"store": store, "images": images, "size": size, "batch_size": batch_size, **dataset_facts(dataset)}
+    models = {variant: _variant_model(variant, model, {"gumbel": gumbel, "semhash": semhash}) for variant in variants}
+    _check_or_write_settings(folder, model=model, gumbel=gumbel, semhash=semhash, train=train, data=data)
+    seed_range = range(train.seed, train.seed + seeds)
     threads = 1 if parallel > 1 else train.threads
-    work = [
-        (arm.run(folder, seed), settings[arm], replace(train, seed=seed, threads=threads), data, pictures)
-        for seed in numbers  # outermost, so that what is stopped early has runs of every row
-        for arm in rows
-        if not _finished(arm.run(folder, seed), train.steps)
+    tasks = [
+        (variant.run_folder(folder, seed), models[variant], replace(train, seed=seed, threads=threads), data, dataset)
+        for seed in seed_range  # outermost, so that an interrupted experiment has runs of every variant
+        for variant in variants
+        if not _is_finished(variant.run_folder(folder, seed), train.steps)
     ]
     if parallel == 1:
-        for number, task in enumerate(work, 1):
-            print(f"run {number} of {len(work)}: {task[0].relative_to(folder)}", flush=True)
-            learn(*task)
+        for number, task in enumerate(tasks, 1):
+            print(f"run {number} of {len(tasks)}: {task[0].relative_to(folder)}", flush=True)
+            train_variant(*task)
     else:
         with ProcessPoolExecutor(parallel, get_context("spawn")) as pool:
             try:
-                for number, done in enumerate(as_completed([pool.submit(learn, *task) for task in work]), 1):
-                    print(f"run {number} of {len(work)}: {done.result().relative_to(folder)}", flush=True)
+                for number, done in enumerate(as_completed([pool.submit(train_variant, *task) for task in tasks]), 1):
+                    print(f"run {number} of {len(tasks)}: {done.result().relative_to(folder)}", flush=True)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    found = {arm: [scores(arm.run(folder, seed), train.steps) for seed in numbers] for arm in rows}
-    frames = torch.from_numpy(pictures.held_out.read(spread(len(pictures.held_out), SHOWN)))
-    result = summary(found)
-    print(table(result))
-    write_atomically(folder / "quantizers.txt", f"{table(result)}\n".encode())
-    write_atomically(folder / "quantizers.json", f"{json.dumps(result, indent=2)}\n".encode())
-    plot(result).savefig(folder / "quantizers.png", dpi=150, bbox_inches="tight")
-    worst = {arm: max(runs, key=lambda run: run["nmse"])["run"] for arm, runs in found.items()}
+    scores = {v: [read_scores(v.run_folder(folder, seed), train.steps) for seed in seed_range] for v in variants}
+    rows = summarize(scores)
+    table = format_table(rows)
+    print(table)
+    write_atomically(folder / "quantizers.txt", f"{table}\n".encode())
+    write_atomically(folder / "quantizers.json", f"{json.dumps(rows, indent=2)}\n".encode())
+    plot_scores(rows).savefig(folder / "quantizers.png", dpi=150, bbox_inches="tight")
+    frames = read_evenly(dataset.held_out, NUM_IMAGES_SHOWN)
     shown = {"originals": frames.numpy()}
-    for arm, run in worst.items():
-        shown[arm.name] = checkpoint.load_vqvae(folder / run).reconstruct(frames)[0].numpy()
-    plots.rows_of_pictures(shown).savefig(folder / "reconstructions.png", dpi=150, bbox_inches="tight")
+    for variant, runs in scores.items():
+        worst = max(runs, key=lambda run: run["nmse"])["run"]
+        shown[variant.name] = checkpoint.load_vqvae(folder / worst).reconstruct(frames)[0].numpy()
+    plots.plot_image_rows(shown).savefig(folder / "reconstructions.png", dpi=150, bbox_inches="tight")
 
 
-def arms(quantizers: str, starts: str, codes: str) -> list[Arm]:
-    """All that the three lists of names and numbers make together.
+def list_variants(quantizers: str, starts: str, codes: str) -> "list[Variant]":
+    """Return all combinations of three comma-separated lists; quantizers without a codebook have no start.
 
     Raises:
-        ValueError: for a name that does not exist, or a K that is no number.
+        ValueError: for an unknown name, or a codebook size that is not a number.
     """
-    chosen, begun, sizes = (list(dict.fromkeys(names.split(","))) for names in (quantizers, starts, codes))
-    for what, names, known in (("quantizer", chosen, [*NEAREST, *RELAXED]), ("start", begun, STARTS)):
+    from worldmodel.experiments.quantizers.table import Variant
+
+    chosen, chosen_starts, sizes = (list(dict.fromkeys(names.split(","))) for names in (quantizers, starts, codes))
+    all_quantizers = [*NEAREST_QUANTIZERS, *RELAXED_QUANTIZERS]
+    for what, names, known in (("quantizer", chosen, all_quantizers), ("start", chosen_starts, CODEBOOK_STARTS)):
         for name in names:
             if name not in known:
-                raise ValueError(unknown(what, name, known))
-    if not all(number.isdigit() for number in sizes):
+                raise ValueError(unknown_name(what, name, known))
+    if not all(size.isdigit() for size in sizes):
         raise ValueError(f"--codes must be numbers such as 512,4096, got {codes}")
     return [
-        Arm(int(number), name, start)
-        for number in sizes
+        Variant(int(size), name, start)
+        for size in sizes
         for name in chosen
-        for start in (begun if name in NEAREST else [""])
+        for start in (chosen_starts if name in NEAREST_QUANTIZERS else [""])
     ]
 
 
-def begun(model: VQVAEConfig, seed: int) -> VQVAE:
-    """A VQ-VAE whose first encoder and decoder depend on the seed, and on the quantizer not at all."""
-    torch.manual_seed(seed)
-    encoder, decoder = Encoder(model), Decoder(model)
-    return VQVAE(encoder, build(model.quantizer), decoder, model.variance)
+def _variant_model(variant: "Variant", model: VQVAEConfig, relaxed: dict[str, QuantizerConfig]) -> VQVAEConfig:
+    quantizer = relaxed.get(variant.quantizer, model.quantizer)
+    own = {**NEAREST_QUANTIZERS.get(variant.quantizer, {}), **CODEBOOK_STARTS.get(variant.start, {})}
+    sizes = {"codebook_size": variant.codebook_size, "code_dim": model.quantizer.code_dim}
+    return replace(model, quantizer=replace(quantizer, **sizes, **own))
 
 
-def learn(run: Path, model: VQVAEConfig, train: TrainConfig, data: dict[str, Any], pictures: Images) -> Path:
-    """Train the VQ-VAE of one run, and return its folder."""
-    network = begun(model, train.seed)
-    frames = torch.from_numpy(pictures.held_out.read(spread(len(pictures.held_out), HELD_OUT)))
-    checkpoint.begin(run, "vqvae", model, train, data)
-
-    def evaluate(network: nn.Module, step: int) -> dict[str, float]:
-        found = vqvae_scores(network, frames)[1]
-        if model.quantizer.update == "soft_em":
-            found["nmse_drawn"] = nmse(from_samples(network, frames), frames)
-        return found
-
-    fit(network, PictureBatches(pictures.learnt, data["batch"], train.seed), evaluate, train, run)
-    return run
-
-
-@torch.no_grad()
-def from_samples(network: VQVAE, frames: Tensor) -> Tensor:
-    """Reconstruct frames (N, H, W, 3) uint8 as training with soft EM does, from the mean of m codes in each place."""
-    generator = torch.Generator(network.quantizer.codebook.device).manual_seed(0)
-    made = []
-    for part in frames.split(64):
-        z = network.encoder(normalize(part.to(generator.device)))
-        drawn = network.quantizer.samples(z, network.quantizer.config.samples, generator)  # (B, m, h, w)
-        vectors = network.quantizer.decode(drawn).mean(2)  # of (B, D, m, h, w)
-        made.append(denormalize(network.decoder(vectors)).cpu())
-    return torch.cat(made)
-
-
-def _model(arm: Arm, model: VQVAEConfig, relaxed: dict[str, QuantizerConfig]) -> VQVAEConfig:
-    """The sizes of an arm's model."""
-    quantizer = relaxed.get(arm.quantizer, model.quantizer)
-    own = {**NEAREST.get(arm.quantizer, {}), **STARTS.get(arm.start, {})}
-    return replace(model, quantizer=replace(quantizer, codes=arm.codes, dim=model.quantizer.dim, **own))
-
-
-def _begin(folder: Path, **settings: Any) -> None:
-    """Write what all runs have in common, or see that it is what it was.
+def _check_or_write_settings(folder: Path, **settings: Any) -> None:
+    """Write the settings that all runs share, or check that they are those of the existing experiment.
 
     Raises:
         ValueError: if the folder is that of an experiment with other settings.
     """
     text, path = config.dump(**settings), folder / "config.yaml"
     if path.exists():
-        there, asked = config.read_yaml(path), yaml.safe_load(text)
-        defaults = {part: asdict(type(value)()) for part, value in settings.items() if is_dataclass(value)}
+        saved, asked = _upgrade(config.read_yaml(path)), yaml.safe_load(text)
+        defaults = {part: asdict(type(value)()) for part, value in settings.items() if not isinstance(value, dict)}
         for part, values in asked.items():
             for name, new in values.items():
-                old = there.get(part, {}).get(
-                    name, defaults.get(part, {}).get(name)
-                )  # settings younger than the folder
-                if new != old and (part, name) not in [("train", own) for own in OWN]:
+                old = saved.get(part, {}).get(name, defaults.get(part, {}).get(name))  # settings newer than the folder
+                if new != old and not (part == "train" and name in CHANGEABLE_SETTINGS):
                     raise ValueError(
                         f"{folder} was begun with {part}.{name} {old}, got {new}; use another --out, or the old setting"
                     )
@@ -221,6 +188,16 @@ def _begin(folder: Path, **settings: Any) -> None:
     write_atomically(path, text.encode())
 
 
-def _finished(run: Path, steps: int) -> bool:
+def _upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+    """Rename the settings of experiments of version 0.1.0 to today's names."""
+    settings = upgrade_config({"kind": "vqvae", **settings})
+    settings |= {part: renamed(settings.get(part, {}), QUANTIZER) for part in RELAXED_QUANTIZERS}
+    counts = {"learnt": "num_train", "held_out": "num_held_out"}
+    return {**settings, "data": renamed(settings.get("data", {}), counts)}
+
+
+def _is_finished(run: Path, steps: int) -> bool:
+    from worldmodel import tensor_io
+
     saved = run / "train.safetensors"
-    return saved.exists() and checkpoint.read_step(saved) >= steps
+    return saved.exists() and tensor_io.read_step(saved) >= steps

@@ -1,1 +1,1 @@
-"""Speech on the same core: codes, other voices, a prior, and what the codes know (first paper, section 4.3)."""
+"""Speech: a VQ-VAE with a WaveNet decoder, voice conversion, a prior and phonemes (first paper, section 4.3)."""

@@ -1,11 +1,14 @@
 """``python -m worldmodel.experiments.speech {synthesize,train,convert,evaluate,phonemes,prior,sample,ship}``."""
 
 from worldmodel import config
-from worldmodel.experiments.speech.convert import convert, sample, ship
+from worldmodel.experiments.speech.convert import convert
 from worldmodel.experiments.speech.evaluate import evaluate
 from worldmodel.experiments.speech.phonemes import phonemes
+from worldmodel.experiments.speech.prior import prior
+from worldmodel.experiments.speech.sample import sample
+from worldmodel.experiments.speech.ship import ship
 from worldmodel.experiments.speech.synthesize import synthesize
-from worldmodel.experiments.speech.train import prior, train
+from worldmodel.experiments.speech.train import train
 
 if __name__ == "__main__":
     config.run(

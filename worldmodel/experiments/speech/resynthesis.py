@@ -1,4 +1,4 @@
-"""Recordings said again, by the same speaker and by another, and what listeners make of it."""
+"""Recordings resynthesized by the same and by another speaker, with distances and classifier accuracies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,146 +9,148 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.episodes.segments import spread
-from worldmodel.experiments.speech.classifiers import train_listener, verdicts
-from worldmodel.experiments.speech.codec import Voices
+from worldmodel.episodes.segments import evenly_spaced
+from worldmodel.experiments.speech.classifiers import classify, train_classifier
+from worldmodel.experiments.speech.codec import SpeechCodec
 from worldmodel.experiments.speech.data import audio
 from worldmodel.experiments.speech.data.dataset import Recordings, Speech
 from worldmodel.experiments.speech.mel import mel_distance, plot_sounds
-from worldmodel.metrics import interval
+from worldmodel.stats import bootstrap_interval
 
-SECONDS = 10  # of a recording that are measured
-TEXTS = 100  # different things said, up to which a listener learns to tell them apart
-LISTENED = 4000  # recordings that a listener learns from
-SHOWN = 3  # recordings that are written
+MAX_SECONDS = 10  # evaluated length of a recording
+MAX_TEXTS = 100  # different texts up to which a text classifier is trained
+MAX_TRAINING_RECORDINGS = 4000  # for a classifier
+NUM_SAVED = 3  # recordings whose sounds are written
 
 
 @dataclass(frozen=True)
-class Again:
-    """Recordings and how they sound when their codes are said again.
+class Resynthesis:
+    """Recordings, and the speech decoded from their codes in the same and in another voice.
 
     Attributes:
-        numbers: of the recordings.
-        speakers: theirs.
-        targets: the other speakers.
-        names: of all speakers.
-        recorded: waveforms (N,) float32, so for the others.
-        same: said again by the same speakers.
-        converted: said by the others; empty if there is one speaker.
+        indices: indices of the recordings.
+        speakers: speaker index of each recording.
+        targets: target speaker index of each conversion.
+        speaker_names: names of all speakers.
+        recorded: recorded waveforms (N,) float32.
+        same_speaker: waveforms resynthesized by the same speakers.
+        converted: waveforms converted to the targets; empty if there is one speaker only.
     """
 
-    numbers: list[int]
+    indices: list[int]
     speakers: list[int]
     targets: list[int]
-    names: tuple[str, ...]
+    speaker_names: tuple[str, ...]
     recorded: list[np.ndarray]
-    same: list[np.ndarray]
+    same_speaker: list[np.ndarray]
     converted: list[np.ndarray]
 
     @classmethod
-    def made(
+    def from_codes(
         cls,
-        voices: Voices,
+        codec: SpeechCodec,
         recordings: Recordings,
-        numbers: list[int],
+        indices: list[int],
         codes: list[Tensor],
         temperature: float,
         seed: int,
-    ) -> "Again":
-        """Say the codes of these recordings again."""
-        speakers, count = recordings.speakers[numbers].tolist(), len(voices.speakers)
+    ) -> "Resynthesis":
+        """Decode the codes of the recordings with ``indices``."""
+        speakers, count = recordings.speakers[indices].tolist(), len(codec.speakers)
         targets = [(speaker + 1 + n % (count - 1)) % count for n, speaker in enumerate(speakers)] if count > 1 else []
-        recorded = [recordings.waveform(number)[: SECONDS * voices.rate] for number in numbers]
-        same, converted = [], []
-        for who, said in ((speakers, same), (targets, converted)):
-            utterances = voices.say(codes, who, seed, temperature, progress=True) if who else []
-            said += [utterances[n][: len(recorded[n])] for n in range(len(who))]  # not what filled the last code
-        return cls(numbers, speakers, targets, voices.speakers, recorded, same, converted)
+        recorded = [recordings.waveform(index)[: MAX_SECONDS * codec.rate] for index in indices]
 
-    def kinds(self, place: int) -> dict[str, np.ndarray]:
-        """The waveforms of one recording by what they are."""
-        found = {"recorded": self.recorded[place], "same speaker": self.same[place]}
+        def decode(voices: list[int]) -> list[np.ndarray]:
+            waveforms = codec.decode(codes, voices, seed, temperature, progress=True)
+            return [waveform[: len(own)] for waveform, own in zip(waveforms, recorded, strict=True)]  # without padding
+
+        converted = decode(targets) if targets else []
+        return cls(indices, speakers, targets, codec.speakers, recorded, decode(speakers), converted)
+
+    def versions(self, n: int) -> dict[str, np.ndarray]:
+        """Return the waveforms of the n-th recording by title."""
+        waveforms = {"recorded": self.recorded[n], "same speaker": self.same_speaker[n]}
         if self.converted:
-            found[f"as {self.names[self.targets[place]]}"] = self.converted[place]
-        return found
+            waveforms[f"as {self.speaker_names[self.targets[n]]}"] = self.converted[n]
+        return waveforms
 
+    def save_sounds(self, recordings: Recordings, folder: Path, rate: int) -> None:
+        """Write the sounds of a few evenly spaced recordings, and plot those of the first."""
+        for n in evenly_spaced(len(self.indices), NUM_SAVED).tolist():
+            index = self.indices[n]
+            name = f"{self.speaker_names[recordings.speakers[index]]} {recordings.paths[index].stem}"
+            for title, waveform in self.versions(n).items():
+                audio.save(folder / f"{name} {title}.wav", waveform, rate)
+        plot_sounds(self.versions(0), rate).savefig(folder / "sounds.png", dpi=150, bbox_inches="tight")
 
-def show(again: Again, recordings: Recordings, folder: Path, rate: int) -> None:
-    """Write some of the sounds, evenly spread, and draw those of the first."""
-    for place in spread(len(again.numbers), SHOWN).tolist():
-        number = again.numbers[place]
-        name = f"{again.names[recordings.speakers[number]]} {recordings.paths[number].stem}"
-        for kind, waveform in again.kinds(place).items():
-            audio.save(folder / f"{name} {kind}.wav", waveform, rate)
-    plot_sounds(again.kinds(0), rate).savefig(folder / "sounds.png", dpi=150, bbox_inches="tight")
+    def mel_distances(self, recordings: Recordings, rate: int) -> dict[str, dict[str, float]]:
+        """Return mel distances in dB, mainly to the target's own held-out recording of the text, if there is one.
 
+        ``same_speaker_to_recorded`` is the codec's loss, ``other_text_converted_to_target`` the effect of the voice
+        alone, and ``target_to_target``, between two recordings of the target, the best that conversion could reach.
+        """
+        texts = recordings.texts
+        values: dict[str, list[float]] = {}
+        by_speaker_and_text: dict[tuple[int, str], list[int]] = {}
+        for n, key in enumerate(zip(recordings.speakers.tolist(), texts, strict=True)):
+            by_speaker_and_text.setdefault(key, []).append(n)
 
-def distances(again: Again, recordings: Recordings, rate: int) -> dict[str, dict[str, float]]:
-    """Mel distance in dB to the other speaker's own recording of the same text, where one is held out.
+        def add(name: str, one: np.ndarray, other: np.ndarray) -> None:
+            values.setdefault(name, []).append(mel_distance(one, other, rate))
 
-    Of the recording, and of it converted. Another text in the same converted voice says how much of that is the voice
-    alone, and one more recording of the other speaker, where there is one, how near it could be. What the codes lose
-    is the distance from the recording to it said again by the same speaker.
-    """
-    texts = recordings.texts
-    found: dict[str, list[float]] = {}
-    own: dict[tuple[int, str], list[int]] = {}
-    for n, key in enumerate(zip(recordings.speakers.tolist(), texts, strict=True)):
-        own.setdefault(key, []).append(n)
+        for n, index in enumerate(self.indices):
+            add("same_speaker_to_recorded", self.same_speaker[n], self.recorded[n])
+            text = texts[index]
+            references = by_speaker_and_text.get((self.targets[n], text), []) if self.targets and text else []
+            if not references:
+                continue
+            reference, *more = (recordings.waveform(i)[: MAX_SECONDS * rate] for i in references[:2])
+            add("recorded_to_target", self.recorded[n], reference)
+            add("converted_to_target", self.converted[n], reference)
+            order = [*range(n, len(self.indices)), *range(n)]
+            others = [i for i in order if self.targets[i] == self.targets[n] and texts[self.indices[i]] != text]
+            if others:
+                add("other_text_converted_to_target", self.converted[others[0]], reference)
+            for another in more:
+                add("target_to_target", another, reference)
+        return {name: {**bootstrap_interval(torch.tensor(part)), "pairs": len(part)} for name, part in values.items()}
 
-    def measured(name: str, one: np.ndarray, other: np.ndarray) -> None:
-        found.setdefault(name, []).append(mel_distance(one, other, rate))
+    def classifier_accuracies(self, data: Speech, seed: int) -> dict[str, Any]:
+        """Return how often classifiers recognize the speaker and, if there are few different texts, the text.
 
-    for place, number in enumerate(again.numbers):
-        measured("same to recorded", again.same[place], again.recorded[place])
-        target, text = again.targets[place] if again.targets else None, texts[number]
-        there = own.get((target, text), []) if text else []
-        if not there:
-            continue
-        truth, *more = (recordings.waveform(n)[: SECONDS * rate] for n in there[:2])
-        measured("recorded to target", again.recorded[place], truth)
-        measured("converted to target", again.converted[place], truth)
-        order = [*range(place, len(again.numbers)), *range(place)]
-        others = [n for n in order if again.targets[n] == target and texts[again.numbers[n]] != text]
-        if others:
-            measured("other words converted to target", again.converted[others[0]], truth)
-        for another in more:
-            measured("target to target", another, truth)
-    return {name: {**interval(torch.tensor(values)), "pairs": len(values)} for name, values in found.items()}
+        Conversions are scored against the target and against the source speaker. The classifiers are trained with added
+        noise; the scores of those trained without are under ``trained_without_noise``.
+        """
+        indices = evenly_spaced(len(data.train), MAX_TRAINING_RECORDINGS).tolist()
+        train_texts = [data.train.texts[index] for index in indices]
+        texts = sorted(set(train_texts))
+        true_texts = [data.held_out.texts[index] for index in self.indices]
+        few_texts = 1 < len(texts) <= MAX_TEXTS and set(true_texts) <= set(texts) and "" not in texts
+        if not few_texts and len(data.speakers) == 1:
+            return {}
+        train_waveforms = [data.train.waveform(index)[: MAX_SECONDS * data.rate] for index in indices]
+        versions = {"recorded": self.recorded, "same_speaker": self.same_speaker, "converted": self.converted}
 
+        def predict(labels: Sequence[int], classes: int, noise: bool) -> dict[str, Tensor]:
+            classifier = train_classifier(train_waveforms, labels, classes, data.rate, seed=seed, noise=noise)
+            return {name: classify(classifier, part).argmax(-1) for name, part in versions.items() if part}
 
-def told_apart(again: Again, data: Speech, seed: int) -> dict[str, Any]:
-    """How often listeners name the speaker, and what is said if that is one of few things, rightly.
+        def accuracies(noise: bool) -> dict[str, dict[str, Any]]:
+            correct: dict[str, dict[str, Tensor]] = {}
+            if len(data.speakers) > 1:
+                speakers = torch.tensor(self.speakers)
+                predictions = predict(data.train.speakers[indices].tolist(), len(data.speakers), noise)
+                converted = predictions.pop("converted")
+                correct["speaker"] = {name: part == speakers for name, part in predictions.items()}
+                correct["speaker"]["converted_as_target"] = converted == torch.tensor(self.targets)
+                correct["speaker"]["converted_as_source"] = converted == speakers
+            if few_texts:
+                labels = torch.tensor([texts.index(text) for text in true_texts])
+                predictions = predict([texts.index(text) for text in train_texts], len(texts), noise)
+                correct["text"] = {name: part == labels for name, part in predictions.items()}
+            return {
+                task: {name: bootstrap_interval(part.float()) for name, part in parts.items()}
+                for task, parts in correct.items()
+            }
 
-    Of what was converted, they are asked whether it is the other speaker, and whether it is still the first one. Those
-    who learnt from recordings with noise are asked, and, under "clean", those who learnt from them as they are.
-    """
-    some = spread(len(data.learnt), LISTENED).tolist()
-    texts = sorted({data.learnt.texts[number] for number in some})
-    said = [data.held_out.texts[number] for number in again.numbers]
-    few = 1 < len(texts) <= TEXTS and set(said) <= set(texts) and "" not in texts
-    if not few and len(data.speakers) == 1:
-        return {}
-    learnt = [data.learnt.waveform(number)[: SECONDS * data.rate] for number in some]
-    kinds = {"recorded": again.recorded, "same speaker": again.same, "converted": again.converted}
-
-    def asked(labels: Sequence[int], classes: int, noise: bool) -> dict[str, Tensor]:
-        listener = train_listener(learnt, labels, classes, data.rate, seed=seed, noise=noise)
-        return {name: verdicts(listener, part).argmax(-1) for name, part in kinds.items() if part}
-
-    def heard(noise: bool) -> dict[str, dict[str, Any]]:
-        result = {}
-        if len(data.speakers) > 1:
-            speakers, targets = torch.tensor(again.speakers), torch.tensor(again.targets)
-            answers = asked(data.learnt.speakers[some].tolist(), len(data.speakers), noise)
-            converted = answers.pop("converted")
-            result["speaker"] = {name: interval((answer == speakers).float()) for name, answer in answers.items()}
-            result["speaker"]["converted is the other"] = interval((converted == targets).float())
-            result["speaker"]["converted is the first"] = interval((converted == speakers).float())
-        if few:
-            truth = torch.tensor([texts.index(text) for text in said])
-            answers = asked([texts.index(data.learnt.texts[number]) for number in some], len(texts), noise)
-            result["text"] = {name: interval((answer == truth).float()) for name, answer in answers.items()}
-        return result
-
-    return {**heard(noise=True), "clean": heard(noise=False)}
+        return {**accuracies(noise=True), "trained_without_noise": accuracies(noise=False)}

@@ -1,1 +1,1 @@
-"""Autoregressive nets over a line or a grid of codes: PixelCNN, WavefrontNet and WaveNet, and how they sample."""
+"""Autoregressive networks over a sequence or a grid of codes: PixelCNN, WavefrontNet and WaveNet."""

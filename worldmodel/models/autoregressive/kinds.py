@@ -1,10 +1,8 @@
-"""The nets that draw a grid or a line of codes one after the other, told a condition at each place: which there are.
+"""The table of autoregressive networks over a grid or sequence of codes, conditioned at each position.
 
-Each has two faces: ``forward(codes, condition)`` gives the logits of all places at once, ``sample(condition, uniforms,
-temperature)`` draws.
+Each has two methods: ``forward(codes, condition)`` returns the logits of all positions in parallel, and
+``sample(condition, uniforms, temperature)`` samples codes one after the other.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,45 +10,44 @@ from torch import Tensor, nn
 from worldmodel.models.autoregressive.pixelcnn import PixelCNN
 from worldmodel.models.autoregressive.wavefront import WavefrontNet
 from worldmodel.models.autoregressive.wavenet import WaveNet
-
-FlatKind = Literal["pixelcnn", "wavefront"]  # those over an (H, W) grid
-Kind = Literal["pixelcnn", "wavefront", "wavenet"]
+from worldmodel.models.config import NetKind
 
 
-def autoregressive(
-    kind: Kind,
+def build_autoregressive(
+    kind: NetKind,
     embedding: nn.Embedding,
-    condition: int,
-    hidden: int,
-    layers: int,
-    kernel: int = 3,
+    condition_channels: int,
+    hidden_channels: int,
+    num_layers: int,
+    kernel_size: int = 3,
     dropout: float = 0.0,
-    cycle: int = 9,
+    dilation_cycle: int = 9,
 ) -> PixelCNN | WavefrontNet | WaveNet:
-    """The net of that kind; what the arguments say stands in :class:`PixelCNN` and :class:`WaveNet`.
+    """Build a network of the given kind; :class:`PixelCNN` and :class:`WaveNet` describe the arguments.
 
-    A kernel is for the one alone, a cycle for the other, and dropout for both.
+    ``kernel_size`` is for a pixelcnn only, ``dilation_cycle`` for a wavenet only, and ``dropout`` for both.
 
     Raises:
         ValueError: if there is no such kind.
     """
+    sizes = condition_channels, hidden_channels, num_layers
     if kind == "pixelcnn":
-        return PixelCNN(embedding, condition, hidden, layers, kernel, dropout)
+        return PixelCNN(embedding, *sizes, kernel_size, dropout)
     if kind == "wavefront":
-        return WavefrontNet(embedding, condition, hidden, layers)
+        return WavefrontNet(embedding, *sizes)
     if kind == "wavenet":
-        return WaveNet(embedding, condition, hidden, layers, cycle, dropout)
+        return WaveNet(embedding, *sizes, dilation_cycle, dropout)
     raise ValueError(f"the autoregressive net must be pixelcnn, wavefront or wavenet, got {kind}")
 
 
-def standardized(codebook: Tensor) -> Tensor:
-    """The vectors of a codebook (K, D) about zero, with deviation one."""
+def standardize(codebook: Tensor) -> Tensor:
+    """Shift and scale code vectors (K, D) to zero mean and unit standard deviation."""
     vectors = codebook - codebook.mean(0)
     return vectors / vectors.std()
 
 
 @torch.no_grad()
-def start_near(net: PixelCNN | WavefrontNet | WaveNet, vectors: Tensor) -> None:
-    """Let codes with near ``vectors`` (K, D) have near embeddings and near logits from the first step on."""
+def init_from_codebook(net: PixelCNN | WavefrontNet | WaveNet, vectors: Tensor) -> None:
+    """Initialize embeddings and output weights with ``vectors`` (K, D), so that similar codes start out similar."""
     net.embedding.weight.copy_(vectors)
     net.logits.weight.copy_(vectors / vectors.shape[1] ** 0.5)

@@ -1,9 +1,9 @@
-"""The WaveNet: an autoregressive net over a line of codes, which sees far back through dilated causal convolutions.
+"""The WaveNet: an autoregressive network over a sequence of codes, with a long context by dilated causal convolutions.
 
-Each layer is a gated convolution of two taps, a position and one some way before it (van den Oord et al. 2016,
-"WaveNet", sections 2.1 to 2.4). The distance doubles from layer to layer and begins anew after each cycle, so what a
-few layers see grows as a power of two. Drawing keeps what each layer took as far back as it looks, in a ring: a code
-costs one position of each layer (Le Paine et al. 2016).
+Each layer is a gated convolution of two taps, a position and one some distance before it (van den Oord et al. 2016,
+"WaveNet", sections 2.1 to 2.4). The distance, called dilation, doubles from layer to layer and starts again at 1 after
+each cycle, so the receptive field of a few layers grows as a power of two. Sampling keeps each layer's inputs as far
+back as it looks in a ring buffer: a code costs one position of each layer (Le Paine et al. 2016).
 """
 
 from types import ModuleType
@@ -12,96 +12,102 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.models.autoregressive.sampling import compiled_loop, draw
-from worldmodel.models.layers import dropped, gated
+from worldmodel.models.autoregressive.sampling import load_kernel, sample_categorical
+from worldmodel.models.layers import dropout, gated_activation, module_list
 
-FEW = 64  # lines, up to which the compiled loop is the faster one
+MAX_COMPILED_BATCH = 64  # sequences; for more, the loop in torch is faster than the compiled kernel
 
 
 class WaveNet(nn.Module):
     """p(codes | condition) along (N,) positions.
 
     Args:
-        embedding: of the codes, (K, E); E is also the width of what the layers' outputs are summed into.
-        condition: channels C of the condition.
-        hidden: channels of each layer.
-        layers: of them.
-        cycle: layers after which the distances begin with 1 again.
-        dropout: share of each layer's outputs left out in training.
+        embedding: embedding of the codes, (K, E); E is also the number of skip channels, into which the layers' outputs
+            are summed.
+        condition_channels: number of channels C of the condition.
+        hidden_channels: number of channels of each layer.
+        num_layers: number of layers.
+        dilation_cycle: number of layers after which the dilations start again at 1.
+        dropout: dropout probability of each layer's output.
 
     Raises:
-        ValueError: for less than one layer or cycle.
+        ValueError: if the number of layers or the cycle is less than 1.
     """
 
     def __init__(
-        self, embedding: nn.Embedding, condition: int, hidden: int, layers: int, cycle: int = 9, dropout: float = 0.0
+        self,
+        embedding: nn.Embedding,
+        condition_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        dilation_cycle: int = 9,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if layers < 1 or cycle < 1:
-            raise ValueError(f"expected 1 or more layers and a cycle of 1 or more, got {layers} and {cycle}")
-        codes, dim = embedding.weight.shape
+        if num_layers < 1 or dilation_cycle < 1:
+            raise ValueError(
+                f"expected 1 or more layers and a cycle of 1 or more, got {num_layers} and {dilation_cycle}"
+            )
+        (codes, dim), hidden = embedding.weight.shape, hidden_channels
         self.embedding = embedding
-        self.hidden, self.layers, self.dropout = hidden, layers, dropout
-        self.dilations = tuple(2 ** (number % cycle) for number in range(layers))
+        self.hidden, self.num_layers, self.dropout = hidden, num_layers, dropout
+        self.dilations = tuple(2 ** (number % dilation_cycle) for number in range(num_layers))
         self.first = nn.Linear(dim, hidden)
-        self.dilated = nn.ModuleList(
-            nn.Linear(2 * hidden, 2 * hidden, bias=False) for _ in range(layers)
-        )  # before, here
-        self.residual = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
-        self.condition = nn.Linear(condition, layers * 2 * hidden)
-        self.readout = nn.Linear(layers * hidden, dim)  # the skip connections of all layers, summed
+        self.dilated = module_list(nn.Linear(2 * hidden, 2 * hidden, bias=False) for _ in range(num_layers))
+        self.residual = module_list(nn.Linear(hidden, hidden) for _ in range(num_layers - 1))
+        self.condition = nn.Linear(condition_channels, num_layers * 2 * hidden)
+        self.readout = nn.Linear(num_layers * hidden, dim)  # the skip connections of all layers, summed
         self.head = nn.Linear(dim, dim)
         self.logits = nn.Linear(dim, codes)
 
     @property
     def receptive_field(self) -> int:
-        """How many codes before a position its logits depend on."""
+        """The number of preceding codes that a position's logits depend on."""
         return 1 + sum(self.dilations)
 
     def forward(self, codes: Tensor, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits of every position given the codes before it, all at once.
+        """Return the logits of all positions in parallel, each given the codes before it.
 
         Args:
             codes: (B, N) int64.
-            condition: (B, M, C), or (1, M, C) for the same in every line; each is told to N / M positions.
-            generator: for dropout.
+            condition: (B, M, C), or (1, M, C) to share one condition; each of the M covers N / M positions.
+            generator: source of the dropout masks.
 
         Returns:
             (B, N, K).
 
         Raises:
-            ValueError: if N is no multiple of M.
+            ValueError: if N is not a multiple of M.
         """
         check_lengths(codes.shape[1], condition.shape[1])
-        read, x = [], self.first(self._before(self.embedding(codes), 1))  # (B, N, hidden)
-        for number, told in enumerate(self.condition(condition).chunk(self.layers, -1)):
-            gates = self._dilated(number, x).unflatten(1, (told.shape[1], -1))  # (B, M, N / M, 2·hidden)
-            out = gated(gates, told=told[:, :, None]).flatten(1, 2)
+        outputs, x = [], self.first(self._shift(self.embedding(codes), 1))  # (B, N, hidden)
+        for layer, bias in enumerate(self.condition(condition).chunk(self.num_layers, -1)):
+            gates = self._convolve(layer, x).unflatten(1, (bias.shape[1], -1))  # (B, M, N / M, 2·hidden)
+            out = gated_activation(gates, condition=bias[:, :, None]).flatten(1, 2)
             if self.training and self.dropout:
-                out = dropped(out, self.dropout, generator)
-            read.append(out)
-            if number < self.layers - 1:
-                x = x + self.residual[number](out)
-        return self.logits(F.relu(self.head(F.relu(self.readout(torch.cat(read, -1))))))
+                out = dropout(out, self.dropout, generator)
+            outputs.append(out)
+            if layer < self.num_layers - 1:
+                x = x + self.residual[layer](out)
+        return self.logits(F.relu(self.head(F.relu(self.readout(torch.cat(outputs, -1))))))
 
     @torch.no_grad()
     def sample(self, condition: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
-        """Draw all codes one by one, at the cost of one position of each layer.
+        """Sample codes one by one, at the cost of one position of each layer.
 
-        The codes are those that full passes would give, but for rounding. A few lines in float32 on the CPU are drawn
-        by one compiled function if Numba is installed.
+        Up to rounding, the codes are those that full passes would give. Small batches in float32 on the CPU are sampled
+        by a compiled kernel if Numba is installed.
 
         Args:
-            condition: (B, M, C) or (1, M, C), as :meth:`forward`.
-            uniforms: (B, N) in [0, 1): position by position, the code drawn is the one at which the cumulated
-                probability passes this number.
-            temperature: divides the logits; 0 takes the likeliest code.
+            condition: (B, M, C) or (1, M, C), as in :meth:`forward`.
+            uniforms: (B, N) in [0, 1), inverted through the cumulative distribution at each position.
+            temperature: divisor of the logits; 0 takes the most probable code.
 
         Returns:
             (B, N) int64.
 
         Raises:
-            ValueError: if N is no multiple of M, or the condition is of another number of lines.
+            ValueError: if N is not a multiple of M, or the condition is for another number of sequences.
         """
         if uniforms.ndim != 2 or condition.ndim != 3:
             raise ValueError(
@@ -111,41 +117,43 @@ class WaveNet(nn.Module):
         batch, length = uniforms.shape
         check_lengths(length, condition.shape[1])
         if len(condition) not in (1, batch):
-            raise ValueError(f"expected a condition for each of {batch} lines, or one for all, got {len(condition)}")
-        if batch <= FEW and self._compilable(condition) and (kernel := compiled_loop("wavenet")):
+            raise ValueError(
+                f"expected a condition for each of {batch} sequences, or one for all, got {len(condition)}"
+            )
+        if batch <= MAX_COMPILED_BATCH and self._is_compilable(condition) and (kernel := load_kernel("wavenet")):
             return self._sample_compiled(kernel, condition, uniforms, temperature)
-        each = length // condition.shape[1]
-        told = self.condition(condition).expand(batch, -1, -1).unflatten(-1, (self.layers, -1)).permute(1, 2, 0, 3)
-        told = told.contiguous()  # (M, layers, B, 2·hidden)
+        hop = length // condition.shape[1]
+        biases = self.condition(condition).expand(batch, -1, -1).unflatten(-1, (self.num_layers, -1))
+        biases = biases.permute(1, 2, 0, 3).contiguous()  # (M, layers, B, 2·hidden)
         rings = [condition.new_zeros(dilation, batch, self.hidden) for dilation in self.dilations]
-        before, here = zip(*(layer.weight.t().contiguous().chunk(2) for layer in self.dilated), strict=True)
+        past, current = zip(*(layer.weight.t().contiguous().chunk(2) for layer in self.dilated), strict=True)
         codes = torch.empty(batch, length, dtype=torch.int64, device=condition.device)
-        read = condition.new_empty(batch, self.layers * self.hidden)
-        parts = read.split(self.hidden, 1)
+        outputs = condition.new_empty(batch, self.num_layers * self.hidden)
+        layer_outputs = outputs.split(self.hidden, 1)
         embedded = condition.new_zeros(batch, self.embedding.embedding_dim)
         for position in range(length):
             x = self.first(embedded)
-            for number, (ring, part) in enumerate(zip(rings, parts, strict=True)):
-                slot = ring[position % len(ring)]  # (B, hidden), what this layer took that far back
-                gates = torch.addmm(told[position // each, number], slot, before[number]).addmm_(x, here[number])
+            for layer, (ring, out) in enumerate(zip(rings, layer_outputs, strict=True)):
+                slot = ring[position % len(ring)]  # (B, hidden), the layer's input one dilation ago
+                gates = torch.addmm(biases[position // hop, layer], slot, past[layer]).addmm_(x, current[layer])
                 slot.copy_(x)
-                part.copy_(gated(gates))
-                if number < self.layers - 1:
-                    x = x + self.residual[number](part)
-            logits = self.logits(F.relu(self.head(F.relu(self.readout(read)))))  # (B, K)
-            codes[:, position] = drawn = draw(logits, uniforms[:, position], temperature)
-            embedded = self.embedding(drawn)
+                out.copy_(gated_activation(gates))
+                if layer < self.num_layers - 1:
+                    x = x + self.residual[layer](out)
+            logits = self.logits(F.relu(self.head(F.relu(self.readout(outputs)))))  # (B, K)
+            codes[:, position] = code = sample_categorical(logits, uniforms[:, position], temperature)
+            embedded = self.embedding(code)
         return codes
 
-    def _compilable(self, condition: Tensor) -> bool:
+    def _is_compilable(self, condition: Tensor) -> bool:
         inputs = self.hidden, self.embedding.embedding_dim, self.condition.in_features
-        fits = all(size % 8 == 0 for size in inputs)  # it takes eight at a time
+        fits = all(size % 8 == 0 for size in inputs)  # the kernel reads eight inputs at a time
         return fits and condition.device.type == "cpu" and condition.dtype == self.first.weight.dtype == torch.float32
 
     def _sample_compiled(self, kernel: ModuleType, condition: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-        readout = self.readout.weight.unflatten(1, (self.layers, -1)).permute(1, 2, 0)  # (layers, hidden, E)
-        residual = readout.new_zeros(self.layers, self.hidden, self.hidden)
-        bias = readout.new_zeros(self.layers, self.hidden)
+        readout = self.readout.weight.unflatten(1, (self.num_layers, -1)).permute(1, 2, 0)  # (layers, hidden, E)
+        residual = readout.new_zeros(self.num_layers, self.hidden, self.hidden)
+        bias = readout.new_zeros(self.num_layers, self.hidden)
         for number, layer in enumerate(self.residual):  # the last layer has none
             residual[number], bias[number] = layer.weight.t(), layer.bias
         first = self.first(F.pad(self.embedding.weight, (0, 0, 0, 1)))  # (K + 1, hidden)
@@ -161,34 +169,32 @@ class WaveNet(nn.Module):
             self.logits.weight.t(),
             self.logits.bias,
         )
-        drawn = kernel.sample(
+        codes = kernel.sample(
             condition.detach().contiguous().numpy(),
             uniforms.float().contiguous().numpy(),
             temperature,
             kernel.Weights(*(weight.detach().contiguous().numpy() for weight in weights)),
             self.dilations,
         )
-        return torch.from_numpy(drawn)
+        return torch.from_numpy(codes)
 
-    def _dilated(self, number: int, x: Tensor) -> Tensor:
-        """What a layer makes of each position and of the one that it looks back to: (B, N, hidden) -> (B, N, 2·hidden).
+    def _convolve(self, layer: int, x: Tensor) -> Tensor:
+        """Apply a layer's dilated causal convolution: (B, N, hidden) -> (B, N, 2·hidden).
 
-        A convolution of pictures one pixel high, channels last in memory: the faster one on a CPU.
+        Uses a 2-D convolution over images one pixel high, channels last in memory, which is faster on a CPU.
         """
-        distance, layer = self.dilations[number], self.dilated[number]
-        weight = layer.weight.unflatten(1, (2, -1)).transpose(1, 2)[:, :, None]  # (2·hidden, hidden, 1, 2)
-        padded = F.pad(x, (0, 0, distance, 0)).unsqueeze(1).permute(0, 3, 1, 2)
-        return F.conv2d(padded, weight, dilation=(1, distance)).permute(0, 2, 3, 1).squeeze(1)
+        dilation = self.dilations[layer]
+        weight = self.dilated[layer].weight.unflatten(1, (2, -1)).transpose(1, 2)  # (2·hidden, hidden, 2)
+        padded = F.pad(x, (0, 0, dilation, 0)).unsqueeze(1).permute(0, 3, 1, 2)
+        return F.conv2d(padded, weight[:, :, None], dilation=(1, dilation)).permute(0, 2, 3, 1).squeeze(1)
 
     @staticmethod
-    def _before(x: Tensor, distance: int) -> Tensor:
-        """What lies so far before each position, zeros beyond the beginning: (B, N, C) to the same."""
+    def _shift(x: Tensor, distance: int) -> Tensor:
+        """Delay a sequence (B, N, C) by some positions, filling in zeros."""
         return F.pad(x, (0, 0, distance, 0))[:, : x.shape[1]]
 
 
 def check_lengths(positions: int, conditions: int) -> None:
-    """Raise a ValueError unless every condition is for the same number of positions."""
+    """Raise a ValueError unless every condition covers the same number of positions."""
     if not conditions or positions % conditions:
-        raise ValueError(
-            f"{positions} positions must be a multiple of the {conditions} conditions that are told to them"
-        )
+        raise ValueError(f"{positions} positions must be a multiple of the {conditions} conditions")

@@ -1,1 +1,1 @@
-"""Sampling loops compiled with Numba for one CPU thread, in float32. Each has a twin in plain torch."""
+"""Kernels compiled with Numba for one CPU thread, in float32. Each has an equivalent in plain torch."""

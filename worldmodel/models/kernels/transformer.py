@@ -1,11 +1,11 @@
-"""The context of :meth:`Rollout.look` compiled for the CPU: float32, one thread.
+"""The kernel of :meth:`Rollout.predict`'s transformer for the CPU: float32, one thread.
 
-For a single dream the products are small, and what stands between them costs as much in torch as they do. A few dreams
-at a time go through all blocks, so that what is worked on stays in the cache.
+For a single dream the matrix products are small, and in torch everything between them costs as much as they do. A few
+dreams at a time go through all blocks, so that their activations stay in the cache.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,30 +13,30 @@ from numba import njit
 from torch import Tensor, nn
 
 from worldmodel.models.kernels.numba_ops import (
-    EXTRA,
-    ITSELF,
     LANES,
-    LEAST,
+    MIN_EXPONENT,
+    NO_OFFSET,
     OPTIONS,
+    PAD_ROWS,
     ZERO,
     add_product,
-    cached,
-    columns,
+    cached_njit,
     exp,
     gate,
     gelu,
-    packed,
+    pack_matrix,
+    padded_columns,
 )
-from worldmodel.models.transformer import Block
+from worldmodel.models.transformer import SpatioTemporalBlock
 
-TOGETHER = 4  # dreams
+CHUNK_DREAMS = 4  # dreams that go through all blocks together
 
 
 class Weights(NamedTuple):
-    """The weights of all blocks, each stacked; those of linear layers are packed."""
+    """The weights of all blocks, stacked; the matrices of linear layers are packed."""
 
-    lag_bias: np.ndarray  # (blocks, heads, M), of the oldest frame first
-    norms: np.ndarray  # (blocks, 3, 2, width), gains and biases
+    lag_bias: np.ndarray  # (blocks, heads, M), oldest frame first
+    norms: np.ndarray  # (blocks, 3, 2, width), scales and biases
     query: np.ndarray
     query_bias: np.ndarray
     over_time: np.ndarray
@@ -52,71 +52,71 @@ class Weights(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What is worked on during a call; n rows are the patches of the dreams of a part, and EXTRA."""
+    """Buffers of a call; n is the number of patches of the dreams of a chunk, plus PAD_ROWS."""
 
-    x: np.ndarray  # (n, columns(width))
+    x: np.ndarray  # (n, padded_columns(width))
     normed: np.ndarray  # (n, width)
-    wide: np.ndarray  # (n, columns(4·width)), queries, then queries, keys and values in space, then what is fed forward
-    seen: np.ndarray  # (n, width)
-    fed: np.ndarray  # (n, 4·width)
-    recalled: np.ndarray  # (patches·heads, M), of one dream
-    keys: np.ndarray  # (blocks, width / heads, LANES), of one dream and head, as a product takes them
-    values: np.ndarray  # (blocks, patches, LANES), likewise
-    scores: np.ndarray  # (patches + EXTRA, columns(patches))
-    mean: np.ndarray  # (patches + EXTRA, columns(width / heads)), of the values
+    wide: np.ndarray  # (n, padded_columns(4·width)), time queries, then spatial q, k, v, then feed-forward inputs
+    attended: np.ndarray  # (n, width)
+    hidden: np.ndarray  # (n, 4·width)
+    time_scores: np.ndarray  # (patches·heads, M), of one dream
+    keys: np.ndarray  # (blocks, width / heads, LANES), of one dream and head, packed
+    values: np.ndarray  # (blocks, patches, LANES), of one dream and head, packed
+    scores: np.ndarray  # (patches + PAD_ROWS, padded_columns(patches))
+    mean: np.ndarray  # (patches + PAD_ROWS, padded_columns(width / heads)), of the values
     rows: np.ndarray  # (n,) int64, 0, 1, …
 
 
 @torch.no_grad()
-def weights_of(blocks: Sequence[Block]) -> Weights:
-    """The weights of blocks as :func:`attend` takes them."""
+def pack_weights(blocks: Sequence[SpatioTemporalBlock]) -> Weights:
+    """Return the weights of blocks in the layout of :func:`forward_blocks`."""
 
-    def stacked(arrays: Sequence[Tensor]) -> np.ndarray:
+    def stack(arrays: Sequence[Tensor]) -> np.ndarray:
         return torch.stack([array.detach().contiguous() for array in arrays]).numpy()
 
-    def layers(name: str) -> tuple[np.ndarray, np.ndarray]:
-        found: list[nn.Linear] = [block.get_submodule(name) for block in blocks]
-        weights = np.stack([packed(layer.weight.t().numpy()) for layer in found])
-        return weights, stacked([layer.bias for layer in found])
+    def pack_layers(name: str) -> tuple[np.ndarray, np.ndarray]:
+        layers = [cast(nn.Linear, block.get_submodule(name)) for block in blocks]
+        weights = np.stack([pack_matrix(layer.weight.t().numpy()) for layer in layers])
+        return weights, stack([layer.bias for layer in layers])
 
     norms = [torch.stack([torch.stack([norm.weight, norm.bias]) for norm in block.norms]) for block in blocks]
     names = ("query", "over_time", "spatial", "over_space", "feed_forward.0", "feed_forward.2")
-    linear = [array for name in names for array in layers(name)]
-    return Weights(stacked([block.lag_bias.flip(1) for block in blocks]), stacked(norms), *linear)
+    linears = [array for name in names for array in pack_layers(name)]
+    return Weights(stack([block.lag_bias.flip(1) for block in blocks]), stack(norms), *linears)
 
 
-def attend(features: Tensor, frames: tuple[Tensor, ...], filled: Tensor, weights: Weights) -> Tensor:
-    """All blocks for the newest frame of each dream.
+def forward_blocks(features: Tensor, kv_cache: tuple[Tensor, ...], cache_length: Tensor, weights: Weights) -> Tensor:
+    """Apply all blocks to the newest frame of each dream.
 
     Args:
         features: (B, patches, width).
-        frames: what is remembered, as :class:`worldmodel.models.dream_state.Memory` has it.
-        filled: (B,) int64, how many of the frames are real: the newest.
+        kv_cache: keys and values of past frames, as in :class:`worldmodel.models.dream_state.DreamState`.
+        cache_length: (B,) int64, number of newest frames in the cache that are real.
 
     Returns:
         (B, patches, width).
     """
     batch, patches, width = features.shape
-    rows, heads, count = min(TOGETHER, batch) * patches + EXTRA, weights.lag_bias.shape[1], len(frames)
+    rows, heads, count = min(CHUNK_DREAMS, batch) * patches + PAD_ROWS, weights.lag_bias.shape[1], len(kv_cache)
     size = width // heads
     shapes = {
-        "x": (rows, columns(width)),
+        "x": (rows, padded_columns(width)),
         "normed": (rows, width),
-        "wide": (rows, columns(4 * width)),
-        "seen": (rows, width),
-        "fed": (rows, 4 * width),
-        "recalled": (patches * heads, count),
-        "keys": (columns(patches) // LANES, size, LANES),
-        "values": (columns(size) // LANES, patches, LANES),
-        "scores": (patches + EXTRA, columns(patches)),
-        "mean": (patches + EXTRA, columns(size)),
+        "wide": (rows, padded_columns(4 * width)),
+        "attended": (rows, width),
+        "hidden": (rows, 4 * width),
+        "time_scores": (patches * heads, count),
+        "keys": (padded_columns(patches) // LANES, size, LANES),
+        "values": (padded_columns(size) // LANES, patches, LANES),
+        "scores": (patches + PAD_ROWS, padded_columns(patches)),
+        "mean": (patches + PAD_ROWS, padded_columns(size)),
     }
     arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     out = torch.empty_like(features)
-    _attend(
+    _forward_blocks(
         features.numpy(),
-        tuple(frame.numpy() for frame in frames),
-        filled.numpy(),
+        tuple(frame.numpy() for frame in kv_cache),
+        cache_length.numpy(),
         weights,
         Scratch(**arrays, rows=np.arange(rows)),
         out.numpy(),
@@ -124,16 +124,16 @@ def attend(features: Tensor, frames: tuple[Tensor, ...], filled: Tensor, weights
     return out
 
 
-def add_gated(x: Tensor, change: Tensor, action: Tensor) -> Tensor:
-    """As :func:`worldmodel.models.transformer.add_gated`."""
+def add_gated(x: Tensor, update: Tensor, action: Tensor) -> Tensor:
+    """Compute :func:`worldmodel.models.transformer.add_gated`."""
     out = torch.empty_like(x)
-    _add_gated(*(tensor.contiguous().numpy() for tensor in (x, change, action)), out.numpy())
+    _add_gated(*(tensor.contiguous().numpy() for tensor in (x, update, action)), out.numpy())
     return out
 
 
 @njit(**OPTIONS)
 def _normalize(x, norm, out, rows):
-    """Layer norm of rows of x, as wide as ``out`` is."""
+    """Apply layer norm to rows of x, as wide as ``out``."""
     width = out.shape[1]
     for r in range(rows):
         mean = ZERO
@@ -149,22 +149,22 @@ def _normalize(x, norm, out, rows):
 
 
 @njit(**OPTIONS)
-def _linear(x, weight, bias, out, scratch, rows, fresh):
-    """Add a linear layer of x to ``out``, or put it there if that is to begin afresh."""
+def _linear(x, weight, bias, out, scratch, rows, overwrite):
+    """Add a linear layer of x to ``out``, or overwrite ``out`` with it."""
     for r in range(rows):
         for c in range(len(bias)):
-            out[r, c] = bias[c] + (ZERO if fresh else out[r, c])
-    add_product(x, 0, scratch.rows, ITSELF, weight, out, rows)
+            out[r, c] = bias[c] + (ZERO if overwrite else out[r, c])
+    add_product(x, 0, scratch.rows, NO_OFFSET, weight, out, rows)
 
 
 @njit(**OPTIONS)
 def _softmax(scores, first, end):
-    """Scores from ``first`` to ``end`` become shares of one."""
-    most, total = scores[first], ZERO
+    """Replace the scores from ``first`` to ``end`` by their softmax."""
+    largest, total = scores[first], ZERO
     for k in range(first, end):
-        most = max(most, scores[k])
+        largest = max(largest, scores[k])
     for k in range(first, end):
-        scores[k] = exp(max(scores[k] - most, LEAST))
+        scores[k] = exp(max(scores[k] - largest, MIN_EXPONENT))
     for k in range(first, end):
         total += scores[k]
     for k in range(first, end):
@@ -172,39 +172,39 @@ def _softmax(scores, first, end):
 
 
 @njit(**OPTIONS)
-def _recall(queries, frames, b, start, lag_bias, filled, scratch, row):
-    """Attention of each patch of dream b to itself in the remembered frames, whose keys begin at channel ``start``."""
-    (heads, count), width, patches = lag_bias.shape, scratch.seen.shape[1], frames[0].shape[1]
-    seen, recalled, size, first = scratch.seen, scratch.recalled, width // heads, count - filled
+def _attend_over_time(queries, kv_cache, b, start, lag_bias, cache_length, scratch, row):
+    """Attend from each patch of dream b to itself in past frames, whose keys begin at channel ``start``."""
+    (heads, count), width, patches = lag_bias.shape, scratch.attended.shape[1], kv_cache[0].shape[1]
+    attended, scores, size, first = scratch.attended, scratch.time_scores, width // heads, count - cache_length
     scale = np.float32(1 / np.sqrt(size))
     for m in range(first, count):
-        frame = frames[m]
+        frame = kv_cache[m]
         for patch in range(patches):
             for head in range(heads):
                 query, score = queries[row + patch, head * size : (head + 1) * size], ZERO
                 key = frame[b, patch, start + head * size : start + (head + 1) * size]
                 for c in range(size):
                     score += query[c] * key[c]
-                recalled[patch * heads + head, m] = score * scale + lag_bias[head, m]
+                scores[patch * heads + head, m] = score * scale + lag_bias[head, m]
     for n in range(patches * heads):
-        _softmax(recalled[n], first, count)
+        _softmax(scores[n], first, count)
     for patch in range(patches):
         for c in range(width):
-            seen[row + patch, c] = ZERO
+            attended[row + patch, c] = ZERO
     for m in range(first, count):
-        frame = frames[m]
+        frame = kv_cache[m]
         for patch in range(patches):
             for head in range(heads):
-                share, out = recalled[patch * heads + head, m], seen[row + patch, head * size : (head + 1) * size]
+                weight, out = scores[patch * heads + head, m], attended[row + patch, head * size : (head + 1) * size]
                 value = frame[b, patch, start + width + head * size : start + width + (head + 1) * size]
                 for c in range(size):
-                    out[c] += share * value[c]
+                    out[c] += weight * value[c]
 
 
 @njit(**OPTIONS)
-def _attend_in_space(mixed, heads, scratch, row, patches):
-    """Attention of the patches of one frame to each other: mixed rows hold queries, keys and values."""
-    width, keys, values, scores = scratch.seen.shape[1], scratch.keys, scratch.values, scratch.scores
+def _attend_over_space(qkv, heads, scratch, row, patches):
+    """Attend from the patches of one frame to each other; rows of ``qkv`` hold queries, keys and values."""
+    width, keys, values, scores = scratch.attended.shape[1], scratch.keys, scratch.values, scratch.scores
     size = width // heads
     scale = np.float32(1 / np.sqrt(size))
     for head in range(heads):
@@ -212,26 +212,26 @@ def _attend_in_space(mixed, heads, scratch, row, patches):
         for patch in range(patches):
             r = row + patch
             for c in range(size):
-                keys[patch // LANES, c, patch % LANES] = mixed[r, width + begin + c] * scale
-                values[c // LANES, patch, c % LANES] = mixed[r, 2 * width + begin + c]
+                keys[patch // LANES, c, patch % LANES] = qkv[r, width + begin + c] * scale
+                values[c // LANES, patch, c % LANES] = qkv[r, 2 * width + begin + c]
         scores[:] = ZERO
-        add_product(mixed, begin, scratch.rows[row:], ITSELF, keys, scores, patches)
+        add_product(qkv, begin, scratch.rows[row:], NO_OFFSET, keys, scores, patches)
         for patch in range(patches):
             _softmax(scores[patch], 0, patches)
         scratch.mean[:] = ZERO
-        add_product(scores, 0, scratch.rows, ITSELF, values, scratch.mean, patches)
+        add_product(scores, 0, scratch.rows, NO_OFFSET, values, scratch.mean, patches)
         for patch in range(patches):
             for c in range(size):
-                scratch.seen[row + patch, begin + c] = scratch.mean[patch, c]
+                scratch.attended[row + patch, begin + c] = scratch.mean[patch, c]
 
 
-@cached
-def _attend(features, frames, filled, weights, scratch, out):
-    x, normed, wide, seen, fed = scratch.x, scratch.normed, scratch.wide, scratch.seen, scratch.fed
+@cached_njit
+def _forward_blocks(features, kv_cache, cache_length, weights, scratch, out):
+    x, normed, wide, attended, hidden = scratch.x, scratch.normed, scratch.wide, scratch.attended, scratch.hidden
     batch, patches, width = features.shape
     heads = weights.lag_bias.shape[1]
-    for low in range(0, batch, TOGETHER):
-        high = min(low + TOGETHER, batch)
+    for low in range(0, batch, CHUNK_DREAMS):
+        high = min(low + CHUNK_DREAMS, batch)
         rows = (high - low) * patches
         for r in range(rows):
             for c in range(width):
@@ -241,31 +241,31 @@ def _attend(features, frames, filled, weights, scratch, out):
             _linear(normed, weights.query[n], weights.query_bias[n], wide, scratch, rows, True)
             for b in range(low, high):
                 row = (b - low) * patches
-                _recall(wide, frames, b, n * 2 * width, weights.lag_bias[n], filled[b], scratch, row)
-            _linear(seen, weights.over_time[n], weights.over_time_bias[n], x, scratch, rows, False)
+                _attend_over_time(wide, kv_cache, b, n * 2 * width, weights.lag_bias[n], cache_length[b], scratch, row)
+            _linear(attended, weights.over_time[n], weights.over_time_bias[n], x, scratch, rows, False)
             _normalize(x, weights.norms[n, 1], normed, rows)
             _linear(normed, weights.spatial[n], weights.spatial_bias[n], wide, scratch, rows, True)
             for b in range(high - low):
-                _attend_in_space(wide, heads, scratch, b * patches, patches)
-            _linear(seen, weights.over_space[n], weights.over_space_bias[n], x, scratch, rows, False)
+                _attend_over_space(wide, heads, scratch, b * patches, patches)
+            _linear(attended, weights.over_space[n], weights.over_space_bias[n], x, scratch, rows, False)
             _normalize(x, weights.norms[n, 2], normed, rows)
             _linear(normed, weights.up[n], weights.up_bias[n], wide, scratch, rows, True)
             for r in range(rows):
                 for c in range(4 * width):
-                    fed[r, c] = gelu(wide[r, c])
-            _linear(fed, weights.down[n], weights.down_bias[n], x, scratch, rows, False)
+                    hidden[r, c] = gelu(wide[r, c])
+            _linear(hidden, weights.down[n], weights.down_bias[n], x, scratch, rows, False)
         for r in range(rows):
             for c in range(width):
                 out[low + r // patches, r % patches, c] = x[r, c]
 
 
-@cached
-def _add_gated(x, change, action, out):
+@cached_njit
+def _add_gated(x, update, action, out):
     frames, height, width, channels = x.shape
     for n in range(frames):
         for i in range(height):
             for j in range(width):
                 for c in range(channels):
-                    a = change[n, i, j, c] + action[n, c]
-                    b = change[n, i, j, channels + c] + action[n, channels + c]
+                    a = update[n, i, j, c] + action[n, c]
+                    b = update[n, i, j, channels + c] + action[n, channels + c]
                     out[n, i, j, c] = x[n, i, j, c] + gate(a, b)

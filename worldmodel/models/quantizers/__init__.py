@@ -1,1 +1,1 @@
-"""Quantizers: vectors to discrete codes and back. One kind a file, one line a kind in the table."""
+"""Quantizers between vectors and discrete codes: one file for each kind, and a table of kinds."""

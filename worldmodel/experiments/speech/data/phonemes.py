@@ -1,8 +1,8 @@
-"""The 41 classes of English sounds, what espeak-ng's mnemonics become in them, and files of when each is said.
+"""Phonemes: 41 classes of English sounds, the map from espeak-ng's mnemonics, and .phn files of phoneme times.
 
-The names are ARPABET's in small letters: 16 vowels, 24 consonants and the pause. The map is of what eight English
-accents of espeak-ng 1.51 say in 80,000 sounds of captions: marks of stress and length fall away, r-coloured vowels
-become the vowel without its r, or er, reduced ones become ax, ih or iy, and all pauses are one.
+The names are ARPABET's in lower case: 16 vowels, 24 consonants and the pause. The map covers what eight English accents
+of espeak-ng 1.51 produced in 80,000 phonemes of captions: stress and length marks are dropped, r-colored vowels become
+er or the vowel without r, reduced vowels become ax, ih or iy, and all pauses are one class.
 """
 
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldmodel.suggest import unknown
+from worldmodel.suggest import unknown_name
 
 PAUSE = "pau"
-MNEMONICS = {  # class: espeak-ng's mnemonics of it
+MNEMONICS = {  # class: its espeak-ng mnemonics
     PAUSE: "_ _: _! _|",
     "aa": "A A: A@ A~ 0",  # father, car, croissant, fox
     "ae": "a aa",  # man, grass
@@ -61,43 +61,43 @@ _CLASS_OF = {mnemonic: name for name, mnemonics in MNEMONICS.items() for mnemoni
 
 
 class Phonemes(NamedTuple):
-    """What is said when, n sounds in order."""
+    """The n phonemes of an utterance and their times, in order."""
 
-    starts: np.ndarray  # (n,) int64, the sample that each begins with
-    stops: np.ndarray  # (n,) int64, the sample after its last
-    classes: np.ndarray  # (n,) int64, places in CLASSES
+    starts: np.ndarray  # (n,) int64, first sample
+    stops: np.ndarray  # (n,) int64, last sample + 1
+    classes: np.ndarray  # (n,) int64, indices into CLASSES
 
 
-def class_of(mnemonic: str) -> str:
-    """The class of one of espeak-ng's mnemonics; one that is not in the map is taken for its longest beginning that is.
+def phoneme_class(mnemonic: str) -> str:
+    """Return the class of an espeak-ng mnemonic, or of its longest prefix in the map.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if no prefix is in the map.
     """
-    known = mnemonic.lstrip("',%=|") or "_"  # marks of stress and joints
-    while known and known not in _CLASS_OF:
-        known = known[:-1]
-    if not known:
+    prefix = mnemonic.lstrip("',%=|") or "_"  # without marks of stress and joints
+    while prefix and prefix not in _CLASS_OF:
+        prefix = prefix[:-1]
+    if not prefix:
         raise ValueError(f"espeak-ng's phoneme {mnemonic!r} is in none of {len(CLASSES)} classes; take English voices")
-    return _CLASS_OF[known]
+    return _CLASS_OF[prefix]
 
 
-def write_phn(phonemes: Phonemes) -> str:
-    """The text of a .phn file, as TIMIT has them: lines of start, stop and class."""
+def format_phn(phonemes: Phonemes) -> str:
+    """Format phonemes as a .phn file like TIMIT's: lines of start, stop and class."""
     lines = zip(phonemes.starts, phonemes.stops, phonemes.classes, strict=True)
-    return "".join(f"{start} {stop} {CLASSES[number]}\n" for start, stop, number in lines)
+    return "".join(f"{start} {stop} {CLASSES[index]}\n" for start, stop, index in lines)
 
 
 def read_phn(path: str | Path) -> Phonemes:
-    """What a .phn file says.
+    """Read a .phn file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the line that is not start, stop and one of CLASSES, or goes back in time.
+        ValueError: naming the line, if it is not start, stop and one of CLASSES, or out of order.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there are no phonemes {path}; python -m worldmodel.experiments.speech synthesize")
+        raise FileNotFoundError(f"there are no phonemes {path}; run python -m worldmodel.experiments.speech synthesize")
     rows, before = [], 0
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split()
@@ -105,7 +105,7 @@ def read_phn(path: str | Path) -> Phonemes:
             raise ValueError(f"{path}, line {number}: expected START STOP PHONEME, got {line!r}")
         start, stop = int(fields[0]), int(fields[1])
         if fields[2] not in CLASSES:
-            raise ValueError(f"{path}, line {number}: {unknown('phoneme', fields[2], CLASSES)}")
+            raise ValueError(f"{path}, line {number}: {unknown_name('phoneme', fields[2], CLASSES)}")
         if not before <= start < stop:
             raise ValueError(f"{path}, line {number}: must start at {before} or later and end after that, got {line!r}")
         rows.append((start, stop, CLASSES.index(fields[2])))
@@ -114,11 +114,11 @@ def read_phn(path: str | Path) -> Phonemes:
 
 
 def frame_labels(phonemes: Phonemes, hop: int, frames: int) -> np.ndarray:
-    """The class (frames,) int64 of the sound at the centre of each hop of samples; a pause where there is none."""
-    centres = np.arange(frames) * hop + hop // 2
-    which = np.searchsorted(phonemes.starts, centres, side="right") - 1
-    said = which >= 0
-    said[said] = centres[said] < phonemes.stops[which[said]]
+    """Return the class (frames,) int64 of the phoneme at the center of each hop; a pause where there is none."""
+    centers = np.arange(frames) * hop + hop // 2
+    indices = np.searchsorted(phonemes.starts, centers, side="right") - 1
+    spoken = indices >= 0
+    spoken[spoken] = centers[spoken] < phonemes.stops[indices[spoken]]
     labels = np.full(frames, CLASSES.index(PAUSE), np.int64)
-    labels[said] = phonemes.classes[which[said]]
+    labels[spoken] = phonemes.classes[indices[spoken]]
     return labels

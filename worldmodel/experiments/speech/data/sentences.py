@@ -1,4 +1,4 @@
-"""What is said: the lines of a file, or sentences of a small grammar."""
+"""Sentences to synthesize: lines of a file, or sentences of a small grammar."""
 
 import gzip
 import math
@@ -17,15 +17,15 @@ bridge, window, apple, treasure, boat, chair, toy, book, engine, feather, house,
 near the river, under a tree, by the sea, on the roof, behind the church, in the south, at the zoo, over there, \
 before breakfast, without a noise, five hours ago, after the show, beyond the hill, with both hands, in the usual way
 """
-WORDS = [row.split(", ") for row in GRAMMAR.splitlines()]  # a sentence has one of each row
+WORDS = [row.split(", ") for row in GRAMMAR.splitlines()]  # a sentence has one entry of each row
 
 
 def read_sentences(path: Path) -> list[str]:
-    """The different lines of a text file, maybe .gz, that are not empty, in order.
+    """Return the distinct non-empty lines of a text file, plain or .gz, in order.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is no text.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not UTF-8 text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of sentences {path}")
@@ -36,27 +36,27 @@ def read_sentences(path: Path) -> list[str]:
         raise ValueError(f"{path} must be UTF-8 text, one sentence a line: {error}") from error
 
 
-def choose(sentences: list[str], count: int, seed: int) -> list[str]:
-    """So many of the sentences, in an order of chance.
+def sample_sentences(sentences: list[str], count: int, seed: int) -> list[str]:
+    """Return ``count`` of the sentences in a random order.
 
     Raises:
         ValueError: if there are fewer.
     """
     if count > len(sentences):
         raise ValueError(f"--count and --held_out ask for {count} sentences, and there are {len(sentences)} different")
-    return [sentences[place] for place in np.random.default_rng(seed).permutation(len(sentences))[:count]]
+    return [sentences[index] for index in np.random.default_rng(seed).permutation(len(sentences))[:count]]
 
 
-def invent(count: int, seed: int) -> list[str]:
-    """So many different sentences of the grammar, whose words have all phonemes.
+def generate_sentences(count: int, seed: int) -> list[str]:
+    """Return ``count`` different random sentences of the grammar, whose words cover all phonemes.
 
     Raises:
-        ValueError: if it has hardly so many.
+        ValueError: if that is more than half of all possible sentences.
     """
     possible = math.prod(map(len, WORDS))
     if count > possible // 2:
-        raise ValueError(f"our own sentences are {possible}, and {count} is more than half; give a file of --sentences")
-    random, found = np.random.default_rng(seed), dict[str, None]()
-    while len(found) < count:
-        found[" ".join(row[random.integers(len(row))] for row in WORDS).capitalize() + "."] = None
-    return list(found)
+        raise ValueError(f"{count} is more than half of the {possible} generated sentences; give a file of --sentences")
+    random, sentences = np.random.default_rng(seed), dict[str, None]()
+    while len(sentences) < count:
+        sentences[" ".join(row[random.integers(len(row))] for row in WORDS).capitalize() + "."] = None
+    return list(sentences)

@@ -1,0 +1,160 @@
+"""Play episodes with an agent or a random policy, in the real environment or in a dream."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from worldmodel import env_wrappers, media
+from worldmodel.stats import bootstrap_interval
+
+DREAM_ENV, ENCODED_ENV = "envs:Dream-v0", "envs:Encoded-v0"
+ENCODED_ENVS = (DREAM_ENV, ENCODED_ENV)  # give an agent's observations; others give frames, which the agent encodes
+MAX_EPISODE_STEPS = 4000
+EVALUATION_STREAM = 1  # keeps the seeds of evaluation apart from those of recording
+
+
+class Player(Protocol):
+    """A policy that can be evaluated."""
+
+    action_names: tuple[str, ...]
+
+    def start(self, seed: int) -> None: ...
+    def act(self, frame: np.ndarray, /) -> int: ...
+    def choose(self, observation: np.ndarray, /) -> int: ...
+
+
+class EvaluationEnv(NamedTuple):
+    """An environment to evaluate in."""
+
+    env: gym.Env
+    env_id: str
+    encoded: bool  # whether its observations are an agent's, not frames
+    horizon: int  # steps after which an episode is cut off
+    env_kwargs: dict[str, Any]
+
+
+class Result(NamedTuple):
+    """Return and length of an episode."""
+
+    episode_return: float
+    steps: int
+
+
+class RandomPolicy:
+    """Samples a uniformly random action at every step."""
+
+    def __init__(self, action_names: tuple[str, ...]) -> None:
+        self.action_names = action_names
+
+    def start(self, seed: int) -> None:
+        """Start an episode."""
+        self._random = np.random.default_rng(seed)
+
+    def act(self, frame: np.ndarray) -> int:
+        """Return a random action."""
+        return int(self._random.integers(len(self.action_names)))
+
+    choose = act
+
+
+def make_evaluation_env(
+    data: dict[str, Any], env: str = "", env_kwargs: dict[str, Any] = {}, horizon: int = 0
+) -> EvaluationEnv:
+    """Make an environment to evaluate an agent in.
+
+    Args:
+        data: data section of the agent's config.yaml.
+        env: Gymnasium id; by default the real environment behind the agent's dreams.
+        env_kwargs: arguments of the environment, added to those of the agent's training.
+        horizon: steps after which an episode is cut off; 0 for the horizon of the agent's training, or 4000.
+    """
+    env, trained = env_wrappers.canonical_id(env), data["env_kwargs"]
+    horizon = horizon or trained.get("horizon") or MAX_EPISODE_STEPS
+    if env in ENCODED_ENVS:
+        shared = {"world", "observation", "history"}
+        kept = trained.keys() - {"device", "threads", "precision"} if env == data["env"] else shared & trained.keys()
+        env_kwargs = {**{name: trained[name] for name in kept}, "horizon": horizon, **env_kwargs}
+        return EvaluationEnv(gym.make(env, render_mode="rgb_array", **env_kwargs), env, True, horizon, env_kwargs)
+    if env in ("", data["environment"]):
+        env_kwargs = {**data["kwargs"], **env_kwargs}
+    env = env or env_wrappers.check_trusted(data["environment"], "the agent's config.yaml")
+    return EvaluationEnv(env_wrappers.make_env(env, **env_kwargs), env, False, horizon, env_kwargs)
+
+
+def make_real_env(data: dict[str, Any], env: str = "") -> EvaluationEnv:
+    """Make the real environment behind an agent's dreams.
+
+    Args:
+        data: data section of the agent's config.yaml.
+        env: Gymnasium id; by default the one in ``data``, which must be part of this package.
+
+    Raises:
+        ValueError: if the environment cannot be made, or has other actions than the dream.
+    """
+    try:
+        env = env or env_wrappers.check_trusted(data["environment"], "the world's config.yaml", "--real ")
+        real = make_evaluation_env(data, env)
+    except ValueError as error:
+        raise ValueError(f"{error}; or train without evaluations: --train.evaluate_every 0") from error
+    names = tuple(real.env.get_wrapper_attr("action_names"))
+    if names != tuple(data["action_names"]):
+        raise ValueError(f"the dream knows the actions {data['action_names']}, the real environment has {names}")
+    return real
+
+
+def play_episodes(
+    evaluation_env: EvaluationEnv,
+    player: Player,
+    episodes: int,
+    seed: int,
+    name: str = "",
+    video: Path | None = None,
+) -> list[Result]:
+    """Play episodes, of which number n depends on ``seed`` and n alone.
+
+    Args:
+        name: label of the progress bar.
+        video: video file of the first episode to write.
+    """
+    results = []
+    for number in tqdm(range(episodes), desc=name, unit="episode", leave=False):
+        env_seed, policy_seed = np.random.SeedSequence([seed, number, EVALUATION_STREAM]).generate_state(2).tolist()
+        frames: list[np.ndarray] | None = [] if video and not number else None
+        results.append(_play_episode(evaluation_env, player, env_seed, policy_seed, frames))
+        if video and frames:
+            media.write(video, np.stack(frames), fps=evaluation_env.env.metadata.get("render_fps") or 8.75)
+    return results
+
+
+def _play_episode(
+    evaluation_env: EvaluationEnv, player: Player, env_seed: int, policy_seed: int, frames: list[np.ndarray] | None
+) -> Result:
+    """Play one episode, and append its frames to ``frames`` unless it is None."""
+    env, encoded, episode_return, steps, over = evaluation_env.env, evaluation_env.encoded, 0.0, 0, False
+    choose_action = player.choose if encoded else player.act
+    observation, _ = env.reset(seed=env_seed)
+    player.start(policy_seed)
+    while not over:
+        if frames is not None:
+            frames.append(cast(np.ndarray, env.render()) if encoded else observation)
+        observation, reward, terminated, truncated, _ = env.step(choose_action(observation))
+        episode_return, steps = episode_return + float(reward), steps + 1
+        over = terminated or truncated or steps >= evaluation_env.horizon
+    return Result(episode_return, steps)
+
+
+def summary(results: list[Result]) -> dict[str, float]:
+    """Return the mean return with its 95% interval, the standard deviation of returns, and the mean steps."""
+    returns = torch.tensor([result.episode_return for result in results], dtype=torch.float64)
+    mean = bootstrap_interval(returns)
+    return {
+        "return": mean["mean"],
+        "deviation": float(returns.std(correction=0)),
+        "low": mean["low"],
+        "high": mean["high"],
+        "steps": float(np.mean([result.steps for result in results])),
+    }

@@ -1,0 +1,35 @@
+"""Worlds and voices that come with the package, by name. No torch, so that listing them is quick."""
+
+from pathlib import Path
+
+from worldmodel.suggest import unknown_name
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+DEFAULT_WORLD = "doom-health-gathering"
+
+
+def names(shipped: Path) -> list[str]:
+    """Return the names of the models in a folder of shipped models, sorted."""
+    return sorted(path.parent.name for path in shipped.glob("*/config.yaml"))
+
+
+def find(what: str, name: str | Path, shipped: Path) -> Path:
+    """Return the folder of a shipped model, or of a run.
+
+    Raises:
+        FileNotFoundError: if there is none; the message lists the names and the nearest one.
+    """
+    for folder in (shipped / str(name), Path(name)):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(unknown_name(what, str(name), ["the folder of a run", *names(shipped)]))
+
+
+def shipped_worlds() -> list[str]:
+    """Return the names of the worlds that come with the package, sorted."""
+    return names(PRETRAINED)
+
+
+def find_world(world: str | Path) -> Path:
+    """Return the folder of a shipped world or of a run; raises as :func:`find` does."""
+    return find("world", world, PRETRAINED)
