@@ -71,6 +71,10 @@ def dynamics(
         raise ValueError(
             f"--seq_length must be 2 or more frames, the first of which is not predicted, got {seq_length}"
         )
+    if seq_length <= model.context_length:
+        print(
+            f"note: segments of --seq_length {seq_length} train less than the {model.context_length} frames of context"
+        )
     folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
     data = {
         "store": store,
