@@ -120,6 +120,20 @@ def test_metrics_are_logged_every_so_many_steps(tmp_path):
     assert [(row["step"], row["part"]) for row in rows] == [(2, "train"), (4, "train"), (4, "held_out")]
 
 
+def test_batches_that_are_loaded_ahead_train_the_same_weights(tmp_path):
+    class Fit(nn.Linear):
+        def forward(self, batch, generator):
+            return (super().forward(batch) - 1).square().mean(), {}
+
+    def train(name: str, data_workers: int) -> nn.Module:
+        torch.manual_seed(0)
+        config = replace(train_config(6), data_workers=data_workers)
+        batches = lambda step, rank, world_size: torch.full((3, 2), float(step))  # noqa: E731
+        return training.fit(Fit(2, 2), batches, lambda model, step: {}, config, make(tmp_path / name))
+
+    torch.testing.assert_close(train("ahead", 2).state_dict(), train("alone", 0).state_dict(), rtol=0, atol=0)
+
+
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match=r"weights are not finite after step 4: lower train.learning_rate"):
         learn(Toy(1.0), tmp_path / "run", learning_rate=1e17, weight_decay=1e17, decay_fraction=0.0)

@@ -26,6 +26,7 @@ class TrainConfig:
         allow_changes: allow an existing run to continue with a different store, batch size or seed.
         device: training device: cpu, cuda, or auto for cuda if available.
         threads: number of CPU threads of torch; 0 for torch's default.
+        data_workers: number of processes that load batches ahead, for a GPU that would wait for them; 0 for none.
         precision: number format of activations; auto for bfloat16 on hardware that has it (CUDA, AVX512-BF16, AMX).
     """
 
@@ -43,10 +44,14 @@ class TrainConfig:
     allow_changes: bool = False
     device: str = "auto"
     threads: int = 0
+    data_workers: int = 0
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        counts, weights = ("steps", "log_every", "evaluate_every"), ("warmup_steps", "weight_decay", "threads", "seed")
+        counts, weights = (
+            ("steps", "log_every", "evaluate_every"),
+            ("warmup_steps", "weight_decay", "threads", "data_workers", "seed"),
+        )
         check_ranges(
             "train",
             self,

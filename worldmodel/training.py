@@ -13,6 +13,7 @@ import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from worldmodel import checkpoint, distributed, tensor_io
@@ -63,11 +64,11 @@ def _fit(model: M, batches: BatchFunction, evaluate: EvaluateFunction[M], config
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
     generator = torch.Generator(device)
     log = MetricsLog(run, first) if rank == 0 else None
-    steps = range(first, config.steps)
-    with tqdm(steps, initial=first, total=config.steps, unit="step", smoothing=0.05, disable=world_size > 1) as bar:
-        for step in bar:
+    loader = _load_ahead(StepBatches(batches, rank, world_size), range(first, config.steps), config.data_workers)
+    with tqdm(loader, initial=first, total=config.steps, unit="step", smoothing=0.05, disable=world_size > 1) as bar:
+        for step, batch in enumerate(bar, first):
             generator.manual_seed(config.seed * 1_000_003 + step + (rank << 48))  # different on each worker
-            batch = _to_device(batches(step, rank, world_size), device)
+            batch = _to_device(batch, device)
             for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
                 group["lr"] = config.learning_rate_at(step)
 
@@ -99,6 +100,22 @@ def _fit(model: M, batches: BatchFunction, evaluate: EvaluateFunction[M], config
         log.writer.close()
         print(f"{run}: {max(first, config.steps)} steps; held out: {log.describe_last_held_out()}")
     return averaged
+
+
+class StepBatches(Dataset):
+    """The batches of one of several workers, by the number of the training step."""
+
+    def __init__(self, batches: BatchFunction, rank: int, world_size: int) -> None:
+        self.batches, self.rank, self.world_size = batches, rank, world_size
+
+    def __getitem__(self, step: int) -> Any:
+        return self.batches(step, self.rank, self.world_size)
+
+
+def _load_ahead(batches: StepBatches, steps: range, num_processes: int) -> DataLoader:
+    """Yield the batches of these steps in order, loaded ahead by a number of processes, or by none when needed."""
+    own_generator = torch.Generator()  # or it would draw its seed from torch's global generator
+    return DataLoader(batches, None, sampler=steps, num_workers=num_processes, generator=own_generator)
 
 
 def pick_device(config: TrainConfig) -> torch.device:

@@ -26,3 +26,9 @@ def test_a_gate_has_the_gradient_of_its_definition(shape, dim, condition):
 
     assert torch.allclose(gate(*given), a.tanh() * b.sigmoid())
     assert torch.autograd.gradcheck(gate, given)
+
+
+def test_a_gate_is_compiled_in_one_piece():
+    x, condition = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 1, 8)
+    compiled = torch.compile(gated_activation, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, -1, condition), gated_activation(x, -1, condition))

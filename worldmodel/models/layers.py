@@ -43,6 +43,9 @@ class ResidualBlock(nn.Module):
 
 def gated_activation(x: Tensor, dim: int = -1, condition: Tensor | None = None) -> Tensor:
     """Return tanh(a)·sigmoid(b) of the halves of ``x + condition`` along ``dim`` (van den Oord et al. 2016, eq. 2)."""
+    if torch.compiler.is_compiling():  # the compiler fuses these, and cannot trace the in-place gradient
+        a, b = (x if condition is None else x + condition).chunk(2, dim)
+        return a.tanh() * b.sigmoid()
     return _GatedActivation.apply(x, dim, condition)
 
 
