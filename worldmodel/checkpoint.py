@@ -62,11 +62,11 @@ KINDS = {  # kind of a run: the configuration of its model, and what makes the m
 }
 
 
-def export(run: Path, out: Path, half: bool = False, **more: Any) -> None:
+def export(run: Path, out: Path, half: str | None = None, **more: Any) -> None:
     """Export a model's configuration and weights into a folder to share, without the paths of this machine.
 
     Args:
-        half: write the weights in float16; they are converted to float32 on loading.
+        half: prefix of the weights to write in float16, such as "" for all; they are converted to float32 on loading.
         more: further entries of config.yaml.
 
     Raises:
@@ -75,8 +75,9 @@ def export(run: Path, out: Path, half: bool = False, **more: Any) -> None:
     values = read_config(run)
     values["data"] = {name: value for name, value in values["data"].items() if name not in PATHS}
     tensors = read_tensors(run / "model.safetensors")
-    if half:
-        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    if half is not None:
+        rounded = [name for name in tensors if name.startswith(half) and tensors[name].is_floating_point()]
+        tensors |= {name: tensors[name].half() for name in rounded}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError(f"{run} has weights that float16 cannot hold; export it in float32")
     out.mkdir(exist_ok=True)

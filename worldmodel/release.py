@@ -15,8 +15,8 @@ def release(
 ) -> None:
     """Export a trained world model, with a few recorded clips to start dreams from, into a folder.
 
-    The dynamics model's weights are rounded to float16; the VQ-VAE's are not, so that its codes stay the same. Paths of
-    this machine are removed from the configurations.
+    The weights of the dynamics model and of the decoder are rounded to float16; those of the encoder and the codebook
+    are not, so that frames keep their codes. Paths of this machine are removed from the configurations.
 
     Args:
         run: run folder of the dynamics model.
@@ -56,8 +56,8 @@ def release(
     schema = episodes.schema
     schema = replace(schema, provenance={**schema.provenance, "clips": clips, "redrawn": redrawn})
     with write_folder_atomically(target) as folder:
-        checkpoint.export(origin, folder, half=True, about=about)
-        checkpoint.export(origin / "vqvae", folder / "vqvae")
+        checkpoint.export(origin, folder, half="", about=about)
+        checkpoint.export(origin / "vqvae", folder / "vqvae", half="decoder.")
         context = EpisodeStore.create(folder / "context", schema)
         for clip in episode_clips:
             context.append(clip)

@@ -57,7 +57,9 @@ def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
 
 
 @pytest.mark.slow
-def test_a_released_world_is_its_run_with_the_prior_in_half_precision(store, world_run, tmp_path, monkeypatch, capsys):
+def test_a_released_world_is_its_run_with_all_but_the_encoder_in_half_precision(
+    store, world_run, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(shipped, "PRETRAINED", tmp_path)
     release(str(world_run), str(store), ["9:2"], str(tmp_path / "stripes"), "moving stripes", length=8)
     assert shipped.shipped_worlds() == ["stripes"]
@@ -70,8 +72,10 @@ def test_a_released_world_is_its_run_with_the_prior_in_half_precision(store, wor
     frames = torch.from_numpy(original.observations[None, 2:5].copy())
     taken, actions = torch.from_numpy(original.actions[None, 2:4]), torch.tensor([[0, 1]])
     rounded = WorldModel.load(world_run)
-    for mine, theirs in zip(released.vqvae.state_dict().values(), trained.vqvae.state_dict().values(), strict=True):
-        assert torch.equal(mine, theirs)
+    for (name, mine), theirs in zip(
+        released.vqvae.state_dict().items(), trained.vqvae.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs.half().float() if name.startswith("decoder.") else theirs), name
     for part in rounded.dynamics.state_dict().values():
         part.copy_(part.half())
     rounded = WorldModel(rounded.vqvae, rounded.dynamics, rounded.action_names, rounded.run)
