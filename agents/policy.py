@@ -22,6 +22,7 @@ class Policy:
         history: number of frames per observation.
         greedy: take the most probable action instead of a sampled one.
         digest: identifier of the weights.
+        action_repeat: number of frames that :meth:`act` holds each action for.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class Policy:
         history: int = 1,
         greedy: bool = False,
         digest: str = "",
+        action_repeat: int = 1,
     ) -> None:
         self.network, self.vqvae, self.action_names = network, vqvae, tuple(action_names)
-        self.history, self.greedy, self.digest = history, greedy, digest
+        self.history, self.greedy, self.digest, self.action_repeat = history, greedy, digest, action_repeat
         self.start(0)
 
     @classmethod
@@ -50,16 +52,22 @@ class Policy:
         network = Network(config.build(NetworkConfig, values["model"], run / "config.yaml"))
         tensor_io.load_weights(run / "model.safetensors", network)
         vqvae, data = checkpoint.load_vqvae(run / "vqvae"), values["data"]
-        return cls(network.eval(), vqvae, data["action_names"], data["history"], greedy, tensor_io.digest(run))
+        names, history, repeat = data["action_names"], data["history"], data.get("action_repeat", 1)
+        return cls(network.eval(), vqvae, names, history, greedy, tensor_io.digest(run), repeat)
 
     def start(self, seed: int) -> None:
         """Start an episode."""
         self._generator = torch.Generator().manual_seed(seed)
         self._recent_codes = torch.zeros(0)
+        self._num_frames, self._held = 0, 0
 
     def act(self, frame: np.ndarray) -> int:
         """Return the action to take after a frame (H, W, 3) uint8 of the real environment."""
-        return self.choose(self.observe(frame))
+        observation = self.observe(frame)
+        if self._num_frames % self.action_repeat == 0:
+            self._held = self.choose(observation)
+        self._num_frames += 1
+        return self._held
 
     @torch.no_grad()
     def observe(self, frame: np.ndarray) -> np.ndarray:

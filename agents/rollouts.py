@@ -75,7 +75,7 @@ def make_evaluation_env(
     env, trained = env_wrappers.canonical_id(env), data["env_kwargs"]
     horizon = horizon or trained.get("horizon") or MAX_EPISODE_STEPS
     if env in ENCODED_ENVS:
-        shared = {"world", "observation", "history"}
+        shared = {"world", "observation", "history", "action_repeat"}
         kept = trained.keys() - {"device", "threads", "precision"} if env == data["env"] else shared & trained.keys()
         env_kwargs = {**{name: trained[name] for name in kept}, "horizon": horizon, **env_kwargs}
         return EvaluationEnv(gym.make(env, render_mode="rgb_array", **env_kwargs), env, True, horizon, env_kwargs)

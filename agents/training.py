@@ -96,6 +96,7 @@ def describe_env(world: "WorldModel", env: str, env_kwargs: dict[str, Any]) -> d
         "env": env,
         "env_kwargs": env_kwargs,
         "history": env_kwargs.get("history", 1),
+        "action_repeat": env_kwargs.get("action_repeat", 1),
         "action_names": list(world.action_names),
         "environment": real,
         "kwargs": {

@@ -18,7 +18,7 @@ from worldmodel.shipped import DEFAULT_WORLD
 from worldmodel.world_model import WorldModel
 
 MAX_HISTORY = 1000
-DEFAULT_HORIZON = 200  # steps
+DEFAULT_HORIZON = 200  # imagined frames
 
 
 def make_observation_space(world: WorldModel, observation: str, history: int) -> gym.spaces.Box:
@@ -83,8 +83,10 @@ class DreamVectorEnv(VectorEnv):
         threads: int = 1,
         precision: Precision = "float32",
         render_mode: str | None = None,
+        action_repeat: int = 1,
     ) -> None:
         counts = {"num_envs": num_envs, "horizon": horizon, "context": context, "threads": threads}
+        counts["action_repeat"] = action_repeat
         for name, count in counts.items():
             if not isinstance(count, int | np.integer) or count < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {count}")
@@ -92,6 +94,7 @@ class DreamVectorEnv(VectorEnv):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.num_envs, self.horizon, self.observation, self.history = num_envs, horizon, observation, history
         self.context, self.temperature, self.render_mode = context, temperature, render_mode
+        self.action_repeat = action_repeat
         self.world = WorldModel.load(world, device, threads, precision)
         self.action_names = self.world.action_names
         if not self.world.dynamics.config.num_actions or not self.world.dynamics.config.context_length:
@@ -140,25 +143,36 @@ class DreamVectorEnv(VectorEnv):
         if actions.min() < 0 or actions.max() >= len(self.action_names):
             raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {actions.tolist()}")
         fresh = np.flatnonzero(self._done)
-        live = ~self._done
-        uniforms = torch.zeros(self.num_envs, *self.world.dynamics.config.grid)
-        for row in np.flatnonzero(live):
-            uniforms[row] = self.world.uniforms([self._code_generators[row]])[0]
-        self._state, codes, rewards, termination_probs = self.world.step(
-            self._state, actions, uniforms, self.temperature
-        )
-        self._recent_codes = torch.cat([self._recent_codes[:, 1:], codes.cpu()[:, None]], 1)
-        thresholds = np.array([self._generators[row].random() if live[row] else 1.0 for row in range(self.num_envs)])
-        terminated = thresholds < termination_probs.cpu().numpy()
-        self._steps += 1
-        truncated = live & ~terminated & (self._steps >= self.horizon)
+        live, rewards = ~self._done, np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        for _ in range(self.action_repeat):
+            running = live & ~terminated & ~truncated
+            frame_rewards, ends = self._imagine_frame(actions, running)
+            rewards += frame_rewards
+            terminated |= ends
+            truncated |= running & ~ends & (self._steps >= self.horizon)
         if len(fresh):
             state, recent_codes = self._start_rows(fresh.tolist())
             self._state = self._state.replace_rows(torch.as_tensor(fresh, device=self.world.device), state)
             self._recent_codes[fresh], self._steps[fresh] = recent_codes, 0
         self._done = terminated | truncated
         observations = make_observations(self.world, self._recent_codes, self.observation, self.history)
-        return observations, rewards.cpu().numpy().astype(np.float64) * live, terminated, truncated, {}
+        return observations, rewards, terminated, truncated, {}
+
+    def _imagine_frame(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Imagine the next frame of the running rows, (B,) bool; return its rewards (B,) and the rows that it ends."""
+        uniforms, thresholds = torch.zeros(self.num_envs, *self.world.dynamics.config.grid), np.ones(self.num_envs)
+        for row in np.flatnonzero(running):
+            uniforms[row] = self.world.uniforms([self._code_generators[row]])[0]
+            thresholds[row] = self._generators[row].random()
+        assert self._state is not None  # step() has checked it
+        self._state, codes, rewards, termination_probs = self.world.step(
+            self._state, actions, uniforms, self.temperature
+        )
+        rows = torch.from_numpy(running)
+        self._recent_codes[rows] = torch.cat([self._recent_codes[rows, 1:], codes.cpu()[rows, None]], 1)
+        self._steps += running
+        return rewards.cpu().numpy().astype(np.float64) * running, thresholds < termination_probs.cpu().numpy()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Return the current frames, B of (H, W, 3) uint8, or None without a render mode."""
@@ -209,11 +223,11 @@ class DreamEnv(gym.Env):
     history > 1; with ``observation="frame"``, decoded frames as Box (H, W, 3·history) uint8.
     Actions: Discrete, the recorded environment's, named by ``action_names``.
     Rewards are the model's expected rewards. An episode is ``terminated`` at random, with the model's probability of
-    it, and ``truncated`` after ``horizon`` steps. Info is empty.
+    it, and ``truncated`` after ``horizon`` frames. Info is empty.
 
     Args:
         world: name of a shipped world, or run folder of a dynamics model.
-        horizon: steps after which a dream is truncated.
+        horizon: imagined frames after which a dream is truncated.
         observation: kind of the observations, ``"codes"`` or decoded ``"frame"``.
         history: number of frames per observation, 1 to 1000.
         start: source of the start frames: ``"shipped"``, the clips that come with a shipped world, or ``"store"``, the
@@ -226,6 +240,7 @@ class DreamEnv(gym.Env):
         threads: CPU threads of the world model.
         precision: precision of the world model: auto, float32 or bfloat16.
         render_mode: ``"rgb_array"`` to let :meth:`render` decode the current frame, or None.
+        action_repeat: number of frames that an action is held for in each step, whose rewards are summed.
 
     Raises:
         ValueError: for a setting out of range, or a world model without actions or context.
@@ -248,6 +263,7 @@ class DreamEnv(gym.Env):
         threads: int = 1,
         precision: Precision = "float32",
         render_mode: str | None = None,
+        action_repeat: int = 1,
     ) -> None:
         self._dream = dream = DreamVectorEnv(
             1,
@@ -263,6 +279,7 @@ class DreamEnv(gym.Env):
             threads,
             precision,
             render_mode,
+            action_repeat,
         )
         self.world, self.render_mode, self.action_names = dream.world, render_mode, dream.action_names
         self.observation_space, self.action_space = dream.single_observation_space, dream.single_action_space

@@ -25,11 +25,12 @@ class EncodedEnv(gym.Wrapper):
         env: Gymnasium id of the real environment; by default the one that the world was recorded in, if it is part of
             this package.
         env_kwargs: arguments of the real environment, added to those of the recording if ``env`` is the same.
-        horizon: steps after which an episode is truncated; 0 for the environment's own limit.
+        horizon: frames after which an episode is truncated; 0 for the environment's own limit.
         observation: kind of the observations, ``"codes"`` or reconstructed ``"frame"``.
         history: number of frames per observation; the first frame of an episode stands for those before it.
         device: device of the VQ-VAE.
         render_mode: ``"rgb_array"`` to let :meth:`render` return the real frame, or None.
+        action_repeat: number of frames that an action is held for in each step, whose rewards are summed.
 
     Raises:
         ValueError: if the environment's actions are not the world's, it cannot be made, or only the files of
@@ -49,7 +50,10 @@ class EncodedEnv(gym.Wrapper):
         history: int = 1,
         device: str = "cpu",
         render_mode: str | None = None,
+        action_repeat: int = 1,
     ) -> None:
+        if action_repeat < 1:
+            raise ValueError(f"action_repeat must be 1 or more, got {action_repeat}")
         self.world = WorldModel.load(world, device)
         data = checkpoint.read_config(self.world.run)["data"]
         env = env_wrappers.canonical_id(env)
@@ -60,7 +64,7 @@ class EncodedEnv(gym.Wrapper):
         real = env_wrappers.make_env(env, **settings)
         self.world.check_actions(real.get_wrapper_attr("action_names"))
         super().__init__(TimeLimit(real, horizon) if horizon else real)
-        self.observation, self.history = observation, history
+        self.observation, self.history, self.action_repeat = observation, history, action_repeat
         self.observation_space = make_observation_space(self.world, observation, history)
 
     def reset(
@@ -72,10 +76,14 @@ class EncodedEnv(gym.Wrapper):
         return self._observation(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take an action in the real environment."""
-        frame, reward, terminated, truncated, info = self.env.step(action)
-        self._recent_codes = torch.cat([self._recent_codes[1:], self._encode(frame)])
-        return self._observation(), float(reward), terminated, truncated, info
+        """Take an action in the real environment, ``action_repeat`` times unless the episode ends."""
+        total, terminated, truncated, info = 0.0, False, False, {}
+        for _ in range(self.action_repeat):
+            if not (terminated or truncated):
+                frame, reward, terminated, truncated, info = self.env.step(action)
+                self._recent_codes = torch.cat([self._recent_codes[1:], self._encode(frame)])
+                total += float(reward)
+        return self._observation(), total, terminated, truncated, info
 
     def _encode(self, frame: np.ndarray) -> torch.Tensor:
         return self.world.encode(torch.from_numpy(frame.copy())[None])  # (1, h, w)

@@ -40,6 +40,19 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     return float((below + not_above).double().mean() / 2 / len(negatives))
 
 
+def detection(scores: Tensor, positive: Tensor, threshold: float) -> dict[str, float]:
+    """Return how well scores (N,) above a threshold detect the positives, (N,) bool.
+
+    Returns:
+        ``recall``: fraction of the positives above the threshold. ``contrast``: mean score of the positives relative to
+        that of the others. Both are 0 if there are no positives.
+    """
+    if not positive.any():
+        return {"recall": 0.0, "contrast": 0.0}
+    hits, mean, others = scores[positive] > threshold, scores[positive].mean(), scores[~positive].mean()
+    return {"recall": float(hits.float().mean()), "contrast": float(mean / others.clamp_min(1e-12))}
+
+
 def calibration(probabilities: Tensor, outcomes: Tensor, num_bins: int = 10) -> list[dict[str, float]]:
     """Return predicted and observed frequencies in ``num_bins`` bins of equal size, by increasing probability."""
     order = probabilities.argsort()

@@ -100,6 +100,30 @@ def test_an_episode_ends_by_the_priors_probability_or_at_the_horizon(settings, l
     assert bool(seen[lengths][2].all()) == (logit > 0)
 
 
+def test_a_held_action_is_the_same_action_taken_again(settings):
+    settings["horizon"] = 7
+    single, held = DreamVectorEnv(3, **settings), DreamVectorEnv(3, action_repeat=2, **settings)
+    for env in (single, held):
+        with torch.no_grad():
+            env.world.rollout.dynamics.outcome[-1].bias[1] = -1.5  # some rows live long, and some end
+    chosen = np.random.default_rng(0).integers(3, size=(3, 3))
+    ones, twos = play(single, np.repeat(chosen, 2, 0), seed=4), play(held, chosen, seed=4)
+    alive, ended = np.ones(3, bool), 0
+    for step, (observations, rewards, terminated, truncated) in enumerate(twos[1:], 1):
+        first, second = ones[2 * step - 1], ones[2 * step]
+        np.testing.assert_array_equal(terminated[alive], (first[2] | second[2])[alive])
+        ended += terminated[alive].sum()
+        whole = alive & ~first[2]
+        np.testing.assert_array_equal(observations[whole], second[0][whole])
+        np.testing.assert_allclose(rewards[whole], (first[1] + second[1])[whole])
+        np.testing.assert_allclose(rewards[alive & first[2]], first[1][alive & first[2]])
+        alive &= ~terminated
+    assert alive.any() and ended and not truncated[alive].any()
+    assert held.step(chosen[0])[3][alive].any(), "the seventh frame is the first of the fourth step"
+    with pytest.raises(ValueError, match="action_repeat must be a whole number of 1 or more, got 0"):
+        DreamVectorEnv(1, action_repeat=0, **settings)
+
+
 def test_the_temperature_reaches_the_prior(settings):
     for temperature in (0.0, 0.3, 2.5):
         dreams = DreamVectorEnv(2, temperature=temperature, **settings)

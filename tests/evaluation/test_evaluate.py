@@ -318,6 +318,7 @@ def test_evaluate_writes_a_page_with_every_number_and_picture(
     assert list(scores["open_loop"]["psnr"]["dream"]) == ["1", "2", "4", "5", "8"]
     assert set(scores["drift"]["rows"]) == {"real", "10", "14"}
     assert scores["reward_termination"]["termination"]["steps"] == 20
+    assert set(scores["reward_termination"]["termination"]["detected"]["0"]) == {"recall", "contrast"}
     rewarded = int((EpisodeStore(store).read(9).rewards > 0).sum())
     assert scores["reward_termination"]["reward"]["gains"]["steps"] == rewarded > 0
     assert scores["reward_termination"]["reward"]["losses"] == {"auroc": 0.5, "steps": 0}

@@ -1,14 +1,19 @@
 """Accuracy of predicted rewards and terminations."""
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel.episodes.segments import SegmentSampler, split_held_out
-from worldmodel.episodes.store import EpisodeStore
-from worldmodel.stats import auroc, calibration
+from worldmodel.episodes.store import Entry, EpisodeStore
+from worldmodel.models.config import NUM_CONTEXT_FRAMES
+from worldmodel.stats import auroc, calibration, detection
 from worldmodel.world_model import WorldModel
 
 CHUNK_STEPS = 128  # steps predicted in one pass
+FALSE_ALARM_RATE = 0.002  # fraction of the steps without a termination that may count as predicted ones
+DREAMED_FRAMES = (10, 20)  # imagined frames before the step whose termination is predicted
 
 
 @torch.no_grad()
@@ -19,11 +24,14 @@ def reward_termination(world: WorldModel, codes: EpisodeStore, episodes: int) ->
         ``reward``: ``rmse``, and ``baseline_rmse`` of always predicting the mean; for ``gains`` and ``losses``, steps
         with a reward above or below 0, their number and the AUROC of the expected reward for finding them (0.5 if
         there are none). ``termination``: ``auroc``; the Brier score ``brier``, and ``baseline_brier`` of always
-        predicting the base rate; the numbers of terminations and steps; and the calibration in ten bins.
+        predicting the base rate; the numbers of terminations and steps; the calibration in ten bins; and by the number
+        of imagined frames before the predicted step, "0" for none, ``detected``: :func:`worldmodel.stats.detection` at
+        the threshold that one in 500 steps without a termination passes after true frames.
     """
     context_length, dynamics = world.dynamics.config.context_length, world.rollout.dynamics
     parts = []  # predicted and true rewards, probabilities and terminations
-    for entry in tqdm(split_held_out(codes)[1][:episodes], unit="episode", desc="rewards", leave=False):
+    entries = split_held_out(codes)[1][:episodes]
+    for entry in tqdm(entries, unit="episode", desc="rewards", leave=False):
         episode = SegmentSampler(codes, [entry], 1, entry.steps + 1, 0).read_segment(entry, 0)
         frames, actions, rewards, terminated, _, _ = (torch.from_numpy(part)[None] for part in episode)
         frames = frames[:, :-1]
@@ -35,7 +43,12 @@ def reward_termination(world: WorldModel, codes: EpisodeStore, episodes: int) ->
             true = rewards[0, chunk][new], terminated[0, chunk][new] > 0
             parts.append((prediction.rewards[0, new].cpu(), true[0], probabilities, true[1]))
     predicted, reward, probability, terminated = map(torch.cat, zip(*parts, strict=True))
-    base_rate = terminated.float().mean()
+    base_rate, threshold = terminated.float().mean(), _threshold(probability[~terminated])
+    detected = {"0": detection(probability, terminated, threshold)}
+    for frames in DREAMED_FRAMES:
+        after = _dreamed_probabilities(world, codes, entries, frames)
+        if after is not None:
+            detected[str(frames)] = detection(*after, threshold)
     return {
         "reward": {
             "rmse": float((predicted - reward).square().mean().sqrt()),
@@ -50,5 +63,39 @@ def reward_termination(world: WorldModel, codes: EpisodeStore, episodes: int) ->
             "terminations": int(terminated.sum()),
             "steps": len(terminated),
             "calibration": calibration(probability, terminated),
+            "detected": detected,
         },
     }
+
+
+def _threshold(probabilities: Tensor) -> float:
+    """Return the probability that FALSE_ALARM_RATE of these are above, or 0 if there are none."""
+    return float(np.quantile(probabilities.numpy(), 1 - FALSE_ALARM_RATE)) if len(probabilities) else 0.0
+
+
+def _dreamed_probabilities(
+    world: WorldModel, codes: EpisodeStore, entries: list[Entry], num_frames: int
+) -> tuple[Tensor, Tensor] | None:
+    """Predict a termination after ``num_frames`` imagined frames, under the recorded actions.
+
+    In each episode that ended in time, this is done for its last step and for one in the middle of its earlier ones.
+
+    Returns:
+        Probabilities (N,) and whether each step was a termination (N,) bool, or None if no episode is long enough.
+    """
+    first = NUM_CONTEXT_FRAMES + num_frames - 1  # the first step that so many frames come before
+    clips, ends = [], []
+    for entry in entries:
+        if entry.terminated and entry.steps > first + 1:
+            actions, _ = codes.steps(entry.number)
+            for step in (entry.steps - 1, (first + entry.steps - 2) // 2):
+                start = step - first
+                observations = codes.observations(entry.number, start, NUM_CONTEXT_FRAMES).astype(np.int64)
+                clips.append((torch.from_numpy(observations), torch.from_numpy(actions[start : step + 1])))
+                ends.append(step == entry.steps - 1)
+    if not clips:
+        return None
+    contexts, actions = (torch.stack(part) for part in zip(*clips, strict=True))
+    state = world.start_from_codes(contexts, actions[:, : NUM_CONTEXT_FRAMES - 1])
+    *_, last = world.imagine_steps(state, actions[:, NUM_CONTEXT_FRAMES - 1 :])
+    return last.termination_probs.cpu(), torch.tensor(ends)
