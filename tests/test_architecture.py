@@ -26,10 +26,10 @@ LAYERS = [  # low to high; a file imports only from lines above its own, or from
     "worldmodel.{checkpoint,metrics,train_config}",
     "worldmodel.{episodes,training}",
     "worldmodel.{images,ray_train,world_model}",
-    "worldmodel.{evaluation,train}",
+    "worldmodel.{evaluation,player,train}",
     "worldmodel.experiments",
     "worldmodel.benchmarks",
-    "worldmodel.{__main__,collect,dream,worlds,sample,evaluate,benchmark,release}",
+    "worldmodel.{__main__,collect,dream,play,worlds,sample,evaluate,benchmark,release}",
     "envs",
     "agents",
 ]

@@ -44,6 +44,7 @@ SMALL = {  # what is said after a command, to have it done in seconds
     "worldmodel.experiments.speech prior": f"{TRAIN} --seq_length 8 --model.hidden_channels 8 --model.num_layers 2",
     "worldmodel.experiments.speech sample": "--count 1 --codes 8",
     "worldmodel.experiments.speech evaluate": "--recordings 4",
+    "worldmodel.play": "--open_browser true",
     "agents.train": f"{AGENT} --train.evaluate_every 0 --train.num_gpus 0 --env.device cpu --env.horizon 8",
     "agents.train --loop": f"""--rounds 1 --collect.first_episodes 3 --collect.max_episode_steps 16
         --vqvae.train.steps 1 --vqvae.batch_size 2
@@ -109,6 +110,7 @@ def run(command: str) -> None:
     arguments = [*rest, *" ".join(more).split()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *arguments])
+        patch.setattr("webbrowser.open", lambda address: sys.exit(0))  # the page is up: enough of worldmodel.play
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as end:

@@ -93,6 +93,7 @@ def test_a_dream_takes_arrays_lists_and_names(model, store):
     names = [[NAMES[number] for number in taken[0].tolist()]]
     for before, action in ((taken.numpy(), np.array([2])), (taken.tolist(), [2]), (names, ["right"])):
         assert torch.equal(model.step(model.start(frames.numpy(), before), action, noise).codes, expected)
+    assert torch.equal(model.start(frames[:, -1:], [[]]).latest_codes, model.start(frames, taken).latest_codes)
     dreamt = [model.imagine(model.start(frames, taken), actions) for actions in ([["right", "left"]], [[2, 0]])]
     assert torch.equal(*dreamt)
 

@@ -11,6 +11,7 @@ PROGRAMS = {  # subcommand: the module to run, and one line about it
     "episodes": ("worldmodel.episodes", "show, verify, import or export a store of episodes"),
     "train": ("worldmodel.train", "train a VQ-VAE, a dynamics model or a spatial prior"),
     "dream": ("worldmodel.dream", "imagine an action-conditional rollout and write it as a film"),
+    "play": ("worldmodel.play", "play a dream, or a real environment, in the browser"),
     "worlds": ("worldmodel.worlds", "list the worlds that come with the package"),
     "sample": ("worldmodel.sample", "generate images from a spatial prior"),
     "evaluate": ("worldmodel.evaluate", "measure a world on held-out episodes and write a page"),

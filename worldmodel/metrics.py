@@ -98,9 +98,13 @@ def shuffle_actions(batch: Batch) -> Batch:
 
 
 @torch.no_grad()
-def frame_bits_per_code(network: Dynamics, codes: Tensor, actions: Tensor) -> Tensor:
-    """Return the bits per code of all frames but the first: codes (B, T, H, W), actions (B, T-1) -> (B, T-1)."""
-    nats, _ = network.score(codes, codes[:, :-1], actions)
+def frame_bits_per_code(network: Dynamics, codes: Tensor, actions: Tensor, steps: Tensor | None = None) -> Tensor:
+    """Return the bits per code of all frames but the first: codes (B, T, H, W), actions (B, T-1) -> (B, T-1).
+
+    Args:
+        steps: (B, Q) int64, the steps t whose frame t+1 is scored, (B, T-1) -> (B, Q); all by default.
+    """
+    nats, _ = network.score(codes, codes[:, :-1], actions, steps)
     return nats / math.log(2)
 
 

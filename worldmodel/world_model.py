@@ -131,7 +131,7 @@ class WorldModel:
             if unknown := [name for name in given.ravel().tolist() if name not in self.action_names]:
                 raise ValueError(unknown_name("action", unknown[0], self.action_names))
             given = np.vectorize(self.action_names.index, otypes=[np.int64])(given)
-        if not np.issubdtype(given.dtype, np.integer):
+        if given.size and not np.issubdtype(given.dtype, np.integer):  # an empty list is an array of floats
             raise ValueError(f"actions must be integers or names, got {given.dtype}")
         if given.size and not 0 <= given.min() <= given.max() < len(self.action_names):
             raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {given.tolist()}")

@@ -9,7 +9,6 @@ import importlib  # noqa: E402
 import logging  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Protocol  # noqa: E402
 
@@ -19,8 +18,9 @@ from tqdm import tqdm  # noqa: E402
 
 from worldmodel import config, env_wrappers  # noqa: E402
 from worldmodel.checks import check_seed  # noqa: E402
-from worldmodel.episodes.episode import Episode, Objects  # noqa: E402
-from worldmodel.episodes.store import Entry, EpisodeStore, Schema  # noqa: E402
+from worldmodel.episodes.episode import Episode  # noqa: E402
+from worldmodel.episodes.recording import Recording, describe  # noqa: E402
+from worldmodel.episodes.store import Entry, EpisodeStore  # noqa: E402
 
 MAX_HOLD_STEPS = 12  # longest hold of an action by the sticky policy
 STICKY_WEIGHTS = {
@@ -164,15 +164,8 @@ class Recorder:
         names = self.env.get_wrapper_attr("action_names")
         if self.agent and tuple(self.agent.action_names) != tuple(names):
             raise ValueError(f"the agent {policy} knows the actions {self.agent.action_names}, {env} has {names}")
-        engine = self.env.metadata.get("engine", f"gymnasium {version('gymnasium')}")
-        schema = Schema(
-            observation_shape=self.env.observation_space.shape or (),
-            observation_dtype=str(self.env.observation_space.dtype),
-            action_names=names,
-            environment=env,
-            kwargs=env_kwargs,
-            provenance={**provenance, "seed": seed, "max_episode_steps": max_episode_steps, "engine": engine},
-        )
+        provenance = {**provenance, "seed": seed, "max_episode_steps": max_episode_steps}
+        schema = describe(self.env, env, env_kwargs, provenance)
         self.store = EpisodeStore.create(store, schema)
 
     def record(self, number: int) -> Entry:
@@ -257,28 +250,12 @@ def play_episode(
     Args:
         choose_action: function from the current observation to the next action.
 
-    An environment can use ``info`` for three things: ``{"final_observation_missing": True}`` if the observation after
-    the last action is a placeholder, which is then left out; ``objects`` in view, (name, identity, box) each as in
-    :class:`worldmodel.episodes.episode.Objects`; and ``{"reproducible": False}``, at reset, if the seed does not
-    determine the episode.
+    What the environment can say in ``info`` is described at :class:`Recording`.
     """
-    observation, info = env.reset(seed=seed)
-    reproducible = bool(info.get("reproducible", True))
-    observations = [np.array(observation)]  # a copy, because environments may reuse the array
-    objects_in_view: list[Any] = [info.get("objects")]
-    actions, rewards = [], []
-    terminated = truncated = False
-    while not (terminated or truncated):
-        actions.append(choose_action(observation))
-        observation, reward, terminated, truncated, info = env.step(actions[-1])
-        if not info.get("final_observation_missing"):
-            observations.append(np.array(observation))
-            objects_in_view.append(info.get("objects"))
-        rewards.append(reward)
-        truncated = truncated or (len(actions) >= max_episode_steps and not terminated)
-    frames, rewards = np.stack(observations), np.array(rewards, np.float64)
-    objects = None if objects_in_view[0] is None else Objects.gather(objects_in_view)
-    return Episode(frames, np.array(actions), rewards, terminated, truncated, seed, objects, reproducible)
+    recording = Recording(env, seed)
+    while not recording.over:
+        recording.step(choose_action(recording.observation), max_episode_steps)
+    return recording.episode()
 
 
 def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, address: str) -> Iterator[Entry]:

@@ -51,9 +51,7 @@ def _rows(scores: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
         yield "reward RMSE", f"{reward['rmse']:.3f}, of the mean {reward['baseline_rmse']:.3f}; AUROC of {signs}"
         yield "termination AUROC", f"{end['auroc']:.3f}, {end['terminations']} terminations in {end['steps']} steps"
-        recalls = ", ".join(
-            f"{100 * row['recall']:.0f} % after {n} frames" for n, row in end.get("detected", {}).items()
-        )
+        recalls = ", ".join(f"{100 * row['recall']:.0f} % after {n} frames" for n, row in end["detected"].items())
         yield "terminations found at 0.2 % false alarms", recalls.replace("after 0 frames", "after true frames")
     for kind, rows in scores.get("objects", {}).items():
         hits = {horizon: row["detected_in_dream"] for horizon, row in rows.items() if "detected_in_dream" in row}

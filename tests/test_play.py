@@ -1,0 +1,77 @@
+"""The program ``worldmodel.play``: what it prints and refuses, and how it ends."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from tornado.websocket import websocket_connect
+
+from tests.player.serving import STRIPES
+from worldmodel.episodes.store import EpisodeStore
+from worldmodel.play import play
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The program in a process of its own, and the address that it prints."""
+    command = [sys.executable, "-m", "worldmodel.play", "--open_browser", "false", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+/\?token=\S+", line)
+        assert found, line + (process.communicate(timeout=60)[1] if process.poll() else "")
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_episode_is_kept_when_the_program_is_stopped_while_it_is_played(tmp_path, stop, code):
+    with running("--env", STRIPES, "--store", str(tmp_path / "store")) as (process, address):
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert answer.status == 200
+
+        async def play() -> None:
+            socket = await websocket_connect(address.replace("http", "ws").replace("/?", "/play?"))
+            for message in ('{"do": "start"}', '{"do": "step", "action": "right"}'):
+                await socket.write_message(message)
+                assert await socket.read_message()
+            process.send_signal(stop)
+            assert await asyncio.to_thread(process.wait, 60) == code
+
+        asyncio.run(play())
+    (entry,) = EpisodeStore(tmp_path / "store").entries
+    assert (entry.steps, entry.truncated) == (1, True)
+
+
+@pytest.mark.slow
+def test_another_host_is_warned_about(world_run):
+    with running("--world", str(world_run), "--host", "0.0.0.0") as (process, address):
+        assert address.startswith("http://127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        assert "warning: --host 0.0.0.0 lets other machines play" in process.communicate(timeout=60)[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"temperature": -1.0}, "temperature must be a number of 0 or more"),
+        ({"port": 70000}, r"--port must be in \[0, 65535\] and --max_dreams 1 or more, got 70000 and 4"),
+        ({"max_dreams": 0}, "--max_dreams 1 or more, got 0 and 0"),
+        ({"beside": True, "store": "x"}, "--beside starts from the real environment"),
+        ({"env": "No-v0"}, "cannot make --env No-v0"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_served(settings, message):
+    with pytest.raises(ValueError, match=message):
+        play(open_browser=False, **settings)

@@ -1,0 +1,88 @@
+"""An episode while it is played: what an environment shows and gives, gathered until it is an :class:`Episode`."""
+
+from importlib.metadata import version
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from worldmodel.episodes.episode import Episode, Objects
+from worldmodel.episodes.schema import Schema
+
+
+class Recording:
+    """Plays one episode from ``env.reset(seed=seed)`` on, and keeps all of it.
+
+    An environment can use ``info`` for three things: ``{"final_observation_missing": True}`` if the observation after
+    the last action is a placeholder, which is then left out; ``objects`` in view, (name, identity, box) each as in
+    :class:`worldmodel.episodes.episode.Objects`; and ``{"reproducible": False}``, at reset, if the seed does not
+    determine the episode.
+
+    Attributes:
+        observation: latest observation, also if it is a placeholder.
+        terminated: whether the environment terminated the episode.
+        truncated: whether the episode was cut off.
+    """
+
+    def __init__(self, env: gym.Env, seed: int) -> None:
+        self.observation, info = env.reset(seed=seed)
+        self.terminated = self.truncated = False
+        self._env, self._seed, self._reproducible = env, seed, bool(info.get("reproducible", True))
+        self._observations = [np.array(self.observation)]  # a copy, because environments may reuse the array
+        self._objects: list[Any] = [info.get("objects")]
+        self._actions: list[int] = []
+        self._rewards: list[float] = []
+
+    def __len__(self) -> int:
+        """Return the number of steps so far."""
+        return len(self._actions)
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode has ended."""
+        return self.terminated or self.truncated
+
+    @property
+    def has_latest_observation(self) -> bool:
+        """Whether the latest observation is real, not a placeholder."""
+        return len(self._observations) == len(self) + 1
+
+    def step(self, action: int, max_steps: int = 0) -> float:
+        """Take an action; return the reward.
+
+        Args:
+            max_steps: number of steps after which the episode is truncated; 0 for no limit.
+        """
+        self.observation, reward, self.terminated, self.truncated, info = self._env.step(action)
+        self._actions.append(action)
+        self._rewards.append(float(reward))
+        if not info.get("final_observation_missing"):
+            self._observations.append(np.array(self.observation))
+            self._objects.append(info.get("objects"))
+        self.truncated = self.truncated or (0 < max_steps <= len(self) and not self.terminated)
+        return float(reward)
+
+    def episode(self) -> Episode:
+        """Return what was played, one step or more; an episode that has not ended counts as truncated."""
+        return Episode(
+            observations=np.stack(self._observations),
+            actions=np.array(self._actions),
+            rewards=np.array(self._rewards, np.float64),
+            terminated=self.terminated,
+            truncated=self.truncated or not self.terminated,
+            seed=self._seed,
+            objects=None if self._objects[0] is None else Objects.gather(self._objects),
+            reproducible=self._reproducible,
+        )
+
+
+def describe(env: gym.Env, name: str, kwargs: dict[str, Any], provenance: dict[str, Any]) -> Schema:
+    """Return the schema of a store of an environment's episodes; its engine is added to the provenance."""
+    return Schema(
+        observation_shape=env.observation_space.shape or (),
+        observation_dtype=str(env.observation_space.dtype),
+        action_names=env.get_wrapper_attr("action_names"),
+        environment=name,
+        kwargs=kwargs,
+        provenance={**provenance, "engine": env.metadata.get("engine", f"gymnasium {version('gymnasium')}")},
+    )

@@ -1,0 +1,1 @@
+"""Dreams and environments that a person plays in the browser."""
