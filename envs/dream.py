@@ -1,5 +1,6 @@
 """Dreams as Gymnasium environments: a world model steps in place of the engine that it was trained on."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from worldmodel.world_model import WorldModel
 
 MAX_HISTORY = 1000
 DEFAULT_HORIZON = 200  # imagined frames
+NEAR_TERMINATION = (5, 40)  # frames
 
 
 def make_observation_space(world: WorldModel, observation: str, history: int) -> gym.spaces.Box:
@@ -84,17 +86,24 @@ class DreamVectorEnv(VectorEnv):
         precision: Precision = "float32",
         render_mode: str | None = None,
         action_repeat: int = 1,
+        termination_cost: float = 0.0,
+        starts_near_termination: float = 0.0,
     ) -> None:
         counts = {"num_envs": num_envs, "horizon": horizon, "context": context, "threads": threads}
         counts["action_repeat"] = action_repeat
         for name, count in counts.items():
             if not isinstance(count, int | np.integer) or count < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {count}")
+        if not 0 <= termination_cost < math.inf:
+            raise ValueError(f"termination_cost must be 0 or more, got {termination_cost}")
+        if not 0 <= starts_near_termination <= 1:
+            raise ValueError(f"starts_near_termination must be in [0, 1], got {starts_near_termination}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.num_envs, self.horizon, self.observation, self.history = num_envs, horizon, observation, history
         self.context, self.temperature, self.render_mode = context, temperature, render_mode
-        self.action_repeat = action_repeat
+        self.action_repeat, self.termination_cost = action_repeat, termination_cost
+        self.starts_near_termination = starts_near_termination
         self.world = WorldModel.load(world, device, threads, precision)
         self.action_names = self.world.action_names
         if not self.world.dynamics.config.num_actions or not self.world.dynamics.config.context_length:
@@ -169,10 +178,14 @@ class DreamVectorEnv(VectorEnv):
         self._state, codes, rewards, termination_probs = self.world.step(
             self._state, actions, uniforms, self.temperature
         )
+        probs = termination_probs.cpu().numpy()
+        frame_rewards, ends = rewards.cpu().numpy().astype(np.float64), thresholds < probs
+        if self.termination_cost:
+            frame_rewards, ends = frame_rewards - self.termination_cost * probs, np.zeros(self.num_envs, bool)
         rows = torch.from_numpy(running)
         self._recent_codes[rows] = torch.cat([self._recent_codes[rows, 1:], codes.cpu()[rows, None]], 1)
         self._steps += running
-        return rewards.cpu().numpy().astype(np.float64) * running, thresholds < termination_probs.cpu().numpy()
+        return frame_rewards * running, ends & running
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Return the current frames, B of (H, W, 3) uint8, or None without a render mode."""
@@ -197,16 +210,28 @@ class DreamVectorEnv(VectorEnv):
         self._start_entries = [entry for entry in self._start_entries if entry.observations >= self.context]
         if not self._start_entries:
             raise ValueError(f"{episodes.path} has no episode of {self.context} frames or more to start from")
+        self._terminated_entries = [entry for entry in self._start_entries if entry.terminated]
+        if self.starts_near_termination and not self._terminated_entries:
+            raise ValueError(f"starts_near_termination needs an episode that terminated, {episodes.path} has none")
         return episodes
+
+    def _choose_start(self, random: np.random.Generator) -> tuple[int, int]:
+        """Return the episode that a dream starts from, and its first frame there."""
+        near = self.starts_near_termination and random.random() < self.starts_near_termination
+        entries = self._terminated_entries if near else self._start_entries
+        entry = entries[random.integers(len(entries))]
+        last = entry.observations - self.context
+        if near:
+            return entry.number, max(0, last - int(random.integers(NEAR_TERMINATION[0], NEAR_TERMINATION[1] + 1)))
+        return entry.number, int(random.integers(last + 1))
 
     def _start_rows(self, rows: list[int]) -> tuple[DreamState, Tensor]:
         """Start dreams in some rows; returns their state and their last codes (len(rows), history, h, w)."""
         frames, actions = [], []
         for row in rows:
             random = self._generators[row]
-            entry = self._start_entries[random.integers(len(self._start_entries))]
-            offset = int(random.integers(entry.observations - self.context + 1))
-            clip = read_clip(self._start_store, entry.number, offset, self.context)
+            number, offset = self._choose_start(random)
+            clip = read_clip(self._start_store, number, offset, self.context)
             frames.append(clip[0])
             actions.append(clip[1])
             self._code_generators[row].manual_seed(int(random.integers(2**63)))
@@ -241,6 +266,10 @@ class DreamEnv(gym.Env):
         precision: precision of the world model: auto, float32 or bfloat16.
         render_mode: ``"rgb_array"`` to let :meth:`render` decode the current frame, or None.
         action_repeat: number of frames that an action is held for in each step, whose rewards are summed.
+        termination_cost: if above 0, no dream is terminated; each frame's probability of termination, times this cost,
+            is subtracted from its reward instead. Agents learn faster from expected terminations than from rare ones.
+        starts_near_termination: fraction of dreams that start 5 to 40 frames before a recorded termination; the others
+            start anywhere.
 
     Raises:
         ValueError: for a setting out of range, or a world model without actions or context.
@@ -264,6 +293,8 @@ class DreamEnv(gym.Env):
         precision: Precision = "float32",
         render_mode: str | None = None,
         action_repeat: int = 1,
+        termination_cost: float = 0.0,
+        starts_near_termination: float = 0.0,
     ) -> None:
         self._dream = dream = DreamVectorEnv(
             1,
@@ -280,6 +311,8 @@ class DreamEnv(gym.Env):
             precision,
             render_mode,
             action_repeat,
+            termination_cost,
+            starts_near_termination,
         )
         self.world, self.render_mode, self.action_names = dream.world, render_mode, dream.action_names
         self.observation_space, self.action_space = dream.single_observation_space, dream.single_action_space

@@ -10,6 +10,8 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.dream import DreamEnv, DreamVectorEnv
 from envs.encoded import EncodedEnv
+from tests.conftest import sliding_stripes
+from worldmodel.episodes.schema import Schema
 from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.world_model import WorldModel
@@ -122,6 +124,43 @@ def test_a_held_action_is_the_same_action_taken_again(settings):
     assert held.step(chosen[0])[3][alive].any(), "the seventh frame is the first of the fourth step"
     with pytest.raises(ValueError, match="action_repeat must be a whole number of 1 or more, got 0"):
         DreamVectorEnv(1, action_repeat=0, **settings)
+
+
+def test_a_termination_cost_charges_expected_terminations_and_never_ends_a_dream(settings):
+    sampled, expected = DreamVectorEnv(3, **settings), DreamVectorEnv(3, termination_cost=50.0, **settings)
+    for env in (sampled, expected):
+        with torch.no_grad():
+            last = env.world.rollout.dynamics.outcome[-1]
+            last.weight[1], last.bias[1] = 0.0, -1.0
+    plain, charged = (play(env, np.zeros((5, 3), np.int64), seed=2) for env in (sampled, expected))
+    assert any(step[2].any() for step in plain), "a probability of 0.27 ends some of three dreams in five steps"
+    assert not any(step[2].any() for step in charged) and charged[-1][3].all()
+    probability = 1 / (1 + np.exp(1.0))
+    np.testing.assert_array_equal(charged[1][0], plain[1][0])
+    np.testing.assert_allclose(charged[1][1], plain[1][1] - 50 * probability, atol=1e-4)
+    with pytest.raises(ValueError, match="termination_cost must be 0 or more, got -1"):
+        DreamVectorEnv(1, termination_cost=-1, **settings)
+
+
+def test_dreams_start_near_recorded_terminations(settings, tmp_path):
+    def stripes(name, seeds):
+        names = ("left", "stay", "right")
+        store = EpisodeStore.create(tmp_path / name, Schema((24, 24, 3), "uint8", names, "stripes"))
+        for seed in seeds:  # episodes of odd seeds terminate
+            store.append(sliding_stripes(seed, steps=60))
+        return {**settings, "start": "store", "store": str(store.path)}
+
+    near = DreamVectorEnv(1, starts_near_termination=1.0, **stripes("mixed", (0, 1, 2, 4)))
+    chosen = [near._choose_start(np.random.default_rng(seed)) for seed in range(300)]
+    assert {number for number, _ in chosen} == {1}
+    assert {61 - (offset + near.context) for _, offset in chosen} == set(range(5, 41)), "frames to the termination"
+    mixed = DreamVectorEnv(1, starts_near_termination=0.5, **stripes("mixed", ()))
+    numbers = [mixed._choose_start(np.random.default_rng(seed))[0] for seed in range(300)]
+    assert set(numbers) == {0, 1, 2} and 150 < numbers.count(1) < 250  # half, and a third of the others
+    with pytest.raises(ValueError, match=r"starts_near_termination must be in \[0, 1\], got 1.5"):
+        DreamVectorEnv(1, starts_near_termination=1.5, **settings)
+    with pytest.raises(ValueError, match="needs an episode that terminated"):
+        DreamVectorEnv(1, starts_near_termination=0.5, **stripes("endless", (0, 2)))
 
 
 def test_the_temperature_reaches_the_prior(settings):
