@@ -7,7 +7,7 @@ import torch
 
 from agents.config import NetworkConfig
 from agents.network import Network
-from envs.dream import stack_frames
+from envs.observations import stack_frames
 from worldmodel import checkpoint, config, tensor_io
 from worldmodel.models.vqvae import VQVAE
 

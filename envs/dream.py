@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from envs.observations import make_observation_space, make_observations
 from worldmodel.episodes.segments import read_clip, split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.config import NUM_CONTEXT_FRAMES, Precision
@@ -18,54 +19,20 @@ from worldmodel.models.dream_state import DreamState
 from worldmodel.shipped import DEFAULT_WORLD
 from worldmodel.world_model import WorldModel
 
-MAX_HISTORY = 1000
 DEFAULT_HORIZON = 200  # imagined frames
 NEAR_TERMINATION = (5, 40)  # frames
-
-
-def make_observation_space(world: WorldModel, observation: str, history: int) -> gym.spaces.Box:
-    """Return the space of the last ``history`` frames, the oldest first, as codes or decoded.
-
-    Codes are (h, w) int32, or (history, h, w) if history > 1. Frames are (H, W, 3·history) uint8, with the history in
-    the channels, as Stable-Baselines3's ``CnnPolicy`` and RLlib's convolutional networks expect it.
-
-    Raises:
-        ValueError: for an unknown kind of observation, or a history outside [1, 1000].
-    """
-    if observation not in ("codes", "frame"):
-        raise ValueError(f"observation must be 'codes' or 'frame', got {observation!r}")
-    if not isinstance(history, int) or not 1 <= history <= MAX_HISTORY:
-        raise ValueError(f"history must be 1 or more, and {MAX_HISTORY} at most, got {history}")
-    config = world.dynamics.config
-    if observation == "frame":
-        height, width, channels = world.decode(torch.zeros(1, *config.grid, dtype=torch.int64)).shape[1:]
-        return gym.spaces.Box(0, 255, (height, width, channels * history), np.uint8)
-    return gym.spaces.Box(0, config.codebook_size - 1, (*(history,) * (history > 1), *config.grid), np.int32)
-
-
-def make_observations(world: WorldModel, codes: Tensor, observation: str, history: int) -> np.ndarray:
-    """Turn codes (B, history, h, w) into a batch of observations of :func:`make_observation_space`."""
-    if observation == "codes":
-        observations = codes.numpy().astype(np.int32)
-        return observations if history > 1 else observations[:, 0]
-    return stack_frames(world.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2]).numpy())
-
-
-def stack_frames(frames: np.ndarray) -> np.ndarray:
-    """Move the history of frames (…, history, H, W, 3) into the channels, (…, H, W, 3·history)."""
-    moved = np.moveaxis(frames, -4, -2)  # (…, H, W, history, 3)
-    return np.ascontiguousarray(moved.reshape(*moved.shape[:-2], -1))
 
 
 class DreamVectorEnv(VectorEnv):
     """B dreams that step together, in one call of the world model per step.
 
-    Spaces and rewards are those of :class:`DreamEnv` with a leading B, and so are the other arguments. A row whose
-    episode ended starts a new one at the next step (NEXT_STEP), whose action it ignores. Row b has its own generators,
-    seeded with ``seed + b``, and gives what :class:`DreamEnv` gives with that seed.
+    Spaces and rewards are those of :class:`DreamEnv` with a leading B, and so are the other arguments. Row b has its
+    own generators, seeded with ``seed + b``, and gives what :class:`DreamEnv` gives with that seed.
 
     Args:
         num_envs: number of dreams, B.
+        autoreset_mode: Gymnasium's ``NEXT_STEP``, in which a row whose episode ended starts a new one at the next step
+            and ignores its action, or ``SAME_STEP``, in which it starts at once and the info has its ``final_obs``.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8.75, "autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -88,6 +55,7 @@ class DreamVectorEnv(VectorEnv):
         action_repeat: int = 1,
         termination_cost: float = 0.0,
         starts_near_termination: float = 0.0,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
         counts = {"num_envs": num_envs, "horizon": horizon, "context": context, "threads": threads}
         counts["action_repeat"] = action_repeat
@@ -98,12 +66,15 @@ class DreamVectorEnv(VectorEnv):
             raise ValueError(f"termination_cost must be 0 or more, got {termination_cost}")
         if not 0 <= starts_near_termination <= 1:
             raise ValueError(f"starts_near_termination must be in [0, 1], got {starts_near_termination}")
+        if autoreset_mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            raise ValueError(f"autoreset_mode must be AutoresetMode.NEXT_STEP or SAME_STEP, got {autoreset_mode!r}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.num_envs, self.horizon, self.observation, self.history = num_envs, horizon, observation, history
         self.context, self.temperature, self.render_mode = context, temperature, render_mode
         self.action_repeat, self.termination_cost = action_repeat, termination_cost
-        self.starts_near_termination = starts_near_termination
+        self.starts_near_termination, self.autoreset_mode = starts_near_termination, autoreset_mode
+        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
         self.world = WorldModel.load(world, device, threads, precision)
         self.action_names = self.world.action_names
         if not self.world.dynamics.config.num_actions or not self.world.dynamics.config.context_length:
@@ -143,7 +114,7 @@ class DreamVectorEnv(VectorEnv):
         return make_observations(self.world, self._recent_codes, self.observation, self.history), {}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take actions (B,); return observations, rewards (B,) float64, terminated (B,), truncated (B,) and {}."""
+        """Take actions (B,); return observations, rewards (B,) float64, terminated (B,), truncated (B,), infos."""
         if self._state is None:
             raise RuntimeError("call reset() before step()")
         actions = np.asarray(actions)
@@ -152,7 +123,7 @@ class DreamVectorEnv(VectorEnv):
         if actions.min() < 0 or actions.max() >= len(self.action_names):
             raise ValueError(f"actions must be in [0, {len(self.action_names)}), got {actions.tolist()}")
         fresh = np.flatnonzero(self._done)
-        live, rewards = ~self._done, np.zeros(self.num_envs)
+        live, rewards, infos = ~self._done, np.zeros(self.num_envs), {}
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         for _ in range(self.action_repeat):
             running = live & ~terminated & ~truncated
@@ -160,13 +131,28 @@ class DreamVectorEnv(VectorEnv):
             rewards += frame_rewards
             terminated |= ends
             truncated |= running & ~ends & (self._steps >= self.horizon)
-        if len(fresh):
-            state, recent_codes = self._start_rows(fresh.tolist())
-            self._state = self._state.replace_rows(torch.as_tensor(fresh, device=self.world.device), state)
-            self._recent_codes[fresh], self._steps[fresh] = recent_codes, 0
+        self._restart(fresh)
         self._done = terminated | truncated
         observations = make_observations(self.world, self._recent_codes, self.observation, self.history)
-        return observations, rewards, terminated, truncated, {}
+        if self._done.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            ended = np.flatnonzero(self._done)
+            final = np.full(self.num_envs, None, object)
+            for row in ended:
+                final[row] = observations[row].copy()
+            infos = {"final_obs": final, "_final_obs": self._done, "final_info": {}, "_final_info": self._done}
+            self._restart(ended)
+            self._done = np.zeros(self.num_envs, bool)
+            restarted = self._recent_codes[ended]
+            observations[ended] = make_observations(self.world, restarted, self.observation, self.history)
+        return observations, rewards, terminated, truncated, infos
+
+    def _restart(self, rows: np.ndarray) -> None:
+        """Start new dreams in some rows, (n,) int64."""
+        if len(rows):
+            assert self._state is not None  # step() has checked it
+            state, recent_codes = self._start_rows(rows.tolist())
+            self._state = self._state.replace_rows(torch.as_tensor(rows, device=self.world.device), state)
+            self._recent_codes[rows], self._steps[rows] = recent_codes, 0
 
     def _imagine_frame(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Imagine the next frame of the running rows, (B,) bool; return its rewards (B,) and the rows that it ends."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from gymnasium.wrappers import TimeLimit
 
-from envs.dream import make_observation_space, make_observations
+from envs.observations import make_observation_space, make_observations
 from worldmodel import checkpoint, env_wrappers
 from worldmodel.shipped import DEFAULT_WORLD
 from worldmodel.world_model import WorldModel

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
 
 from envs.dream import DreamEnv, DreamVectorEnv
 from envs.encoded import EncodedEnv
@@ -16,10 +17,19 @@ from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.world_model import WorldModel
 
+SAME_STEP = AutoresetMode.SAME_STEP
+
 
 @pytest.fixture
 def settings(world_run):
     return {"world": str(world_run), "horizon": 5}
+
+
+def set_termination_logit(env, logit):
+    """Make every frame terminate with the same probability."""
+    with torch.no_grad():
+        last = env.world.rollout.dynamics.outcome[-1]
+        last.weight[1], last.bias[1] = 0.0, logit
 
 
 def play(env, actions, seed):
@@ -93,9 +103,7 @@ def test_a_seed_gives_the_same_dreams_again_and_another_seed_others(settings):
 @pytest.mark.parametrize(("logit", "lengths"), [(-30.0, 5), (30.0, 1)])
 def test_an_episode_ends_by_the_priors_probability_or_at_the_horizon(settings, logit, lengths):
     env = DreamVectorEnv(2, **settings)
-    with torch.no_grad():
-        last = env.world.rollout.dynamics.outcome[-1]
-        last.weight[1], last.bias[1] = 0.0, logit
+    set_termination_logit(env, logit)
     seen = play(env, np.zeros((12, 2), np.int64), seed=0)
     ends = [step for step, (*_, terminated, truncated) in enumerate(seen) if (terminated + truncated).all()]
     assert ends[0] == lengths and ends[1] == 2 * lengths + 1  # a step in between begins anew
@@ -129,9 +137,7 @@ def test_a_held_action_is_the_same_action_taken_again(settings):
 def test_a_termination_cost_charges_expected_terminations_and_never_ends_a_dream(settings):
     sampled, expected = DreamVectorEnv(3, **settings), DreamVectorEnv(3, termination_cost=50.0, **settings)
     for env in (sampled, expected):
-        with torch.no_grad():
-            last = env.world.rollout.dynamics.outcome[-1]
-            last.weight[1], last.bias[1] = 0.0, -1.0
+        set_termination_logit(env, -1.0)
     plain, charged = (play(env, np.zeros((5, 3), np.int64), seed=2) for env in (sampled, expected))
     assert any(step[2].any() for step in plain), "a probability of 0.27 ends some of three dreams in five steps"
     assert not any(step[2].any() for step in charged) and charged[-1][3].all()
@@ -161,6 +167,54 @@ def test_dreams_start_near_recorded_terminations(settings, tmp_path):
         DreamVectorEnv(1, starts_near_termination=1.5, **settings)
     with pytest.raises(ValueError, match="needs an episode that terminated"):
         DreamVectorEnv(1, starts_near_termination=0.5, **stripes("endless", (0, 2)))
+
+
+def test_same_step_autoreset_shows_the_end_and_the_new_beginning_at_once(settings):
+    settings["horizon"] = 3
+    waits, restarts = DreamVectorEnv(2, **settings), DreamVectorEnv(2, autoreset_mode=SAME_STEP, **settings)
+    assert waits.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert restarts.metadata["autoreset_mode"] is SAME_STEP
+    for env in (waits, restarts):
+        set_termination_logit(env, -30.0)
+    actions = np.ones((4, 2), np.int64)
+    expected = play(waits, actions, seed=6)  # the fourth step restarts both dreams
+    restarts.reset(seed=6)
+    for step, action in enumerate(actions[:3], 1):
+        observations, rewards, terminated, truncated, infos = restarts.step(action)
+        np.testing.assert_array_equal(rewards, expected[step][1])
+        np.testing.assert_array_equal(truncated, expected[step][3])
+        assert bool(infos) == (terminated | truncated).any() == (step == 3)
+    assert infos["_final_obs"].all()
+    np.testing.assert_array_equal(np.stack(infos["final_obs"]), expected[3][0])
+    np.testing.assert_array_equal(observations, expected[4][0])
+    assert not restarts.step(actions[0])[3].any(), "a new dream has steps of its own"
+    with pytest.raises(ValueError, match="autoreset_mode must be AutoresetMode"):
+        DreamVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, **settings)
+
+
+@pytest.mark.slow
+def test_stable_baselines_trains_in_dreams_that_step_together(settings):
+    sb3 = pytest.importorskip("stable_baselines3")
+    from envs.stable_baselines import StableBaselinesDreams
+
+    settings["horizon"] = 3
+    dreams = StableBaselinesDreams(2, observation="codes", **settings)
+    dreams.seed(6)
+    direct = DreamVectorEnv(2, **settings)
+    for env in (dreams.dreams, direct):
+        set_termination_logit(env, -30.0)
+    expected = play(direct, np.ones((4, 2), np.int64), seed=6)
+    np.testing.assert_array_equal(dreams.reset(), expected[0][0])
+    for step in (1, 2, 3):
+        observations, rewards, ended, infos = dreams.step(np.ones(2, np.int64))
+        np.testing.assert_allclose(rewards, expected[step][1], rtol=1e-6)
+    assert ended.all() and all(info["TimeLimit.truncated"] for info in infos)
+    np.testing.assert_array_equal(infos[1]["terminal_observation"], expected[3][0][1])
+    np.testing.assert_array_equal(observations, expected[4][0])
+    agent = sb3.PPO("MlpPolicy", dreams, n_steps=4, batch_size=4, n_epochs=1)
+    before = [weight.clone() for weight in agent.policy.parameters()]
+    agent.learn(16)
+    assert any((old != new).any() for old, new in zip(before, agent.policy.parameters(), strict=True))
 
 
 def test_the_temperature_reaches_the_prior(settings):
