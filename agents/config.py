@@ -63,6 +63,8 @@ class AgentConfig:
         num_gpus: GPUs of the learner, 0 or 1; --env.device cuda moves the dreams to the GPU, too.
         evaluate_every: iterations between two evaluations in the real environment; 0 for none.
         evaluation_episodes: episodes of each evaluation.
+        evaluation_horizon: frames after which an evaluation episode is cut off; 0 for the horizon of the training
+            environment.
         evaluation_greedy: evaluate with the most probable action instead of a sampled one.
         seed: seed of the initial weights, the environments and all sampling.
         allow_changes: continue an existing run even if its world or seed was different.
@@ -83,13 +85,14 @@ class AgentConfig:
     num_gpus: int = 0
     evaluate_every: int = 20
     evaluation_episodes: int = 16
+    evaluation_horizon: int = 0
     evaluation_greedy: bool = False
     seed: int = 0
     allow_changes: bool = False
 
     def __post_init__(self) -> None:
         counts = ("total_timesteps", "batch_size", "minibatch_size", "update_epochs", "num_envs", "evaluation_episodes")
-        weights = ("ent_coef", "num_env_runners", "num_gpus", "evaluate_every", "seed")
+        weights = ("ent_coef", "num_env_runners", "num_gpus", "evaluate_every", "evaluation_horizon", "seed")
         check_ranges("train", self, counts, weights, ("learning_rate", "clip_coef", "max_grad_norm"), ("gae_lambda",))
         if not 0 <= self.gamma < 1:
             raise ValueError(f"train.gamma must be in [0, 1), got {self.gamma}")

@@ -29,7 +29,7 @@ def evaluate(
         env_kwargs: arguments of the environment, added to those of the agent's training.
         episodes: number of episodes for the agent and for the random policy.
         seed: seed of the environments and the policies.
-        horizon: steps after which an episode is cut off; 0 for the horizon of the agent's training, or 4000.
+        horizon: steps after which an episode is cut off; 0 for the agent's evaluation_horizon, or 4000.
         greedy: take the agent's most probable action instead of a sampled one.
         video: video file of the agent's first episode to write, .gif, .mp4 or .png.
         out: JSON file to write all returns to.

@@ -14,6 +14,7 @@ from worldmodel.stats import bootstrap_interval
 DREAM_ENV, ENCODED_ENV = "envs:Dream-v0", "envs:Encoded-v0"
 ENCODED_ENVS = (DREAM_ENV, ENCODED_ENV)  # give an agent's observations; others give frames, which the agent encodes
 MAX_EPISODE_STEPS = 4000
+TRAINING_ONLY = {"device", "threads", "precision", "termination_cost", "starts_near_termination"}
 EVALUATION_STREAM = 1  # keeps the seeds of evaluation apart from those of recording
 
 
@@ -70,13 +71,13 @@ def make_evaluation_env(
         data: data section of the agent's config.yaml.
         env: Gymnasium id; by default the real environment behind the agent's dreams.
         env_kwargs: arguments of the environment, added to those of the agent's training.
-        horizon: steps after which an episode is cut off; 0 for the horizon of the agent's training, or 4000.
+        horizon: steps after which an episode is cut off; 0 for the one in ``data``, or 4000.
     """
     env, trained = env_wrappers.canonical_id(env), data["env_kwargs"]
-    horizon = horizon or trained.get("horizon") or MAX_EPISODE_STEPS
+    horizon = horizon or data.get("evaluation_horizon", trained.get("horizon")) or MAX_EPISODE_STEPS
     if env in ENCODED_ENVS:
         shared = {"world", "observation", "history", "action_repeat"}
-        kept = trained.keys() - {"device", "threads", "precision"} if env == data["env"] else shared & trained.keys()
+        kept = trained.keys() - TRAINING_ONLY if env == data["env"] else shared & trained.keys()
         env_kwargs = {**{name: trained[name] for name in kept}, "horizon": horizon, **env_kwargs}
         return EvaluationEnv(gym.make(env, render_mode="rgb_array", **env_kwargs), env, True, horizon, env_kwargs)
     if env in ("", data["environment"]):

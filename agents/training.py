@@ -56,7 +56,7 @@ def train(
     if isinstance(env_kwargs.get("env"), str):
         env_kwargs = {**env_kwargs, "env": env_wrappers.canonical_id(env_kwargs["env"])}
     world, space = inspect_env(env, env_kwargs)
-    data = describe_env(world, env, env_kwargs)
+    data = describe_env(world, env, env_kwargs, train.evaluation_horizon)
     real_env = rollouts.make_real_env(data, real or env_kwargs.get("env", "")) if train.evaluate_every else None
     folder.mkdir(parents=True, exist_ok=True)
     with checkpoint.locked(folder):
@@ -82,7 +82,9 @@ def inspect_env(env: str, env_kwargs: dict[str, Any]) -> "tuple[WorldModel, gym.
     return made.get_wrapper_attr("world"), made.observation_space
 
 
-def describe_env(world: "WorldModel", env: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
+def describe_env(
+    world: "WorldModel", env: str, env_kwargs: dict[str, Any], evaluation_horizon: int = 0
+) -> dict[str, Any]:
     """Return the data section of an agent's config.yaml: its environment, and the real one behind that."""
     from agents import rollouts
     from envs.dream import DEFAULT_HORIZON
@@ -95,6 +97,7 @@ def describe_env(world: "WorldModel", env: str, env_kwargs: dict[str, Any]) -> d
     return {
         "env": env,
         "env_kwargs": env_kwargs,
+        "evaluation_horizon": evaluation_horizon or env_kwargs.get("horizon", 0),
         "history": env_kwargs.get("history", 1),
         "action_repeat": env_kwargs.get("action_repeat", 1),
         "action_names": list(world.action_names),

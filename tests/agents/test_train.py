@@ -247,9 +247,21 @@ def test_evaluation_names_the_world_that_the_agent_learnt_of(agent, tmp_path):
     evaluate(str(agent), TINY, episodes=1, out=str(tmp_path / "out"))
     data = read_agent_config(agent)["data"]
     assert json.loads((tmp_path / "out").read_text())["env_kwargs"] == data["kwargs"]
-    trained = {**data, "env": "envs:Dream-v0", "env_kwargs": {**data["env_kwargs"], "temperature": 1.3, "context": 5}}
+    settings = {"temperature": 1.3, "context": 5, "termination_cost": 9.0, "starts_near_termination": 0.5}
+    trained = {**data, "env": "envs:Dream-v0", "env_kwargs": {**data["env_kwargs"], **settings}}
     dream = make_evaluation_env(trained, "envs:Dream-v0").env.unwrapped._dream
     assert (dream.temperature, dream.context, dream.horizon) == (1.3, 5, data["env_kwargs"]["horizon"])
+    assert not dream.termination_cost and not dream.starts_near_termination, "they only help training"
+
+
+def test_short_dreams_do_not_shorten_the_evaluation(tiny_world, tmp_path):
+    run, settings = tmp_path / "run", replace(SETTINGS, evaluate_every=1, evaluation_episodes=2, evaluation_horizon=9)
+    train(str(run), env_kwargs={"world": str(tiny_world), "horizon": 5}, model=SIZES, train=settings, real=TINY)
+    assert {row["steps"] for row in lines(run, "real")} == {9}
+    data = read_agent_config(run)["data"]
+    assert make_evaluation_env(data, TINY).horizon == 9 and make_evaluation_env(data, TINY, horizon=7).horizon == 7
+    del data["evaluation_horizon"]  # agents of earlier versions
+    assert make_evaluation_env(data, TINY).horizon == 5
 
 
 def test_evaluation_plays_in_the_agents_own_dream(agent, capsys):
