@@ -7,6 +7,7 @@ from typing import Any
 from worldmodel import config, media
 from worldmodel.checks import check_seed
 from worldmodel.files import check_file, write_atomically
+from worldmodel.shipped import find_agent
 
 
 def evaluate(
@@ -18,12 +19,13 @@ def evaluate(
     horizon: int = 0,
     greedy: bool = False,
     video: str = "",
+    dream_beside: bool = False,
     out: str = "",
 ) -> None:
     """Evaluate an agent and a random policy with the same seeds, by default in the real environment.
 
     Args:
-        agent: run folder of the agent.
+        agent: name of a shipped agent, or run folder of one.
         env: Gymnasium id of the environment; by default the real one behind the agent's dreams, if it is part of this
             package. With envs:Dream-v0, the agent plays in its own dream.
         env_kwargs: arguments of the environment, added to those of the agent's training.
@@ -32,28 +34,33 @@ def evaluate(
         horizon: steps after which an episode is cut off; 0 for the agent's evaluation_horizon, or 4000.
         greedy: take the agent's most probable action instead of a sampled one.
         video: video file of the agent's first episode to write, .gif, .mp4 or .png.
+        dream_beside: video with an episode of the agent in its own dream at the right; the shorter one is dimmed at its
+            end.
         out: JSON file to write all returns to.
     """
     import torch
 
     from agents.policy import Policy, read_agent_config
-    from agents.rollouts import RandomPolicy, make_evaluation_env, play_episodes, summary
+    from agents.rollouts import DREAM_ENV, RandomPolicy, make_evaluation_env, play_episodes, summary, write_film
 
     if episodes < 1 or horizon < 0:
         raise ValueError(f"--episodes must be 1 or more and --horizon 0 or more, got {episodes} and {horizon}")
     check_seed(seed)
+    if dream_beside and not video:
+        raise ValueError("--dream_beside needs a --video to write")
     if video:
         media.check_path(Path(video))
     if out:
         check_file(Path(out))
     torch.set_num_threads(1)
-    policy, data = Policy.load(agent, greedy), read_agent_config(Path(agent))["data"]
+    policy, data = Policy.load(agent, greedy), read_agent_config(find_agent(agent))["data"]
     evaluation_env = make_evaluation_env(data, env, env_kwargs, horizon)
     names = tuple(evaluation_env.env.get_wrapper_attr("action_names"))
     if names != policy.action_names:
         raise ValueError(f"the agent {agent} knows the actions {policy.action_names}, the environment has {names}")
+    film, dream_film = [], []
     rows = {
-        "agent": play_episodes(evaluation_env, policy, episodes, seed, "agent", Path(video) if video else None),
+        "agent": play_episodes(evaluation_env, policy, episodes, seed, "agent", film if video else None),
         "random": play_episodes(evaluation_env, RandomPolicy(names), episodes, seed, "random"),
     }
     print(f"{evaluation_env.env_id}, {episodes} episodes of {evaluation_env.horizon} steps at most")
@@ -63,6 +70,13 @@ def evaluate(
             f"{name:7} return {scores['return']:.4g} ± {scores['deviation']:.4g}, "
             f"mean in [{scores['low']:.4g}, {scores['high']:.4g}], {scores['steps']:.4g} steps"
         )
+    if video:
+        if dream_beside:  # frame by frame, as in the real environment
+            dream = make_evaluation_env(data, DREAM_ENV, {"observation": "frame", "history": 1, "action_repeat": 1})
+            play_episodes(dream._replace(encoded=False), policy, 1, seed, "dream", dream_film)
+        rate = evaluation_env.env.metadata.get("render_fps") or 8.75
+        held = policy.action_repeat if evaluation_env.encoded else 1  # frames between two of the film
+        write_film(Path(video), film, dream_film, rate / held)
     if out:
         facts = {"run": agent, "weights": policy.digest, "env": evaluation_env.env_id}
         facts |= {"env_kwargs": evaluation_env.env_kwargs, "horizon": evaluation_env.horizon}

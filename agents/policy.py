@@ -10,6 +10,7 @@ from agents.network import Network
 from envs.observations import stack_frames
 from worldmodel import checkpoint, config, tensor_io
 from worldmodel.models.vqvae import VQVAE
+from worldmodel.shipped import find_agent, find_world
 
 
 class Policy:
@@ -41,17 +42,18 @@ class Policy:
 
     @classmethod
     def load(cls, run: str | Path, greedy: bool = False) -> "Policy":
-        """Load the agent of a run folder.
+        """Load a shipped agent by name, or that of a run folder.
 
         Raises:
-            FileNotFoundError: if there is no such run.
+            FileNotFoundError: if there is no such agent, or not the world whose VQ-VAE it shares.
             ValueError: if it is not an agent's run, or damaged.
         """
-        run = Path(run)
+        run = find_agent(run)
         values = read_agent_config(run)
         network = Network(config.build(NetworkConfig, values["model"], run / "config.yaml"))
         tensor_io.load_weights(run / "model.safetensors", network)
-        vqvae, data = checkpoint.load_vqvae(run / "vqvae"), values["data"]
+        vqvae_run = (find_world(values["world"]) if "world" in values else run) / "vqvae"
+        vqvae, data = checkpoint.load_vqvae(vqvae_run), values["data"]
         names, history, repeat = data["action_names"], data["history"], data.get("action_repeat", 1)
         return cls(network.eval(), vqvae, names, history, greedy, tensor_io.digest(run), repeat)
 
@@ -89,14 +91,11 @@ class Policy:
 
 
 def read_agent_config(run: Path) -> dict:
-    """Read the config.yaml of an agent's run.
+    """Read the config.yaml of an agent's folder.
 
     Raises:
-        FileNotFoundError: if there is no such run.
-        ValueError: if it is not an agent's run.
+        ValueError: if it is not an agent's.
     """
-    if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run} is the run of no agent; train one with python -m agents.train --run {run}")
     values = checkpoint.read_config(run)
     if values["kind"] != "agent":
         raise ValueError(f"{run} must be the run of an agent, it is that of a {values['kind']}")

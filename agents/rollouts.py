@@ -113,22 +113,32 @@ def play_episodes(
     episodes: int,
     seed: int,
     name: str = "",
-    video: Path | None = None,
+    film: list[np.ndarray] | None = None,
 ) -> list[Result]:
     """Play episodes, of which number n depends on ``seed`` and n alone.
 
     Args:
         name: label of the progress bar.
-        video: video file of the first episode to write.
+        film: list to append the frames (H, W, 3) uint8 of the first episode to.
     """
     results = []
     for number in tqdm(range(episodes), desc=name, unit="episode", leave=False):
         env_seed, policy_seed = np.random.SeedSequence([seed, number, EVALUATION_STREAM]).generate_state(2).tolist()
-        frames: list[np.ndarray] | None = [] if video and not number else None
+        frames = None if number else film
         results.append(_play_episode(evaluation_env, player, env_seed, policy_seed, frames))
-        if video and frames:
-            media.write(video, np.stack(frames), fps=evaluation_env.env.metadata.get("render_fps") or 8.75)
     return results
+
+
+def write_film(path: Path, film: list[np.ndarray], beside: list[np.ndarray], fps: float) -> None:
+    """Write frames (H, W, 3) uint8 as a video, next to those of another film unless that is empty.
+
+    The last frame of the shorter film stays, at half its brightness.
+    """
+    films = [list(frames) for frames in (film, beside) if frames]
+    length = max(map(len, films))
+    for frames in films:
+        frames += [frames[-1] // 2] * (length - len(frames))
+    media.write(path, np.concatenate([np.stack(frames) for frames in films], axis=2), fps=fps)
 
 
 def _play_episode(

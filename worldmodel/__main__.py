@@ -23,6 +23,7 @@ PROGRAMS = {  # subcommand: the module to run, and one line about it
     "speech": ("worldmodel.experiments.speech", "experiment: discrete codes of speech"),
     "agent": ("agents.train", "train an agent in a dream with RLlib"),
     "evaluate_agent": ("agents.evaluate", "evaluate an agent in the real environment"),
+    "release_agent": ("agents.release", "turn an agent into one to share"),
 }
 
 

@@ -17,11 +17,12 @@ MAX_PORT = 65535
 
 
 def play(
-    world: str = DEFAULT_WORLD,
+    world: str = "",
     store: str = "",
     beside: bool = False,
     env: str = "",
     env_kwargs: dict[str, Any] = {},
+    agent: str = "",
     seed: int = 0,
     temperature: float = 1.0,
     host: str = "127.0.0.1",
@@ -37,13 +38,15 @@ def play(
     otherwise.
 
     Args:
-        world: name of a shipped world, or run folder of a dynamics model; the page can switch to others.
+        world: name of a shipped world, or run folder of a dynamics model; the page can switch to others. By default
+            the world of --agent, or doom-health-gathering.
         store: folder of recorded episodes to dream from, by default the world's own clips; with --env, the folder that
             your episodes are recorded into.
         beside: real environment beside the dream, under the same actions, with its PSNR and surprise.
         env: Gymnasium id of the environment to play, as in worldmodel.collect; with --beside, by default the one that
             the world was trained on.
         env_kwargs: arguments of the environment; --env.NAME VALUE is short for --env_kwargs.NAME VALUE.
+        agent: name of a shipped agent, or run folder of one, that plays while you hold no key.
         seed: random seed of the first dream, or of all recorded episodes.
         temperature: sampling temperature of the first dream, 0 or more; 0 always takes the most probable code.
         host: address to listen on; another than 127.0.0.1 lets others play who know the token in the printed address.
@@ -58,8 +61,10 @@ def play(
     if not 0 <= port <= MAX_PORT or max_dreams < 1:
         raise ValueError(f"--port must be in [0, {MAX_PORT}] and --max_dreams 1 or more, got {port} and {max_dreams}")
     from worldmodel.player.factory import SessionFactory
+    from worldmodel.player.watch import world_of
 
-    factory = SessionFactory(world, store, beside, env, env_kwargs, seed, device, precision)
+    world = world or (world_of(agent) if agent else DEFAULT_WORLD)
+    factory = SessionFactory(world, store, beside, env, env_kwargs, seed, device, precision, agent)
     factory.open().close()  # whatever is wrong is said here, not in the browser
     asyncio.run(_serve(factory, host, port, max_dreams, seed, temperature, open_browser))
 

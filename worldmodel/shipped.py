@@ -1,10 +1,11 @@
-"""Worlds and voices that come with the package, by name. No torch, so that listing them is quick."""
+"""Worlds, agents and voices that come with the package, by name. No torch, so that listing them is quick."""
 
 from pathlib import Path
 
 from worldmodel.suggest import unknown_name
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+AGENTS = PRETRAINED / "agents"
 DEFAULT_WORLD = "doom-health-gathering"
 
 
@@ -33,3 +34,8 @@ def shipped_worlds() -> list[str]:
 def find_world(world: str | Path) -> Path:
     """Return the folder of a shipped world or of a run; raises as :func:`find` does."""
     return find("world", world, PRETRAINED)
+
+
+def find_agent(agent: str | Path) -> Path:
+    """Return the folder of a shipped agent or of a run; raises as :func:`find` does."""
+    return find("agent", agent, AGENTS)

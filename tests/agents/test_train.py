@@ -1,13 +1,10 @@
 """Agents learn in dreams, act without Ray as they did with it, and are measured in the real world."""
 
-import json
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,85 +12,18 @@ import pytest
 import torch
 import yaml
 
-from agents.config import AgentConfig, NetworkConfig
-from agents.evaluate import evaluate
+from agents.config import NetworkConfig
 from agents.network import Network
-from agents.policy import Policy, read_agent_config
+from agents.policy import Policy
 from agents.rllib import check_vectorized
-from agents.rollouts import make_evaluation_env
 from agents.training import train
 from envs.encoded import EncodedEnv
-from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
+from tests.agents.conftest import SETTINGS, SIZES, TINY, lines
 from tests.tiny_world import TinyWorld
-from worldmodel import checkpoint
-from worldmodel.episodes.collect import add_exploration, collect
-from worldmodel.episodes.store import EpisodeStore
 from worldmodel.renamed import MODELS
-from worldmodel.train.dynamics import dynamics
-from worldmodel.train.vqvae import vqvae
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 OLD_NAMES = {new: old for old, new in MODELS["agent"].items()}
-TINY = "tests.tiny_world:Tiny-v0"
-SIZES = NetworkConfig(conv_channels=8, hidden_units=32)
-SETTINGS = AgentConfig(
-    total_timesteps=64,
-    batch_size=32,
-    minibatch_size=16,
-    update_epochs=1,
-    num_envs=4,
-    evaluate_every=0,
-    evaluation_episodes=2,
-)
-
-
-@pytest.fixture(scope="module")
-def stripes_agent(world_run, tmp_path_factory) -> Path:
-    """An agent that has learnt for a few thousand steps in dreams of stripes, where action 2 is rewarded."""
-    run = tmp_path_factory.mktemp("agents") / "stripes"
-    settings = AgentConfig(
-        total_timesteps=6000,
-        batch_size=512,
-        minibatch_size=128,
-        learning_rate=1e-3,
-        gamma=0.8,
-        ent_coef=0.0,
-        evaluate_every=0,
-    )
-    train(str(run), env_kwargs={"world": str(world_run), "horizon": 10}, model=SIZES, train=settings)
-    return run
-
-
-@pytest.fixture(scope="module")
-def tiny_world(tmp_path_factory) -> Path:
-    """A world model of the moving square, which can be played in reality, too."""
-    folder = tmp_path_factory.mktemp("tiny")
-    collect(str(folder / "store"), TINY, episodes=6)
-    vqvae(str(folder / "vqvae"), str(folder / "store"), model=VQVAE_SIZES, train=train_config(4), batch_size=4)
-    dynamics(
-        str(folder / "store"),
-        str(folder / "vqvae"),
-        str(folder / "world"),
-        PRIOR_SIZES,
-        train_config(2),
-        2,
-        seq_length=4,
-    )
-    return folder / "world"
-
-
-@pytest.fixture(scope="module")
-def agent(tiny_world, tmp_path_factory) -> Path:
-    """An agent for that world, evaluated in it while it learnt."""
-    run = tmp_path_factory.mktemp("agents") / "tiny"
-    env = {"world": str(tiny_world), "horizon": 12, "history": 2}
-    train(str(run), env_kwargs=env, model=SIZES, train=replace(SETTINGS, evaluate_every=1), real=TINY)
-    return run
-
-
-def lines(run: Path, part: str) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["part"] == part]
 
 
 @pytest.mark.parametrize("history", [1, 3])
@@ -232,93 +162,6 @@ def test_a_world_that_breaks_or_a_runner_that_is_killed_is_an_error(tiny_world, 
         train(str(tmp_path / "run"), "envs:Encoded-v0", env, model=SIZES, train=settings)
 
 
-def test_evaluation_plays_the_agent_beside_random_actions_and_keeps_the_returns(agent, tmp_path, capsys):
-    for name in ("one", "two"):
-        evaluate(str(agent), TINY, episodes=3, out=str(tmp_path / name), video=str(tmp_path / "film.gif"))
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"{TINY}, 3 episodes of 12 steps at most"
-    assert printed[1].startswith("agent   return") and printed[2].startswith("random  return") and "±" in printed[1]
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
-    assert one == two and len(one["agent"]["returns"]) == len(one["random"]["returns"]) == 3
-    assert (tmp_path / "film.gif").stat().st_size > 0
-
-
-def test_evaluation_names_the_world_that_the_agent_learnt_of(agent, tmp_path):
-    evaluate(str(agent), TINY, episodes=1, out=str(tmp_path / "out"))
-    data = read_agent_config(agent)["data"]
-    assert json.loads((tmp_path / "out").read_text())["env_kwargs"] == data["kwargs"]
-    settings = {"temperature": 1.3, "context": 5, "termination_cost": 9.0, "starts_near_termination": 0.5}
-    trained = {**data, "env": "envs:Dream-v0", "env_kwargs": {**data["env_kwargs"], **settings}}
-    dream = make_evaluation_env(trained, "envs:Dream-v0").env.unwrapped._dream
-    assert (dream.temperature, dream.context, dream.horizon) == (1.3, 5, data["env_kwargs"]["horizon"])
-    assert not dream.termination_cost and not dream.starts_near_termination, "they only help training"
-
-
-def test_short_dreams_do_not_shorten_the_evaluation(tiny_world, tmp_path):
-    run, settings = tmp_path / "run", replace(SETTINGS, evaluate_every=1, evaluation_episodes=2, evaluation_horizon=9)
-    train(str(run), env_kwargs={"world": str(tiny_world), "horizon": 5}, model=SIZES, train=settings, real=TINY)
-    assert {row["steps"] for row in lines(run, "real")} == {9}
-    data = read_agent_config(run)["data"]
-    assert make_evaluation_env(data, TINY).horizon == 9 and make_evaluation_env(data, TINY, horizon=7).horizon == 7
-    del data["evaluation_horizon"]  # agents of earlier versions
-    assert make_evaluation_env(data, TINY).horizon == 5
-
-
-def test_evaluation_plays_in_the_agents_own_dream(agent, capsys):
-    evaluate(str(agent), "envs:Dream-v0", episodes=1, horizon=5)
-    assert "envs:Dream-v0, 1 episodes of 5 steps at most" in capsys.readouterr().out
-
-
-def test_an_agent_records_the_same_episodes_twice(agent, tmp_path):
-    stores = [tmp_path / name for name in ("one", "two")]
-    for store in stores:
-        collect(str(store), TINY, episodes=3, policy=str(agent), max_episode_steps=15, epsilon=0.3)
-    one, two = ([entry.sha256 for entry in EpisodeStore(store).entries] for store in stores)
-    assert one == two
-    assert EpisodeStore(stores[0]).schema.provenance["policy"] == "agents.policy:Policy"
-    with pytest.raises(ValueError, match="holds episodes with provenance"):
-        collect(str(stores[0]), TINY, episodes=4, policy="sticky", max_episode_steps=15)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
-def test_an_agent_is_overruled_in_the_share_of_steps_that_was_asked_for(share):
-    class Stubborn:
-        def act(self, frame):
-            return 3
-
-    choose = add_exploration(Stubborn(), share, ("a", "b", "c"), np.random.default_rng(0))
-    taken = [choose(np.zeros(1)) for _ in range(20_000)]
-    assert np.mean([action != 3 for action in taken]) == pytest.approx(share, abs=0.03)
-
-
-def test_no_module_is_imported_because_a_file_names_it(agent, stripes_agent, tiny_world, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)  # as python -m has it
-    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('was_here').touch()\nclass World: pass\n")
-    theirs = tmp_path / "theirs"
-    shutil.copytree(agent, theirs)
-    text = (theirs / "config.yaml").read_text()
-    (theirs / "config.yaml").write_text(
-        text.replace("policy: agents.policy:Policy", "policy: evil:World").replace(TINY, "evil:World-v0")
-    )
-    with pytest.raises(ValueError, match=r"names the environment evil:World-v0.* --env evil:World-v0"):
-        evaluate(str(theirs), episodes=1)
-    with pytest.raises(ValueError, match=r"of the class evil:World, expected agents.*--policy_class evil:World"):
-        collect("store", TINY, episodes=1, policy=str(theirs))
-    with pytest.raises(
-        ValueError, match=r"names the environment tests.tiny_world:Tiny-v0.* --real tests.tiny_world:Tiny-v0"
-    ):
-        train("run", env_kwargs={"world": str(tiny_world)}, train=replace(SETTINGS, evaluate_every=1))
-    with pytest.raises(
-        ValueError, match=r"names the environment tests.tiny_world:Tiny-v0.* env=tests.tiny_world:Tiny-v0"
-    ):
-        EncodedEnv(str(tiny_world))
-    assert not (tmp_path / "was_here").exists()
-    with pytest.raises(ValueError, match="--policy_class evil:World cannot be imported"):
-        collect("store", TINY, episodes=1, policy=str(theirs), policy_class="evil:World")  # which has no load
-    assert (tmp_path / "was_here").exists(), "the user named it"
-
-
 def test_an_agent_of_several_frames_from_before_they_lay_in_the_channels_acts_as_it_did(tmp_path):
     new = NetworkConfig(conv_channels=8, hidden_units=16, observation_shape=(84, 84, 6), num_actions=3)
     assert NetworkConfig(conv_channels=8, hidden_units=16, observation_shape=(2, 84, 84, 3), num_actions=3) == new
@@ -339,37 +182,3 @@ def test_sigterm_ends_training_without_a_crash_and_the_run_goes_on(tiny_world, t
     assert "Traceback" not in errors and "abort" not in errors.lower()
     (last,) = (tmp_path / "run" / "checkpoint").glob("[0-9]*")
     assert int(last.name) >= 32
-
-
-def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, world_run, tiny_world, tmp_path):
-    run, world = str(tmp_path / "run"), {"world": str(world_run), "horizon": 5}
-    with pytest.raises(ValueError, match="must be the run of an agent, it is that of a dynamics"):
-        evaluate(str(world_run))
-    with pytest.raises(FileNotFoundError, match="the run of no agent; train one"):
-        evaluate(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="sticky, random, mixed or the run folder of an agent"):
-        collect(str(tmp_path / "store"), TINY, episodes=1, policy=str(world_run))
-    with pytest.raises(ValueError, match="knows the actions"):
-        evaluate(str(stripes_agent), TINY)
-    with pytest.raises(ValueError, match="knows the actions"):
-        collect(str(tmp_path / "store"), TINY, episodes=1, policy=str(stripes_agent))
-    with pytest.raises(ValueError, match=r"cannot make --env stripes.*train.evaluate_every 0"):
-        train(run, env_kwargs=world, train=replace(SETTINGS, evaluate_every=1))
-    with pytest.raises(ValueError, match=r"sees the codes of another VQ-VAE"):
-        train(run + "2", env_kwargs=world, train=SETTINGS, init=str(agent))
-    with pytest.raises(ValueError, match=r"--env must be one of envs:Dream-v0, envs:Encoded-v0, got 'CartPole-v1'"):
-        train(run, "CartPole-v1")
-    with pytest.raises(ValueError, match=r"train.gamma must be in \[0, 1\), got 1.0"):
-        replace(SETTINGS, gamma=1.0)
-    with pytest.raises(ValueError, match="--init must be an agent with the same network"):
-        train(
-            run + "3",
-            env_kwargs={"world": str(tiny_world), "horizon": 12},
-            model=SIZES,
-            train=SETTINGS,
-            init=str(agent),
-        )
-    with pytest.raises(ValueError, match="multiple of the 4 environments"):
-        replace(SETTINGS, batch_size=33)
-    with checkpoint.locked(agent), pytest.raises(ValueError, match="another process is training"):
-        train(str(agent), env_kwargs={"world": str(tiny_world), "horizon": 12, "history": 2}, model=SIZES, real=TINY)

@@ -19,6 +19,7 @@ from worldmodel.player.factory import SessionFactory
 from worldmodel.player.film import MAX_FILM_STEPS
 from worldmodel.player.record import RecordSession
 from worldmodel.player.sessions import DreamSession, Start, native_rate
+from worldmodel.player.watch import AGENT, WatchedSession
 from worldmodel.world_model import WorldModel
 
 ACTIONS = ["right", "left", "stay", "right", "right"]
@@ -216,3 +217,45 @@ def test_doom_is_dreamed_beside_doom():
     assert start.truth.shape == start.frame.shape == (84, 84, 3)
     assert all(view.psnr > 15 and 0 < view.surprise < 9 for view in views)
     session.close()
+
+
+class Pusher:
+    """An agent that shifts left and right in turn, and keeps what it saw."""
+
+    action_names = ("left", "stay", "right")
+
+    def start(self, seed: int) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def act(self, frame: np.ndarray) -> int:
+        self.seen.append(frame)
+        return 2 * (len(self.seen) % 2)
+
+
+def test_an_agent_plays_until_the_player_takes_over(endless):
+    alone, watched = DreamSession(endless), WatchedSession(DreamSession(endless), policy := Pusher(), "pusher")
+    assert (watched.agent, alone.agent) == ("pusher", "")
+    views = [watched.start(Start(seed=4)), *(watched.step(action) for action in (AGENT, AGENT, "stay", AGENT))]
+    alone.start(Start(seed=4))
+    expected = [alone.step(action) for action in ("right", "left", "stay", "left")]
+    assert [view.chosen for view in views] == ["", "right", "left", "", "left"]
+    for view, same in zip(views[1:], expected, strict=True):
+        np.testing.assert_array_equal(view.frame, same.frame)
+    np.testing.assert_array_equal(np.stack(policy.seen), np.stack([view.frame for view in views[:-1]]))
+    with pytest.raises(ValueError, match="unknown action 'agent'"):
+        alone.step(AGENT)
+
+
+def test_beside_the_truth_an_agent_sees_the_truth(endless):
+    session = WatchedSession(BesideSession(endless, STRIPES), policy := Pusher(), "pusher")
+    first = session.start(Start(seed=1))
+    session.step(AGENT)
+    np.testing.assert_array_equal(policy.seen[0], first.truth)
+    session.close()
+
+
+def test_an_agent_of_other_actions_cannot_play(endless):
+    other = Pusher()
+    other.action_names = ("left", "right")
+    with pytest.raises(ValueError, match="the agent pusher knows"):
+        WatchedSession(DreamSession(endless), other, "pusher")

@@ -9,14 +9,13 @@ import importlib  # noqa: E402
 import logging  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any, Protocol  # noqa: E402
 
 import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from worldmodel import config, env_wrappers  # noqa: E402
+from worldmodel import config, env_wrappers, shipped  # noqa: E402
 from worldmodel.checks import check_seed  # noqa: E402
 from worldmodel.episodes.episode import Episode  # noqa: E402
 from worldmodel.episodes.recording import Recording, describe  # noqa: E402
@@ -86,7 +85,7 @@ def collect(
         episodes: total number of episodes that the store should hold.
         workers: number of Ray actors that record, or 0 to record in this process.
         policy: sticky (hold each action for 1 to 12 steps, mostly moving forward), random (a new action every step),
-            mixed (sticky or random, chosen per episode), or the run folder of an agent.
+            mixed (sticky or random, chosen per episode), a shipped agent by name, or the run folder of an agent.
         policy_class: class of the agent, as module:Name.
         epsilon: fraction of steps, in [0, 1), in which the sticky policy overrides an agent's action.
         seed: random seed of the environment and the policy.
@@ -100,7 +99,8 @@ def collect(
             f"--workers must be 0 or more and --max_episode_steps 1 or more, got {workers} and {max_episode_steps}"
         )
     check_seed(seed)
-    policy = policy if policy in SCRIPTED_POLICIES else os.path.abspath(policy)
+    if policy not in SCRIPTED_POLICIES and policy not in shipped.names(shipped.AGENTS):
+        policy = os.path.abspath(policy)
     recorder = Recorder(store, env, env_kwargs, policy, seed, max_episode_steps, epsilon, policy_class)
     recorded = recorder.store
     unit, goal = ("frame", frames) if frames else ("episode", episodes)
@@ -182,18 +182,20 @@ class Recorder:
 
 
 def load_policy(run: str, epsilon: float, policy_class: str = DEFAULT_POLICY_CLASS) -> tuple[Policy, dict[str, Any]]:
-    """Load the agent of a run; return it and its provenance, which keeps a store from mixing agents.
+    """Load a shipped agent or that of a run; return it and its provenance, which keeps a store from mixing agents.
 
     Raises:
         ValueError: if the run is not an agent's, or its class is not ``policy_class``.
     """
-    path = Path(run) / "config.yaml"
-    values = config.read_yaml(path) if path.is_file() else {}
+    try:
+        values = config.read_yaml(shipped.find_agent(run) / "config.yaml")
+    except FileNotFoundError:
+        values = {}
     name = values.get("policy") if isinstance(values, dict) else None
     if not name:
+        known = ", ".join([*SCRIPTED_POLICIES, *shipped.names(shipped.AGENTS)])
         raise ValueError(
-            f"--policy must be {', '.join(SCRIPTED_POLICIES)} or the run folder of an agent, got {run}; "
-            "train one with python -m agents.train"
+            f"--policy must be {known} or the run folder of an agent, got {run}; train one with python -m agents.train"
         )
     if name != policy_class:  # never import a module just because a file names it
         raise ValueError(

@@ -31,7 +31,7 @@ class BesideSession:
 
     clips = 0
     takes_pictures = False
-    note = ""
+    agent = note = ""
 
     def __init__(self, world: WorldModel, env: str = "", env_kwargs: dict[str, Any] | None = None) -> None:
         self.world, self.action_names = world, world.action_names

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from worldmodel import checkpoint
+from worldmodel.episodes.collect import load_policy
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.config import Precision
 from worldmodel.player.beside import BesideSession
 from worldmodel.player.record import RecordSession
 from worldmodel.player.sessions import DreamSession, Session
+from worldmodel.player.watch import WatchedSession
 from worldmodel.shipped import DEFAULT_WORLD, find_world, shipped_worlds
 from worldmodel.suggest import unknown_name
 from worldmodel.world_model import WorldModel
@@ -35,6 +37,7 @@ class SessionFactory:
         seed: random seed of recorded episodes.
         device: device of the worlds.
         precision: number format of the worlds.
+        agent: name of a shipped agent, or run folder of one, that plays while the player holds no key.
 
     Raises:
         ValueError: if the settings contradict each other.
@@ -49,6 +52,7 @@ class SessionFactory:
     seed: int = 0
     device: str = "cpu"
     precision: Precision = "float32"
+    agent: str = ""
 
     def __post_init__(self) -> None:
         if self.beside and self.store:
@@ -91,12 +95,25 @@ class SessionFactory:
         world = world or first
         if world not in self.worlds:
             raise ValueError(unknown_name("world", f"{world:.80}", self.worlds))
+        session = self._open(world, world == first)
+        if not self.agent:
+            return session
+        policy, _ = load_policy(self.agent, epsilon=0.0)  # each session has its own, which has seen its frames
+        if world != first and tuple(policy.action_names) != tuple(session.action_names):
+            return session  # the page offers worlds that the agent cannot play
+        try:
+            return WatchedSession(session, policy, Path(self.agent).name)
+        except ValueError:
+            session.close()
+            raise
+
+    def _open(self, world: str, is_first: bool) -> Session:
         if self.mode == "record":
             return RecordSession(self.env, self.env_kwargs, self.store, self.seed)
-        model = self._load(self.world if world == first else world)  # pyright: ignore[reportAttributeAccessIssue]
+        model = self._load(self.world if is_first else world)  # pyright: ignore[reportAttributeAccessIssue]
         if self.mode == "beside":
             return BesideSession(model, self.env, self.env_kwargs)
-        return DreamSession(model, EpisodeStore(self.store) if self.store and world == first else None)
+        return DreamSession(model, EpisodeStore(self.store) if self.store and is_first else None)
 
     def _load_world(self, world: str) -> WorldModel:
         """Load a world, and take the first step, which is slow because it sets everything up."""

@@ -32,6 +32,7 @@ class RecordSession:
 
     clips = 0
     takes_pictures = False
+    agent = ""
 
     def __init__(self, env: str, env_kwargs: dict[str, Any], store: str = "", seed: int = 0) -> None:
         check_seed(seed)

@@ -122,6 +122,7 @@ class SessionHandler(CheckedHandler, websocket.WebSocketHandler):  # pyright: ig
             "rate": session.rate,
             "clips": session.clips,
             "takes_pictures": session.takes_pictures,
+            "agent": session.agent,
             **self.shared.defaults,
         }
 

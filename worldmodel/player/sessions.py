@@ -57,6 +57,7 @@ class View(NamedTuple):
     truth: np.ndarray | None = None  # (H, W, 3) uint8, the real frame beside a dream
     psnr: float | None = None  # dB, of the dreamed frame against the real one
     surprise: float | None = None  # bits per code of the real frame, given the real past
+    chosen: str = ""  # the action that an agent chose for the latest step
 
 
 class Session(Protocol):
@@ -67,14 +68,19 @@ class Session(Protocol):
         rate: steps per second of the environment itself.
         clips: number of recorded clips to start from; 0 if there are none to choose from.
         takes_pictures: whether it can start from a picture.
-        film: what was seen since the start.
+        agent: name of the agent that can choose actions, or empty.
     """
 
     action_names: tuple[str, ...]
     rate: float
     clips: int
     takes_pictures: bool
-    film: Film
+    agent: str
+
+    @property
+    def film(self) -> Film:
+        """What was seen since the start."""
+        ...
 
     @property
     def note(self) -> str:
@@ -163,7 +169,7 @@ class DreamSession:
     """
 
     takes_pictures = True
-    note = ""
+    agent = note = ""
 
     def __init__(self, world: WorldModel, store: EpisodeStore | None = None) -> None:
         self.world, self._store = world, store or EpisodeStore(world.clips_folder)

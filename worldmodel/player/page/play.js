@@ -191,6 +191,7 @@ function show(header, images) {
   at("reward").textContent = header.reward.toFixed(Math.abs(header.reward) < 100 ? 1 : 0);
   at("chance").textContent = header.termination_prob === null ? "–" : percent(header.termination_prob);
   at("note").textContent = header.note;
+  for (const button of at("actions").children) button.classList.toggle("chosen", button.id === `action-${header.chosen}`);
   for (const [name, unit] of [["surprise", "bits per code"], ["psnr", "dB"]]) {
     if (header[name] === null) continue;
     player.curves[name] = player.curves[name].concat(header[name]).slice(-CURVE_POINTS);
@@ -254,6 +255,8 @@ function describe(session) {
     at("world").replaceChildren(...Object.keys(session.worlds).map((name) => new Option(name, name)));
   }
   document.body.classList.toggle("beside", session.mode === "beside");
+  at("agent-line").hidden = !session.agent;
+  at("agent-name").textContent = session.agent;
   at("truth-figure").hidden = at("curves").hidden = session.mode !== "beside";
   at("dream-label").hidden = session.mode === "record";
   at("settings").classList.toggle("real", session.mode === "record");
@@ -321,8 +324,10 @@ function chosenAction() {
     const action = wish && existing(wish, actions);
     if (action) return action;
   }
-  return existing("noop", actions);
+  return agentPlays() ? "agent" : existing("noop", actions);
 }
+
+const agentPlays = () => Boolean(player.session.agent) && at("agent").checked;
 
 function press(key) {
   if (player.pressed.has(key)) return;
@@ -349,7 +354,10 @@ function showHeld() {
   for (const button of at("actions").children) button.classList.toggle("held", button.id === `action-${action}`);
 }
 
-const COMMANDS = { Space: () => pause(!player.paused), KeyR: () => newStart(1), KeyT: () => newStart(0) };
+const COMMANDS = {
+  Space: () => pause(!player.paused), KeyR: () => newStart(1), KeyT: () => newStart(0),
+  KeyG: () => { at("agent").checked = !at("agent").checked; },
+};
 
 addEventListener("keydown", (event) => {
   const typing = ["INPUT", "SELECT"].includes(event.target.tagName);

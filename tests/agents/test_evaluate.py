@@ -1,0 +1,170 @@
+"""Agents are measured in the real game and in their dreams, recorded, filmed and shared."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from agents.evaluate import evaluate
+from agents.policy import Policy, read_agent_config
+from agents.release import release
+from agents.rollouts import make_evaluation_env
+from agents.training import train
+from envs.encoded import EncodedEnv
+from tests.agents.conftest import SETTINGS, SIZES, TINY, lines
+from worldmodel import checkpoint, shipped
+from worldmodel.episodes.collect import add_exploration, collect
+from worldmodel.episodes.store import EpisodeStore
+
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
+
+
+def test_evaluation_plays_the_agent_beside_random_actions_and_keeps_the_returns(agent, tmp_path, capsys):
+    for name in ("one", "two"):
+        evaluate(str(agent), TINY, episodes=3, out=str(tmp_path / name), video=str(tmp_path / "film.gif"))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{TINY}, 3 episodes of 12 steps at most"
+    assert printed[1].startswith("agent   return") and printed[2].startswith("random  return") and "±" in printed[1]
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
+    assert one == two and len(one["agent"]["returns"]) == len(one["random"]["returns"]) == 3
+    assert (tmp_path / "film.gif").stat().st_size > 0
+
+
+def test_evaluation_names_the_world_that_the_agent_learnt_of(agent, tmp_path):
+    evaluate(str(agent), TINY, episodes=1, out=str(tmp_path / "out"))
+    data = read_agent_config(agent)["data"]
+    assert json.loads((tmp_path / "out").read_text())["env_kwargs"] == data["kwargs"]
+    settings = {"temperature": 1.3, "context": 5, "termination_cost": 9.0, "starts_near_termination": 0.5}
+    trained = {**data, "env": "envs:Dream-v0", "env_kwargs": {**data["env_kwargs"], **settings}}
+    dream = make_evaluation_env(trained, "envs:Dream-v0").env.unwrapped._dream
+    assert (dream.temperature, dream.context, dream.horizon) == (1.3, 5, data["env_kwargs"]["horizon"])
+    assert not dream.termination_cost and not dream.starts_near_termination, "they only help training"
+
+
+def test_short_dreams_do_not_shorten_the_evaluation(tiny_world, tmp_path):
+    run, settings = tmp_path / "run", replace(SETTINGS, evaluate_every=1, evaluation_episodes=2, evaluation_horizon=9)
+    train(str(run), env_kwargs={"world": str(tiny_world), "horizon": 5}, model=SIZES, train=settings, real=TINY)
+    assert {row["steps"] for row in lines(run, "real")} == {9}
+    data = read_agent_config(run)["data"]
+    assert make_evaluation_env(data, TINY).horizon == 9 and make_evaluation_env(data, TINY, horizon=7).horizon == 7
+    del data["evaluation_horizon"]  # agents of earlier versions
+    assert make_evaluation_env(data, TINY).horizon == 5
+
+
+def test_a_film_shows_the_game_and_the_agents_dream_side_by_side(agent, tmp_path):
+    evaluate(str(agent), TINY, episodes=1, video=str(tmp_path / "game.gif"))
+    evaluate(str(agent), TINY, episodes=1, video=str(tmp_path / "both.gif"), dream_beside=True)
+    game, both = (iio.imread(tmp_path / f"{name}.gif") for name in ("game", "both"))
+    height, width = game.shape[1:3]
+    assert both.shape[1:3] == (height, 2 * width) and len(both) >= len(game)
+    assert (both[0, :, :width] != both[0, :, width:]).any()
+    with pytest.raises(ValueError, match="--dream_beside needs a --video"):
+        evaluate(str(agent), TINY, episodes=1, dream_beside=True)
+
+
+def test_an_agent_that_is_shared_plays_as_before_without_its_run(agent, tiny_world, tmp_path, monkeypatch):
+    shared = tmp_path / "agents" / "tiny"
+    release(str(agent), str(tiny_world), str(shared), "plays a tiny game")
+    assert not (shared / "vqvae").exists() and str(tmp_path) not in (shared / "config.yaml").read_text()
+    monkeypatch.setattr(shipped, "AGENTS", tmp_path / "agents")
+    before, after = Policy.load(agent), Policy.load("tiny")
+    frame = np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)
+    for policy in (before, after):
+        policy.start(3)
+    assert [before.act(frame) for _ in range(20)] == [after.act(frame) for _ in range(20)]
+    evaluate("tiny", TINY, episodes=1)
+    collect(str(tmp_path / "store"), TINY, episodes=1, policy="tiny")
+    with pytest.raises(ValueError, match="sees the codes of another VQ-VAE"):
+        release(str(agent), "doom-take-cover", str(tmp_path / "other"), "")
+
+
+def test_evaluation_plays_in_the_agents_own_dream(agent, capsys):
+    evaluate(str(agent), "envs:Dream-v0", episodes=1, horizon=5)
+    assert "envs:Dream-v0, 1 episodes of 5 steps at most" in capsys.readouterr().out
+
+
+def test_an_agent_records_the_same_episodes_twice(agent, tmp_path):
+    stores = [tmp_path / name for name in ("one", "two")]
+    for store in stores:
+        collect(str(store), TINY, episodes=3, policy=str(agent), max_episode_steps=15, epsilon=0.3)
+    one, two = ([entry.sha256 for entry in EpisodeStore(store).entries] for store in stores)
+    assert one == two
+    assert EpisodeStore(stores[0]).schema.provenance["policy"] == "agents.policy:Policy"
+    with pytest.raises(ValueError, match="holds episodes with provenance"):
+        collect(str(stores[0]), TINY, episodes=4, policy="sticky", max_episode_steps=15)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_an_agent_is_overruled_in_the_share_of_steps_that_was_asked_for(share):
+    class Stubborn:
+        def act(self, frame):
+            return 3
+
+    choose = add_exploration(Stubborn(), share, ("a", "b", "c"), np.random.default_rng(0))
+    taken = [choose(np.zeros(1)) for _ in range(20_000)]
+    assert np.mean([action != 3 for action in taken]) == pytest.approx(share, abs=0.03)
+
+
+def test_no_module_is_imported_because_a_file_names_it(agent, stripes_agent, tiny_world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as python -m has it
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('was_here').touch()\nclass World: pass\n")
+    theirs = tmp_path / "theirs"
+    shutil.copytree(agent, theirs)
+    text = (theirs / "config.yaml").read_text()
+    (theirs / "config.yaml").write_text(
+        text.replace("policy: agents.policy:Policy", "policy: evil:World").replace(TINY, "evil:World-v0")
+    )
+    with pytest.raises(ValueError, match=r"names the environment evil:World-v0.* --env evil:World-v0"):
+        evaluate(str(theirs), episodes=1)
+    with pytest.raises(ValueError, match=r"of the class evil:World, expected agents.*--policy_class evil:World"):
+        collect("store", TINY, episodes=1, policy=str(theirs))
+    with pytest.raises(
+        ValueError, match=r"names the environment tests.tiny_world:Tiny-v0.* --real tests.tiny_world:Tiny-v0"
+    ):
+        train("run", env_kwargs={"world": str(tiny_world)}, train=replace(SETTINGS, evaluate_every=1))
+    with pytest.raises(
+        ValueError, match=r"names the environment tests.tiny_world:Tiny-v0.* env=tests.tiny_world:Tiny-v0"
+    ):
+        EncodedEnv(str(tiny_world))
+    assert not (tmp_path / "was_here").exists()
+    with pytest.raises(ValueError, match="--policy_class evil:World cannot be imported"):
+        collect("store", TINY, episodes=1, policy=str(theirs), policy_class="evil:World")  # which has no load
+    assert (tmp_path / "was_here").exists(), "the user named it"
+
+
+def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, world_run, tiny_world, tmp_path):
+    run, world = str(tmp_path / "run"), {"world": str(world_run), "horizon": 5}
+    with pytest.raises(ValueError, match="must be the run of an agent, it is that of a dynamics"):
+        evaluate(str(world_run))
+    with pytest.raises(FileNotFoundError, match="unknown agent"):
+        evaluate(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"sticky, random, mixed.* or the run folder of an agent"):
+        collect(str(tmp_path / "store"), TINY, episodes=1, policy=str(world_run))
+    with pytest.raises(ValueError, match="knows the actions"):
+        evaluate(str(stripes_agent), TINY)
+    with pytest.raises(ValueError, match="knows the actions"):
+        collect(str(tmp_path / "store"), TINY, episodes=1, policy=str(stripes_agent))
+    with pytest.raises(ValueError, match=r"cannot make --env stripes.*train.evaluate_every 0"):
+        train(run, env_kwargs=world, train=replace(SETTINGS, evaluate_every=1))
+    with pytest.raises(ValueError, match=r"sees the codes of another VQ-VAE"):
+        train(run + "2", env_kwargs=world, train=SETTINGS, init=str(agent))
+    with pytest.raises(ValueError, match=r"--env must be one of envs:Dream-v0, envs:Encoded-v0, got 'CartPole-v1'"):
+        train(run, "CartPole-v1")
+    with pytest.raises(ValueError, match=r"train.gamma must be in \[0, 1\), got 1.0"):
+        replace(SETTINGS, gamma=1.0)
+    with pytest.raises(ValueError, match="--init must be an agent with the same network"):
+        train(
+            run + "3",
+            env_kwargs={"world": str(tiny_world), "horizon": 12},
+            model=SIZES,
+            train=SETTINGS,
+            init=str(agent),
+        )
+    with pytest.raises(ValueError, match="multiple of the 4 environments"):
+        replace(SETTINGS, batch_size=33)
+    with checkpoint.locked(agent), pytest.raises(ValueError, match="another process is training"):
+        train(str(agent), env_kwargs={"world": str(tiny_world), "horizon": 12, "history": 2}, model=SIZES, real=TINY)

@@ -1,0 +1,68 @@
+"""An agent that plays, in whatever session, while the player holds no key."""
+
+from worldmodel import checkpoint
+from worldmodel.episodes.collect import Policy
+from worldmodel.player.film import Film
+from worldmodel.player.sessions import Session, Start, View
+from worldmodel.shipped import find_agent
+
+AGENT = "agent"  # the action that leaves the choice to the agent
+
+
+class WatchedSession:
+    """A session in which an agent chooses the action of each step called ``agent``.
+
+    The agent sees every frame, of a dream beside the truth the real one, also while the player overrides it.
+
+    Raises:
+        ValueError: if the agent has other actions than the session.
+    """
+
+    def __init__(self, session: Session, policy: Policy, agent: str) -> None:
+        if tuple(policy.action_names) != tuple(session.action_names):
+            raise ValueError(f"the agent {agent} knows {policy.action_names}, here are {session.action_names}")
+        self._session, self._policy, self.agent = session, policy, agent
+        self.action_names, self.rate, self.clips = session.action_names, session.rate, session.clips
+        self.takes_pictures = session.takes_pictures
+
+    @property
+    def film(self) -> Film:
+        """What was seen since the start."""
+        return self._session.film
+
+    @property
+    def note(self) -> str:
+        """One line about what is recorded, or empty."""
+        return self._session.note
+
+    def start(self, start: Start) -> View:
+        """Start anew; the seed is also that of the agent's choices."""
+        self._policy.start(start.seed)
+        self._view = self._session.start(start)
+        return self._view
+
+    def step(self, action: str) -> View:
+        """Take an action by name, or the agent's; raises as :meth:`Session.step` does."""
+        seen = self._view.frame if self._view.truth is None else self._view.truth
+        chosen = self.action_names[self._policy.act(seen)]
+        view = self._session.step(chosen if action == AGENT else action)
+        self._view = view._replace(chosen=chosen) if action == AGENT else view
+        return self._view
+
+    def close(self) -> None:
+        """Close the session."""
+        self._session.close()
+
+
+def world_of(agent: str) -> str:
+    """Return the name or folder of the world that an agent was trained in.
+
+    Raises:
+        FileNotFoundError: if there is no such agent.
+        ValueError: if it is no agent.
+    """
+    values = checkpoint.read_config(find_agent(agent))
+    world = values.get("world") or values["data"].get("env_kwargs", {}).get("world")
+    if values["kind"] != "agent" or not world:
+        raise ValueError(f"--agent must be an agent, {agent} is a {values['kind']}")
+    return world
