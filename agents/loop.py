@@ -12,6 +12,7 @@ from worldmodel.episodes.collect import collect as collect_episodes
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import write_atomically
 from worldmodel.models.config import DynamicsConfig, VQVAEConfig
+from worldmodel.shipped import find_world
 from worldmodel.train_config import TrainConfig
 
 
@@ -23,7 +24,9 @@ class CollectStage:
         env: Gymnasium id of the real environment.
         env_kwargs: arguments of the environment.
         episodes: number of episodes that the agent of the last round plays in each later round.
-        first_episodes: number of episodes that the sticky policy plays in the first round.
+        first_episodes: number of episodes in the first round.
+        first_policy: policy of the first round: sticky, random, mixed, a shipped agent by name, or the run folder of
+            one.
         epsilon: fraction of steps in which the sticky policy overrules the agent.
         max_episode_steps: steps after which an episode is cut off.
         seed: seed of the environments and the policies; round n uses seed + n.
@@ -34,6 +37,7 @@ class CollectStage:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     episodes: int = 200
     first_episodes: int = 200
+    first_policy: str = "sticky"
     epsilon: float = 0.1
     max_episode_steps: int = 4000
     seed: int = 0
@@ -95,6 +99,7 @@ class AgentStage:
 def loop(
     run: str,
     rounds: int = 3,
+    world: str = "",
     collect: CollectStage = CollectStage(),
     vqvae: VQVAEStage = VQVAEStage(),
     dynamics: DynamicsStage = DynamicsStage(),
@@ -108,6 +113,8 @@ def loop(
     Args:
         run: folder for everything: store/ with all episodes, rounds/1/ with the store and the runs of round 1.
         rounds: number of rounds.
+        world: name of a shipped world, or run folder of a dynamics model, that the first round trains further. All
+            rounds then keep its VQ-VAE. By default, everything is trained from nothing.
         collect: settings of the recording.
         vqvae: settings of the VQ-VAE.
         dynamics: settings of the dynamics model.
@@ -119,7 +126,7 @@ def loop(
     table = folder / "table.json"
     rows = json.loads(table.read_text("utf-8")) if table.exists() else []
     for number in range(len(rows) + 1, rounds + 1):
-        rows.append(run_round(folder, number, collect, vqvae, dynamics, agent))
+        rows.append(run_round(folder, number, world, collect, vqvae, dynamics, agent))
         write_atomically(table, json.dumps(rows, indent=1).encode())
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))
@@ -133,7 +140,13 @@ def loop(
 
 
 def run_round(
-    folder: Path, number: int, collect: CollectStage, vqvae: VQVAEStage, dynamics: DynamicsStage, agent: AgentStage
+    folder: Path,
+    number: int,
+    world: str,
+    collect: CollectStage,
+    vqvae: VQVAEStage,
+    dynamics: DynamicsStage,
+    agent: AgentStage,
 ) -> dict[str, float]:
     """Run the steps of a round that are not done yet, and return its row of the table."""
     from agents import rollouts
@@ -149,17 +162,22 @@ def run_round(
         collect.env_kwargs,
         episodes=collect.first_episodes if number == 1 else collect.episodes,
         workers=collect.workers,
-        policy="sticky" if number == 1 else str(last_round / "agent"),
+        policy=collect.first_policy if number == 1 else str(last_round / "agent"),
         epsilon=0.0 if number == 1 else collect.epsilon,
         seed=collect.seed + number,
         max_episode_steps=collect.max_episode_steps,
     )
     earlier = sum(len(EpisodeStore(folder / "rounds" / str(past) / "store")) for past in range(1, number))
     store = append_episodes(folder / "store", this_round / "store", earlier)
-    vqvae_run = folder / "rounds" / str(min(number, vqvae.rounds)) / "vqvae"
-    if number <= vqvae.rounds:
-        train_vqvae(str(vqvae_run), str(store.path), model=vqvae.model, train=vqvae.train, batch_size=vqvae.batch_size)
-    same_codes = number > vqvae.rounds  # as in the last round, so its models can be trained further
+    same_codes = number > 1 and (bool(world) or number > vqvae.rounds)  # the last round's models are trained further
+    if world:
+        vqvae_run = find_world(world) / "vqvae"
+    else:
+        vqvae_run = folder / "rounds" / str(min(number, vqvae.rounds)) / "vqvae"
+        if not same_codes:
+            sizes, settings = vqvae.model, vqvae.train
+            train_vqvae(str(vqvae_run), str(store.path), model=sizes, train=settings, batch_size=vqvae.batch_size)
+    earlier_world = str(last_round / "prior") if same_codes else str(find_world(world)) if world else ""
     train_dynamics(
         str(store.path),
         str(vqvae_run),
@@ -168,7 +186,7 @@ def run_round(
         dynamics.train,
         batch_size=dynamics.batch_size,
         seq_length=dynamics.seq_length,
-        init=str(last_round / "prior") if same_codes else "",
+        init=earlier_world,
     )
     dream = {**agent.env_kwargs, "world": str(this_round / "prior")}
     train_agent(

@@ -1,5 +1,6 @@
 """A trained agent, which acts on frames or encoded observations without Ray."""
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -60,26 +61,29 @@ class Policy:
     def start(self, seed: int) -> None:
         """Start an episode."""
         self._generator = torch.Generator().manual_seed(seed)
-        self._recent_codes = torch.zeros(0)
+        self._recent_frames: deque[np.ndarray] = deque(maxlen=self.history)
         self._num_frames, self._held = 0, 0
 
     def act(self, frame: np.ndarray) -> int:
         """Return the action to take after a frame (H, W, 3) uint8 of the real environment."""
-        observation = self.observe(frame)
+        self._recent_frames.append(frame.copy())
         if self._num_frames % self.action_repeat == 0:
-            self._held = self.choose(observation)
+            self._held = self.choose(self._observation())
         self._num_frames += 1
         return self._held
 
-    @torch.no_grad()
     def observe(self, frame: np.ndarray) -> np.ndarray:
         """Return the observation of ``Encoded-v0``: this frame and those before it, as codes or reconstructed."""
-        codes = self.vqvae.encode(torch.from_numpy(frame.copy())[None])  # (1, h, w)
-        past = self._recent_codes[1:] if len(self._recent_codes) else codes.expand(self.history - 1, -1, -1)
-        self._recent_codes = torch.cat([past, codes])
+        self._recent_frames.append(frame.copy())
+        return self._observation()
+
+    @torch.no_grad()
+    def _observation(self) -> np.ndarray:
+        frames = [self._recent_frames[0]] * (self.history - len(self._recent_frames)) + list(self._recent_frames)
+        codes = self.vqvae.encode(torch.from_numpy(np.stack(frames)))  # (history, h, w)
         if not self.network.config.codebook_size:
-            return stack_frames(self.vqvae.decode(self._recent_codes).numpy())
-        return (self._recent_codes if self.history > 1 else self._recent_codes[0]).numpy()
+            return stack_frames(self.vqvae.decode(codes).numpy())
+        return (codes if self.history > 1 else codes[0]).numpy()
 
     @torch.no_grad()
     def choose(self, observation: np.ndarray) -> int:

@@ -1,5 +1,6 @@
 """A real environment with the observations of a dream: encoded by the VQ-VAE of a world model."""
 
+from collections import deque
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -72,21 +73,23 @@ class EncodedEnv(gym.Wrapper):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode; returns the observation and the environment's info."""
         frame, info = self.env.reset(seed=seed, options=options)
-        self._recent_codes = self._encode(frame).repeat(self.history, 1, 1)
+        self._recent_codes = self._encode([frame]).repeat(self.history, 1, 1)
         return self._observation(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take an action in the real environment, ``action_repeat`` times unless the episode ends."""
         total, terminated, truncated, info = 0.0, False, False, {}
+        frames: deque[np.ndarray] = deque(maxlen=self.history)  # only those that are observed need to be encoded
         for _ in range(self.action_repeat):
             if not (terminated or truncated):
                 frame, reward, terminated, truncated, info = self.env.step(action)
-                self._recent_codes = torch.cat([self._recent_codes[1:], self._encode(frame)])
+                frames.append(frame.copy())
                 total += float(reward)
+        self._recent_codes = torch.cat([self._recent_codes[len(frames) :], self._encode(list(frames))])
         return self._observation(), total, terminated, truncated, info
 
-    def _encode(self, frame: np.ndarray) -> torch.Tensor:
-        return self.world.encode(torch.from_numpy(frame.copy())[None])  # (1, h, w)
+    def _encode(self, frames: list[np.ndarray]) -> torch.Tensor:
+        return self.world.encode(torch.from_numpy(np.stack(frames)))  # (n, h, w)
 
     def _observation(self) -> np.ndarray:
         return make_observations(self.world, self._recent_codes[None], self.observation, self.history)[0]

@@ -24,6 +24,7 @@ PROGRAMS = {  # subcommand: the module to run, and one line about it
     "agent": ("agents.train", "train an agent in a dream with RLlib"),
     "evaluate_agent": ("agents.evaluate", "evaluate an agent in the real environment"),
     "release_agent": ("agents.release", "turn an agent into one to share"),
+    "plot_agents": ("agents.plot", "plot real returns against real steps"),
 }
 
 

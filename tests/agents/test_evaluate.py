@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from agents.evaluate import evaluate
+from agents.plot import plot, read_returns
 from agents.policy import Policy, read_agent_config
 from agents.release import release
 from agents.rollouts import make_evaluation_env
@@ -168,3 +169,27 @@ def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, worl
         replace(SETTINGS, batch_size=33)
     with checkpoint.locked(agent), pytest.raises(ValueError, match="another process is training"):
         train(str(agent), env_kwargs={"world": str(tiny_world), "horizon": 12, "history": 2}, model=SIZES, real=TINY)
+
+
+def test_returns_are_plotted_against_real_steps(agent, tiny_world, tmp_path):
+    real, dreamed = tmp_path / "real", str(agent)
+    env = {"world": str(tiny_world), "env": TINY, "horizon": 8, "action_repeat": 2}
+    train(str(real), "envs:Encoded-v0", env, model=SIZES, train=replace(SETTINGS, evaluate_every=1))
+    rows = read_returns(real)
+    assert [row["real_steps"] for row in rows] == [2 * row["step"] for row in lines(real, "real")] and len(rows) > 1
+    (tmp_path / "loop").mkdir()
+    table = [{"real_steps": 100 * number, "return": 1.0, "low": 0.5, "high": 2.0} for number in (1, 2)]
+    (tmp_path / "loop" / "table.json").write_text(json.dumps(table))
+    out = tmp_path / "plots" / "returns.svg"
+    plot(f"{real},{tmp_path / 'loop'},{dreamed}", str(out), real_steps="64", labels="game,loop,dream")
+    text = out.read_text()
+    assert all(f"<!-- {name} -->" in text for name in ("game", "loop", "dream"))
+    for arguments, message in (
+        ({"runs": dreamed}, "was trained in dreams: --real_steps must say"),
+        ({"runs": dreamed, "labels": "a,b", "real_steps": "5"}, "--labels must be one for each of 1 runs, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot(out=str(tmp_path / "none.png"), **arguments)
+    with pytest.raises(FileNotFoundError, match="is the folder of no agent and no loop"):
+        plot(str(tmp_path), str(tmp_path / "none.png"))
+    assert not (tmp_path / "none.png").exists()

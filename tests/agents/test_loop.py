@@ -10,6 +10,8 @@ from agents.config import AgentConfig, NetworkConfig
 from agents.loop import AgentStage, CollectStage, DynamicsStage, VQVAEStage, loop
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, train_config
 from worldmodel.episodes.store import EpisodeStore
+from worldmodel.tensor_io import digest
+from worldmodel.train.dynamics import dynamics
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 STAGES = {
@@ -50,6 +52,23 @@ def test_each_round_records_with_the_agent_of_the_last_and_a_stopped_one_goes_on
     with open(run / "table.csv") as file:
         assert [row["round"] for row in csv.DictReader(file)] == ["1", "2"]
     assert capsys.readouterr().out.splitlines()[-2].split()[:2] == ["1", str(rows[0]["real_steps"])]
+
+
+def test_a_loop_goes_on_from_a_world(tiny_world, tmp_path, monkeypatch):
+    run, begun = tmp_path / "loop", []
+
+    def train_dynamics(store, vqvae, target, *settings, init, **more):
+        begun.append((vqvae, init))
+        dynamics(store, vqvae, target, *settings, init=init, **more)
+
+    monkeypatch.setattr("worldmodel.train.dynamics.dynamics", train_dynamics)
+    stages = {**STAGES, "collect": replace(STAGES["collect"], first_policy="random")}
+    loop(str(run), rounds=2, world=str(tiny_world), **stages)
+    vqvae = str(tiny_world / "vqvae")
+    assert begun == [(vqvae, str(tiny_world)), (vqvae, str(run / "rounds" / "1" / "prior"))]
+    assert digest(run / "rounds" / "2" / "agent" / "vqvae") == digest(tiny_world / "vqvae")
+    assert EpisodeStore(run / "rounds" / "1" / "store").schema.provenance["policy"] == "random"
+    assert not list(run.glob("rounds/*/vqvae"))
 
 
 def test_a_loop_of_no_rounds_is_refused(tmp_path):

@@ -43,7 +43,9 @@ def test_ids_in_the_namespace_make_doom():
 
 def test_a_dream_has_the_parameters_of_a_vector_of_dreams():
     one, many = (inspect.signature(kind).parameters for kind in (DreamEnv, DreamVectorEnv))
-    assert list(one.values()) == [parameter for name, parameter in many.items() if name != "num_envs"]
+    assert list(one.values()) == [
+        parameter for name, parameter in many.items() if name not in ("num_envs", "autoreset_mode")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""Plot real returns against real steps: ``python -m agents.plot --runs runs/loop,runs/real --out returns.png``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from worldmodel import config
+from worldmodel.files import check_file
+
+
+def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
+    """Plot what agents reach in the real environment against the frames of it that were needed.
+
+    Agents of the real environment have a curve over their training, those of a loop one over its rounds. An agent that
+    was trained in dreams has a point: its last evaluation, at the number of frames that its world was trained on.
+
+    Args:
+        runs: comma-separated folders of agents or loops.
+        out: image file to write, .png or .svg.
+        real_steps: comma-separated numbers of real frames, one for each run of an agent trained in dreams, in the order
+            of --runs.
+        labels: comma-separated labels of the runs; by default the names of their folders.
+    """
+    from matplotlib.figure import Figure
+
+    folders, dreamed = [Path(run) for run in runs.split(",")], [int(count) for count in real_steps.split(",") if count]
+    names = labels.split(",") if labels else [folder.name for folder in folders]
+    if len(names) != len(folders):
+        raise ValueError(f"--labels must be one for each of {len(folders)} runs, got {len(names)}")
+    check_file(Path(out))
+    figure = Figure((5.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for folder, name in zip(folders, names, strict=True):
+        rows = read_returns(folder)
+        if not rows:
+            raise ValueError(f"{folder} has no evaluation in the real environment")
+        if any(row["real_steps"] is None for row in rows):
+            if not dreamed:
+                raise ValueError(f"{folder} was trained in dreams: --real_steps must say on how many real frames")
+            rows = [{**rows[-1], "real_steps": dreamed.pop(0)}]
+        steps, means = ([row[key] for row in rows] for key in ("real_steps", "return"))
+        errors = [[abs(row[end] - row["return"]) for row in rows] for end in ("low", "high")]
+        axes.errorbar(steps, means, errors, marker="o", markersize=4, linewidth=1, capsize=2, label=name)
+    axes.set(xlabel="frames of the real environment", ylabel="real return", ylim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150, metadata={"Date": None} if out.endswith(".svg") else None)
+    print(f"wrote {out}")
+
+
+def read_returns(folder: Path) -> list[dict[str, Any]]:
+    """Return the real evaluations of an agent or a loop, with their real steps, or None for an agent of dreams.
+
+    Raises:
+        FileNotFoundError: if the folder is neither.
+    """
+    from agents.policy import read_agent_config
+    from worldmodel import checkpoint
+
+    if (folder / "table.json").is_file():
+        return json.loads((folder / "table.json").read_text("utf-8"))
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} is the folder of no agent and no loop")
+    data, rows = read_agent_config(folder)["data"], checkpoint.read_metrics(folder)
+    in_dreams = data["env"] == "envs:Dream-v0"
+    repeat = data.get("action_repeat", 1)
+    evaluations = [row for row in rows if row["part"] == "real"]
+    return [{**row, "real_steps": None if in_dreams else row["step"] * repeat} for row in evaluations]
+
+
+if __name__ == "__main__":
+    config.run(plot)
