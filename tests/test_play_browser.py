@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.player.serving import STRIPES, serving, world_with_ends
+from tests.player.serving import STRIPES, Pusher, serving, world_with_ends
 from worldmodel.player.factory import SessionFactory
 
 pytestmark = pytest.mark.slow
@@ -279,6 +279,21 @@ def test_beside_shows_the_truth_and_two_curves(browser, world_run):
         assert "bits per code" in page.text("surprise")
         assert "dB" in page.text("psnr")
         assert page.js("return player.curves.psnr.length") > 2
+
+
+def test_an_agent_plays_while_no_key_is_held(browser, world_run, tmp_path, monkeypatch):
+    run = world_with_ends(world_run, tmp_path / "endless", -50)
+    monkeypatch.setattr("worldmodel.player.factory.load_policy", lambda agent, epsilon: (Pusher(), {}))
+    with serving(SessionFactory(str(run), agent="pusher")) as server:
+        page = Page(browser, server.address)
+        chosen = "return [...document.querySelectorAll('#actions .chosen')].map((button) => button.id).join()"
+        page.wait(lambda: page.js(chosen) in ("action-left", "action-right"))
+        assert page.text("agent-line").startswith("pusher plays while you hold no key")
+        with page.held(ARROW_LEFT):
+            page.wait(lambda: page.js(chosen) == "")
+        page.wait(lambda: page.js(chosen) != "")
+        page.keys().send_keys("g").perform()
+        page.wait(lambda: page.js(chosen) == "")
 
 
 def test_recording_needs_no_world(browser, tmp_path):

@@ -45,6 +45,19 @@ class StripesWorld(gym.Env):
         return self.picture, float(action == 2), self.left == 0, False, {}
 
 
+class Pusher:
+    """An agent that shifts left and right in turn, and keeps what it saw."""
+
+    action_names = ("left", "stay", "right")
+
+    def start(self, seed: int) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def act(self, frame: np.ndarray) -> int:
+        self.seen.append(frame)
+        return 2 * (len(self.seen) % 2)
+
+
 def world_with_ends(run: Path, target: Path, logit: float) -> Path:
     """Copy a world, and shift the logit of its terminations."""
     shutil.copytree(run, target)

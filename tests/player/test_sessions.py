@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import sliding_stripes
-from tests.player.serving import STRIPES, world_with_ends
+from tests.player.serving import STRIPES, Pusher, world_with_ends
 from worldmodel.episodes.collect import collect
 from worldmodel.episodes.segments import SegmentSampler, split_held_out
 from worldmodel.episodes.store import EpisodeStore
@@ -217,19 +217,6 @@ def test_doom_is_dreamed_beside_doom():
     assert start.truth.shape == start.frame.shape == (84, 84, 3)
     assert all(view.psnr > 15 and 0 < view.surprise < 9 for view in views)
     session.close()
-
-
-class Pusher:
-    """An agent that shifts left and right in turn, and keeps what it saw."""
-
-    action_names = ("left", "stay", "right")
-
-    def start(self, seed: int) -> None:
-        self.seen: list[np.ndarray] = []
-
-    def act(self, frame: np.ndarray) -> int:
-        self.seen.append(frame)
-        return 2 * (len(self.seen) % 2)
 
 
 def test_an_agent_plays_until_the_player_takes_over(endless):
