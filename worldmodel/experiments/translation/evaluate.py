@@ -1,0 +1,133 @@
+"""Evaluate a translation model: ``python -m worldmodel.experiments.translation evaluate``."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from worldmodel.files import check_folder, read_lines, write_atomically
+
+if TYPE_CHECKING:
+    from worldmodel.experiments.translation.corpus import Pairs
+    from worldmodel.experiments.translation.translator import Translator
+
+NUM_WARMUP_SENTENCES = 20  # translated before the clock starts
+MAX_ANALYZED_SENTENCES = 30_000  # training targets whose latents and words are counted
+
+
+def evaluate(
+    run: str,
+    out: str,
+    corpus: str = "",
+    source: str = "",
+    target: str = "",
+    languages: str = "en-de",
+    split: str = "test_2016_flickr",
+    beam: int = 1,
+    compare: str = "",
+    baseline: str = "",
+    baseline_beam: int = 4,
+    latency: bool = True,
+    device: str = "cpu",
+    threads: int = 1,
+) -> None:
+    """Evaluate a translation model on a test set; the folder ``out`` gets scores.json and translations.txt.
+
+    Scores are BLEU, cased and lower-cased, and chrF, by sacrebleu, with its signatures. Latency is measured for one
+    sentence at a time. A model with latents is also measured by BLEU from the latents of the references, an upper
+    bound, and from those of other sentences; by the accuracy of its predictor; and by the mutual information of latents
+    and words, on the training split of a corpus folder, otherwise on the test set.
+
+    Args:
+        run: run folder of a translation model, or the name of a shipped translator.
+        out: folder to write.
+        corpus: folder with the test set, such as test_2016_flickr.en and .de, plain or .gz, as in Multi30K.
+        source: file of source sentences, one a line, instead of a corpus folder.
+        target: file of their translations, line by line.
+        languages: source and target languages in the names of the corpus folder's files.
+        split: name of the test set, with which its files in the corpus folder begin.
+        beam: number of hypotheses of a teacher's beam search; 1 decodes greedily.
+        compare: translations.txt of another system, for a paired bootstrap test.
+        baseline: run folder of a teacher, whose latency is measured beside, for the speed-up.
+        baseline_beam: number of hypotheses of the baseline's beam search.
+        latency: also translate all sentences one by one, and measure the time.
+        device: device of the model, cpu or cuda.
+        threads: number of CPU threads of torch.
+    """
+    import torch
+
+    from worldmodel import checkpoint
+    from worldmodel.experiments.translation.corpus import Pairs, read_pairs
+    from worldmodel.experiments.translation.latents import mutual_information, read_latents, score_latents
+    from worldmodel.experiments.translation.model import LatentTranslator
+    from worldmodel.experiments.translation.scores import compare_translations, score_translations
+    from worldmodel.experiments.translation.translator import Translator
+
+    folder = Path(out)
+    check_folder(folder)
+    torch.set_num_threads(threads)
+    translator, pairs = Translator.load(run, device), read_pairs(corpus, source, target, languages, split)
+    if not pairs.sources:
+        raise ValueError("the test set is empty")
+    others = read_lines(Path(compare)) if compare else []
+    if compare and len(others) != len(pairs.sources):
+        raise ValueError(f"{compare} has {len(others)} lines, and the test set {len(pairs.sources)} sentences")
+    folder.mkdir(parents=True, exist_ok=True)
+    translations = translator.translate(pairs.sources, beam, progress=True)
+    write_atomically(folder / "translations.txt", "".join(f"{line}\n" for line in translations).encode())
+    values = checkpoint.read_config(translator.run)
+    known = {name: values[name] for name in ("kind", "model", "train", "data")}
+    settings = {"run": run, "beam": beam, "split": split, "device": device, "threads": threads, "baseline": baseline}
+    scores: dict[str, Any] = {
+        "settings": settings,
+        **known,
+        "sentences": len(pairs.sources),
+        "reference_words": sum(len(line.split()) for line in pairs.targets),
+        **score_translations(translations, pairs.targets),
+    }
+    if compare:
+        scores["compared"] = {"with": compare, **compare_translations(translations, others, pairs.targets)}
+    if latency:
+        scores["latency_ms"] = measure_latency(translator, pairs.sources, beam)
+        if baseline:
+            teacher = Translator.load(baseline, device)
+            scores["baseline_latency_ms"] = measure_latency(teacher, pairs.sources, baseline_beam)
+            scores["speedup"] = scores["baseline_latency_ms"]["mean"] / scores["latency_ms"]["mean"]
+    if isinstance(translator.network, LatentTranslator):
+        network, subwords = translator.network, translator.subwords
+        whole = _without_empty(pairs)
+        latents = read_latents(network, subwords, whole)
+        scores["latents"] = score_latents(network, subwords, latents, whole.targets)
+        if corpus:
+            whole = _without_empty(read_pairs(corpus, "", "", languages, "train"))
+            whole = Pairs(*(side[:MAX_ANALYZED_SENTENCES] for side in whole))
+            latents = read_latents(network, subwords, whole)
+        size = 1 << network.config.num_downsamples
+        codes = [line.codes for line in latents]
+        scores["latents"]["mutual_information"] = mutual_information(subwords, whole.targets, codes, size)
+    write_atomically(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False).encode())
+    hidden = ("settings", "model", "train", "data")
+    print(json.dumps({name: value for name, value in scores.items() if name not in hidden}, indent=2))
+    print(f"wrote {folder}: scores.json, translations.txt")
+
+
+def measure_latency(translator: "Translator", sentences: list[str], beam: int) -> dict[str, float]:
+    """Return the mean time in ms of translating one sentence at a time, its 95 % interval, and the median."""
+    import torch
+
+    from worldmodel.stats import bootstrap_interval
+
+    translator.translate(sentences[:NUM_WARMUP_SENTENCES], beam)
+    times = []
+    for sentence in tqdm(sentences, unit="sentence", desc="latency", leave=False):
+        start = perf_counter()
+        translator.translate([sentence], beam)
+        times.append(1000 * (perf_counter() - start))
+    values = torch.tensor(times)
+    return {**bootstrap_interval(values), "median": float(values.median())}
+
+
+def _without_empty(pairs: "Pairs") -> "Pairs":
+    return pairs.select([row for row, sides in enumerate(zip(*pairs, strict=True)) if all(sides)])
