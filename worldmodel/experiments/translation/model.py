@@ -181,7 +181,7 @@ class LatentTranslator(nn.Module):
             raise ValueError(f"latents are decoded greedily, got --beam {beam}; leave it out")
         encoded = self.encode_source(source)
         codes, counts = self.predict(encoded)
-        return self.decode(codes, counts, encoded.decoder) if codes.shape[1] else [[] for _ in codes]
+        return self.decode(codes, counts, encoded.decoder) if counts.any() else [[] for _ in codes]
 
     def code_logits(self, codes: Tensor, source: Source, generator: torch.Generator | None = None) -> Tensor:
         """Return the predictor's logits for every latent and the end after them: (B, M) -> (B, M + 1, K + 1)."""
@@ -236,7 +236,7 @@ def shuffle_words(target: Tensor, reach: float, generator: torch.Generator | Non
     noise = torch.rand(target.shape, generator=generator, device=target.device) * (1 + reach)
     last = (target != PAD).sum(1, keepdim=True) - 1  # EOS
     keys = torch.where(place < last, (place + noise).minimum(last - 0.5), place.to(noise.dtype))
-    return target.gather(1, keys.argsort(1, stable=True))
+    return target.gather(1, keys.argsort(dim=1, stable=True))
 
 
 def _mask(counts: Tensor, length: int) -> Tensor:
