@@ -134,6 +134,15 @@ def test_soft_em_trains_its_predictor_on_samples_and_hard_em_on_codes():
     assert soft.eval()._target_codes(rows, codes, generator) is codes
 
 
+def test_a_sentence_without_latents_is_empty_and_disturbs_no_other():
+    network = build_latent()
+    codes, counts = network.encode(BATCH)
+    source = network.encode_source(BATCH.source).decoder
+    whole = network.decode(codes, counts, source)
+    counts[1] = 0
+    assert network.decode(codes, counts, source) == [whole[0], [], whole[2]]
+
+
 @pytest.mark.parametrize("rule", ["end_symbol", "twice_source"])
 def test_a_sentence_is_encoded_and_translated_alike_in_every_batch(rule):
     network = build_latent(config=replace(LATENTS, latent_length=rule))

@@ -1,6 +1,7 @@
 """A tiny parallel corpus and tiny models for the tests of translation."""
 
 import itertools
+import random
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,9 +26,9 @@ WORDS = {"a": "ein", "the": "der", "man": "Mann", "dog": "Hund", "tree": "Baum",
 
 def sentences() -> list[tuple[str, str]]:
     """Twenty sentences and their translations, word by word."""
-    nouns, verbs = ("man", "dog", "tree"), ("sees", "finds")
-    all_words = itertools.product(("the", "a"), nouns, verbs, ("a", "the"), nouns)
-    sources = [" ".join(words) for words in itertools.islice(all_words, 0, 36)][:20]
+    nouns, verbs, articles = ("man", "dog", "tree"), ("sees", "finds"), ("the", "a")
+    possible = [" ".join(words) for words in itertools.product(articles, nouns, verbs, articles, nouns)]
+    sources = random.Random(0).sample(possible, 20)
     return [(line, " ".join(WORDS[word] for word in line.split())) for line in sources]
 
 

@@ -1,10 +1,11 @@
 """Scores of translations: BLEU and chrF by sacrebleu, and a paired bootstrap test of two systems."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
-from sacrebleu.significance import PairedTest
+from sacrebleu.significance import PairedTest, Result
 
 NUM_RESAMPLES = 1000
 
@@ -30,9 +31,9 @@ def score_translations(translations: list[str], references: list[str]) -> dict[s
 
 def compare_translations(translations: list[str], others: list[str], references: list[str]) -> dict[str, Any]:
     """Return the paired bootstrap test of BLEU against another system (Koehn 2004): both scores, and the p-value."""
-    systems = [("other", others), ("this", translations)]
+    systems: list[tuple[str, Sequence[str]]] = [("other", others), ("this", translations)]
     test = PairedTest(systems, {"bleu": BLEU()}, [references], test_type="bs", n_samples=NUM_RESAMPLES)
-    other, this = test()[1]["BLEU"]
+    other, this = cast(list[Result], test()[1]["BLEU"])
     return {
         "other": {"score": other.score, "mean": other.mean, "half_interval": other.ci},
         "this": {"score": this.score, "mean": this.mean, "half_interval": this.ci},
