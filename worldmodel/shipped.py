@@ -1,4 +1,4 @@
-"""Worlds and voices that come with the package, by name. No torch, so that listing them is quick."""
+"""Worlds, voices and translators that come with the package, by name. No torch, so that listing them is quick."""
 
 from pathlib import Path
 
