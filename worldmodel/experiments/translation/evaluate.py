@@ -69,6 +69,7 @@ def evaluate(
     check_folder(folder)
     torch.set_num_threads(threads)
     translator, pairs = Translator.load(run, device), read_pairs(corpus, source, target, languages, split)
+    teacher = Translator.load(baseline, device) if baseline else None
     if not pairs.sources:
         raise ValueError("the test set is empty")
     others = read_lines(Path(compare)) if compare else []
@@ -91,8 +92,7 @@ def evaluate(
         scores["compared"] = {"with": compare, **compare_translations(translations, others, pairs.targets)}
     if latency:
         scores["latency_ms"] = measure_latency(translator, pairs.sources, beam)
-        if baseline:
-            teacher = Translator.load(baseline, device)
+        if teacher:
             scores["baseline_latency_ms"] = measure_latency(teacher, pairs.sources, baseline_beam)
             scores["speedup"] = scores["baseline_latency_ms"]["mean"] / scores["latency_ms"]["mean"]
     if isinstance(translator.network, LatentTranslator):

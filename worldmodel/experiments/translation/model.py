@@ -178,7 +178,7 @@ class LatentTranslator(nn.Module):
             ValueError: if a beam is asked for: latents are decoded greedily, as in the paper.
         """
         if beam != 1:
-            raise ValueError(f"latents are decoded greedily, got --beam {beam}; leave it out")
+            raise ValueError(f"latents are decoded greedily, got --beam {beam}; use --beam 1")
         encoded = self.encode_source(source)
         codes, counts = self.predict(encoded)
         return self.decode(codes, counts, encoded.decoder) if counts.any() else [[] for _ in codes]
