@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,7 @@ def test_standard_input_is_translated_line_by_line(teacher, run, monkeypatch, ca
     ("arguments", "text", "message"),
     [
         (["--run", "RUN", "--beam", "4"], b"a man\n", "latents are decoded greedily, got --beam 4"),
+        (["--run", "RUN", "--threads", "0"], b"a man\n", "--threads must be 1 or more, got 0"),
         (["--run", "RUN", "--beam", "0"], b"a man\n", "--beam must be 1 or more, got 0"),
         (["--run", "RUN"], b"\xff\xff\n", "can't decode byte 0xff"),
         (["--run", "nowhere"], b"a man\n", "unknown translator 'nowhere'"),
@@ -171,6 +173,11 @@ def test_a_shipped_translator_is_small_and_names_no_folder(teacher, corpus, tmp_
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     with pytest.raises(ValueError, match="already exists"):
         ship(str(teacher), str(tmp_path / "en-de"))
+    unfinished = shutil.copytree(teacher, tmp_path / "unfinished")
+    text = (teacher / "config.yaml").read_text()
+    (unfinished / "config.yaml").write_text(text.replace("steps: 150", "steps: 151"))
+    with pytest.raises(ValueError, match="is at step 150 of 151; finish its training first"):
+        ship(str(unfinished), str(tmp_path / "other"))
 
 
 @pytest.mark.slow

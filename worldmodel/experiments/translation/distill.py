@@ -36,17 +36,16 @@ def distill(
         device: device of the teacher, cpu or cuda.
         threads: number of CPU threads of torch.
     """
-    import torch
-
     from worldmodel import tensor_io
     from worldmodel.experiments.translation.corpus import read_pairs
     from worldmodel.experiments.translation.translator import Translator
+    from worldmodel.models.precision import use_threads
 
     path = Path(out)
     check_file(path)
     if path.exists():
         raise ValueError(f"{path} already exists; remove it, or give another name")
-    torch.set_num_threads(threads)
+    use_threads(threads)
     teacher = Translator.load(run, device)
     lines = read_pairs(corpus, source, target, languages, "train").sources
     path.parent.mkdir(parents=True, exist_ok=True)

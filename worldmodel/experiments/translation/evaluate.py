@@ -56,18 +56,23 @@ def evaluate(
         device: device of the model, cpu or cuda.
         threads: number of CPU threads of torch.
     """
-    import torch
 
     from worldmodel import checkpoint
     from worldmodel.experiments.translation.corpus import Pairs, read_pairs
-    from worldmodel.experiments.translation.latents import mutual_information, read_latents, score_latents
+    from worldmodel.experiments.translation.latents import (
+        encode_targets,
+        mutual_information,
+        read_latents,
+        score_latents,
+    )
     from worldmodel.experiments.translation.model import LatentTranslator
     from worldmodel.experiments.translation.scores import compare_translations, score_translations
     from worldmodel.experiments.translation.translator import Translator
+    from worldmodel.models.precision import use_threads
 
     folder = Path(out)
     check_folder(folder)
-    torch.set_num_threads(threads)
+    use_threads(threads)
     translator, pairs = Translator.load(run, device), read_pairs(corpus, source, target, languages, split)
     teacher = Translator.load(baseline, device) if baseline else None
     if not pairs.sources:
@@ -103,9 +108,8 @@ def evaluate(
         if corpus:
             whole = _without_empty(read_pairs(corpus, "", "", languages, "train"))
             whole = Pairs(*(side[:MAX_ANALYZED_SENTENCES] for side in whole))
-            latents = read_latents(network, subwords, whole)
         size = 1 << network.config.num_downsamples
-        codes = [line.codes for line in latents]
+        codes = encode_targets(network, subwords, whole)
         scores["latents"]["mutual_information"] = mutual_information(subwords, whole.targets, codes, size)
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False).encode())
     hidden = ("settings", "model", "train", "data")

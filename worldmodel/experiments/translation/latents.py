@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -32,11 +33,8 @@ class TrueLatents(NamedTuple):
 @torch.no_grad()
 def read_latents(network: LatentTranslator, subwords: Subwords, pairs: Pairs) -> list[TrueLatents]:
     """Encode and decode the targets of pairs; another sentence is one of similar length."""
-    encoded = [(subwords.encode(a), subwords.encode(b)) for a, b in zip(*pairs, strict=True)]
     found: dict[int, TrueLatents] = {}
-    device = network.embedding.weight.device
-    for rows in group_by_length([max(map(len, pair)) for pair in encoded], BATCH_TOKENS):
-        batch = TextBatch(*(pad([encoded[row][side] for row in rows]).to(device) for side in range(2)))
+    for rows, batch in _batches(network, subwords, pairs):
         codes, counts = network.encode(batch)
         source = network.encode_source(batch.source)
         words = network.decode(codes, counts, source.decoder)
@@ -52,7 +50,17 @@ def read_latents(network: LatentTranslator, subwords: Subwords, pairs: Pairs) ->
                 words[number],
                 others[number],
             )
-    return [found[row] for row in range(len(encoded))]
+    return [found[row] for row in range(len(found))]
+
+
+@torch.no_grad()
+def encode_targets(network: LatentTranslator, subwords: Subwords, pairs: Pairs) -> list[list[int]]:
+    """Return the codes of the targets of pairs."""
+    found: dict[int, list[int]] = {}
+    for rows, batch in _batches(network, subwords, pairs):
+        codes, counts = network.encode(batch)
+        found |= {row: codes[number, : counts[number]].tolist() for number, row in enumerate(rows)}
+    return [found[row] for row in range(len(found))]
 
 
 def score_latents(
@@ -104,6 +112,14 @@ def mutual_information(
         "sentences": len(targets),
         "top_words": {code: [{"word": w, "bits": b, "count": n} for w, b, n in found] for code, found in top.items()},
     }
+
+
+def _batches(network: LatentTranslator, subwords: Subwords, pairs: Pairs) -> Iterator[tuple[list[int], TextBatch]]:
+    """Yield the pairs in batches of similar length, with their numbers."""
+    encoded = [(subwords.encode(a), subwords.encode(b)) for a, b in zip(*pairs, strict=True)]
+    device = network.embedding.weight.device
+    for rows in group_by_length([max(map(len, pair)) for pair in encoded], BATCH_TOKENS):
+        yield rows, TextBatch(*(pad([encoded[row][side] for row in rows]).to(device) for side in range(2)))
 
 
 def _covered_words(subwords: Subwords, sentence: str, size: int) -> list[set[str]]:

@@ -12,10 +12,13 @@ def ship(run: str, out: str) -> None:
         run: run folder of a translation model.
         out: folder to write; its name becomes the translator's name.
     """
-    from worldmodel import checkpoint
+    from worldmodel import checkpoint, tensor_io
     from worldmodel.experiments.translation.translator import Translator
 
     translator = Translator.load(run)
+    steps, state = checkpoint.read_config(translator.run)["train"]["steps"], translator.run / "train.safetensors"
+    if state.exists() and (done := tensor_io.read_step(state)) < steps:
+        raise ValueError(f"{run} is at step {done} of {steps}; finish its training first")
     with write_folder_atomically(Path(out)) as folder:
         checkpoint.export(translator.run, folder, half="")
         translator.subwords.save(folder)

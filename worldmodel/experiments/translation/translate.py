@@ -15,11 +15,10 @@ def translate(run: str = DEFAULT_TRANSLATOR, beam: int = 1, device: str = "cpu",
         device: device of the model, cpu or cuda.
         threads: number of CPU threads of torch.
     """
-    import torch
-
     from worldmodel.experiments.translation.translator import Translator
+    from worldmodel.models.precision import use_threads
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     translator = Translator.load(run, device)
     for line in io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8"):
         print(translator.translate([line], beam)[0], flush=True)
