@@ -20,6 +20,10 @@ class Pairs(NamedTuple):
         """Return the pairs with these numbers."""
         return Pairs([self.sources[row] for row in rows], [self.targets[row] for row in rows])
 
+    def without_empty(self) -> "Pairs":
+        """Return the pairs of which neither side is empty."""
+        return self.select([row for row, sides in enumerate(zip(*self, strict=True)) if all(sides)])
+
 
 def read_pairs(corpus: str, source: str, target: str, languages: str, split: str) -> Pairs:
     """Read a split of a corpus folder, or else two files.
@@ -71,7 +75,7 @@ def read_training_pairs(
 
 def encode_pairs(subwords: Subwords, pairs: Pairs, max_length: int) -> tuple[list[list[int]], list[list[int]]]:
     """Encode pairs as subwords, each ending with EOS, without pairs that have an empty or a long side; say how many."""
-    encoded = [(subwords.encode(a), subwords.encode(b)) for a, b in zip(*pairs, strict=True) if a and b]
+    encoded = [(subwords.encode(a), subwords.encode(b)) for a, b in zip(*pairs.without_empty(), strict=True)]
     short = [pair for pair in encoded if max(map(len, pair)) <= max_length]
     num_empty, num_long = len(pairs.sources) - len(encoded), len(encoded) - len(short)
     if num_empty or num_long:

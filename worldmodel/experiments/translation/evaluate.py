@@ -10,11 +10,9 @@ from tqdm import tqdm
 from worldmodel.files import check_folder, read_lines, write_atomically
 
 if TYPE_CHECKING:
-    from worldmodel.experiments.translation.corpus import Pairs
     from worldmodel.experiments.translation.translator import Translator
 
 NUM_WARMUP_SENTENCES = 20  # translated before the clock starts
-MAX_ANALYZED_SENTENCES = 30_000  # training targets whose latents and words are counted
 
 
 def evaluate(
@@ -56,15 +54,9 @@ def evaluate(
         device: device of the model, cpu or cuda.
         threads: number of CPU threads of torch.
     """
-
     from worldmodel import checkpoint
-    from worldmodel.experiments.translation.corpus import Pairs, read_pairs
-    from worldmodel.experiments.translation.latents import (
-        encode_targets,
-        mutual_information,
-        read_latents,
-        score_latents,
-    )
+    from worldmodel.experiments.translation.corpus import read_pairs
+    from worldmodel.experiments.translation.latents import measure_latents
     from worldmodel.experiments.translation.model import LatentTranslator
     from worldmodel.experiments.translation.scores import compare_translations, score_translations
     from worldmodel.experiments.translation.translator import Translator
@@ -101,16 +93,8 @@ def evaluate(
             scores["baseline_latency_ms"] = measure_latency(teacher, pairs.sources, baseline_beam)
             scores["speedup"] = scores["baseline_latency_ms"]["mean"] / scores["latency_ms"]["mean"]
     if isinstance(translator.network, LatentTranslator):
-        network, subwords = translator.network, translator.subwords
-        whole = _without_empty(pairs)
-        latents = read_latents(network, subwords, whole)
-        scores["latents"] = score_latents(network, subwords, latents, whole.targets)
-        if corpus:
-            whole = _without_empty(read_pairs(corpus, "", "", languages, "train"))
-            whole = Pairs(*(side[:MAX_ANALYZED_SENTENCES] for side in whole))
-        size = 1 << network.config.num_downsamples
-        codes = encode_targets(network, subwords, whole)
-        scores["latents"]["mutual_information"] = mutual_information(subwords, whole.targets, codes, size)
+        counted = read_pairs(corpus, "", "", languages, "train") if corpus else pairs
+        scores["latents"] = measure_latents(translator.network, translator.subwords, pairs, counted)
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False).encode())
     hidden = ("settings", "model", "train", "data")
     print(json.dumps({name: value for name, value in scores.items() if name not in hidden}, indent=2))
@@ -131,7 +115,3 @@ def measure_latency(translator: "Translator", sentences: list[str], beam: int) -
         times.append(1000 * (perf_counter() - start))
     values = torch.tensor(times)
     return {**bootstrap_interval(values), "median": float(values.median())}
-
-
-def _without_empty(pairs: "Pairs") -> "Pairs":
-    return pairs.select([row for row, sides in enumerate(zip(*pairs, strict=True)) if all(sides)])

@@ -30,6 +30,18 @@ class TrueLatents(NamedTuple):
     shuffled_words: list[int]  # decoded from the latents of another sentence
 
 
+def measure_latents(network: LatentTranslator, subwords: Subwords, pairs: Pairs, counted: Pairs) -> dict[str, Any]:
+    """Return the scores of :func:`score_latents` on ``pairs``, and :func:`mutual_information` on ``counted``."""
+    pairs, counted = pairs.without_empty(), counted.without_empty()
+    codes = encode_targets(network, subwords, counted)
+    return {
+        **score_latents(network, subwords, read_latents(network, subwords, pairs), pairs.targets),
+        "mutual_information": mutual_information(
+            subwords, counted.targets, codes, subwords_per_latent=1 << network.config.num_downsamples
+        ),
+    }
+
+
 @torch.no_grad()
 def read_latents(network: LatentTranslator, subwords: Subwords, pairs: Pairs) -> list[TrueLatents]:
     """Encode and decode the targets of pairs; another sentence is one of similar length."""

@@ -41,9 +41,9 @@ def train_teacher(
     """
     from worldmodel.experiments.translation.teacher import Teacher
 
-    data = {"corpus": corpus, "source": source, "target": target, "languages": languages}
+    data = {"corpus": corpus, "source": source, "target": target, "languages": languages, "distilled": ""}
     data |= {"batch_tokens": batch_tokens, "max_length": max_length}
-    _train("translation_teacher", Teacher, Path(run).absolute(), {**data, "distilled": ""}, model, train)
+    _train("translation_teacher", Teacher, Path(run).absolute(), data, model, train)
 
 
 def train(
@@ -109,11 +109,6 @@ def _train(
     sizes, kept = model.transformer if isinstance(model, LatentConfig) else model, (run / FILE_NAME).exists()
     subwords = Subwords.load(run) if kept else Subwords.train([*pairs.sources, *pairs.targets], sizes.vocab_size)
     batches = TokenBatches(*encode_pairs(subwords, pairs, data["max_length"]), data["batch_tokens"], train.seed)
-    torch.manual_seed(train.seed)
-    network = build(model)
-    checkpoint.begin_run(run, kind, model, train, {**data, "num_pairs": len(batches.sources)})
-    if not kept:
-        subwords.save(run)
     sources, targets = encode_pairs(subwords, held_out, data["max_length"])
     if not sources:
         raise ValueError(
@@ -122,6 +117,11 @@ def _train(
     rows = evenly_spaced(len(sources), NUM_EVAL_SENTENCES).tolist()
     eval_batch = TextBatch(*(pad([part[row] for row in rows]) for part in (sources, targets)))
     references = [subwords.decode(targets[row]) for row in rows]
+    torch.manual_seed(train.seed)
+    network = build(model)
+    checkpoint.begin_run(run, kind, model, train, {**data, "num_pairs": len(batches.sources)})
+    if not kept:
+        subwords.save(run)
 
     @torch.no_grad()
     def evaluate(network: "Teacher | LatentTranslator", step: int) -> dict[str, float]:
