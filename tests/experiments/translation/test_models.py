@@ -1,5 +1,6 @@
 """Translation models: caches, causality, the parallel decoder, soft EM's targets, and independence of the batch."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -132,6 +133,10 @@ def test_soft_em_trains_its_predictor_on_samples_and_hard_em_on_codes():
     hard = build_latent(config=replace(LATENTS, quantizer=QuantizerConfig(codebook_size=8, code_dim=16))).train()
     assert hard._target_codes(rows, codes, generator) is codes
     assert soft.eval()._target_codes(rows, codes, generator) is codes
+    given = []
+    soft.predictor_nats = lambda samples, *_: given.append(samples) or samples.new_zeros(()).float()
+    soft.train()(BATCH, generator)
+    assert given[0].shape == (3, 3, 3) and (given[0].amin(2) != given[0].amax(2)).any()
 
 
 def test_a_sentence_without_latents_is_empty_and_disturbs_no_other():
@@ -141,6 +146,20 @@ def test_a_sentence_without_latents_is_empty_and_disturbs_no_other():
     whole = network.decode(codes, counts, source)
     counts[1] = 0
     assert network.decode(codes, counts, source) == [whole[0], [], whole[2]]
+
+
+def test_the_convolutions_see_nothing_beyond_a_sentence():
+    network = build_latent()
+    counts = network.count_latents(BATCH)
+    vectors = _to_sequences(network.encode_to_vectors(BATCH.target, counts)[..., 0], counts, 0.0)
+    source = network.encode_source(BATCH.source).decoder
+    features = network.decode_vectors(vectors, counts, source)
+    for row, count in enumerate(counts.tolist()):
+        target = BATCH.target[row][BATCH.target[row] != PAD][None]
+        alone = network.encode_to_vectors(target, counts[row : row + 1])[..., 0]
+        torch.testing.assert_close(alone, vectors[row, :count], atol=1e-5, rtol=1e-5)
+        own = network.decode_vectors(alone[None], counts[row : row + 1], source.select(torch.tensor([row])))
+        torch.testing.assert_close(own[0], features[row, : 4 * count], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["end_symbol", "twice_source"])
@@ -197,6 +216,28 @@ def test_beam_search_finds_what_greedy_decoding_misses():
     assert all(found >= known - 1e-5 for found, known in scores) and any(
         found > known + 1e-3 for found, known in scores
     )
+
+
+def test_a_wide_beam_finds_the_best_sequence_of_all():
+    network, limit = build_teacher(), 4
+    log_probs = torch.full((6, 6), -50.0)  # of the symbol after each; only EOS, 4 and 5 are ever written
+    log_probs[:, [EOS, 4, 5]] = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)).log_softmax(1)
+    log_probs[5, [EOS, 4, 5]] = torch.tensor([0.7, 0.2, 0.1]).log()  # an early end is likely
+
+    def decoder(embedding, last, source, past):
+        return F.one_hot(last, 6).float(), [(last, last)]
+
+    network.decoder.forward = decoder
+    network._logits = lambda features: features @ log_probs
+
+    def score(line):
+        return sum(float(log_probs[a, b]) for a, b in itertools.pairwise([BOS, *line])) / len(line)
+
+    ended = [[*line, EOS] for n in range(limit) for line in itertools.product([4, 5], repeat=n)]
+    best = max([*ended, *map(list, itertools.product([4, 5], repeat=limit))], key=score)
+    assert best[-1] == EOS and len(best) < limit
+    found = network._beam_search(network.encode_source(BATCH.source[:1]), torch.tensor([limit]), beam=100)
+    assert found[0].tolist() == best + [EOS] * (limit - len(best))
 
 
 def test_a_beam_of_one_is_greedy():
