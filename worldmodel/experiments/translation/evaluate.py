@@ -75,12 +75,11 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     translations = translator.translate(pairs.sources, beam, progress=True)
     write_atomically(folder / "translations.txt", "".join(f"{line}\n" for line in translations).encode())
-    values = checkpoint.read_config(translator.run)
-    known = {name: values[name] for name in ("kind", "model", "train", "data")}
+    trained = checkpoint.read_config(translator.run)
     settings = {"run": run, "beam": beam, "split": split, "device": device, "threads": threads, "baseline": baseline}
     scores: dict[str, Any] = {
         "settings": settings,
-        **known,
+        **{name: trained[name] for name in ("kind", "model", "train", "data")},
         "sentences": len(pairs.sources),
         "reference_words": sum(len(line.split()) for line in pairs.targets),
         **score_translations(translations, pairs.targets),
@@ -96,8 +95,11 @@ def evaluate(
         counted = read_pairs(corpus, "", "", languages, "train") if corpus else pairs
         scores["latents"] = measure_latents(translator.network, translator.subwords, pairs, counted)
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False).encode())
-    hidden = ("settings", "model", "train", "data")
-    print(json.dumps({name: value for name, value in scores.items() if name not in hidden}, indent=2))
+    for name in ("bleu", "bleu_lowercase", "chrf"):
+        print(f"{scores[name]['text']}   {scores[name]['signature']}")
+    known = {**scores, **scores.get("latents", {})}
+    shown = ("speedup", "bleu_true_latents", "bleu_shuffled_latents", "predictor_accuracy", "perplexity")
+    print(", ".join(f"{name} {known[name]:.4g}" for name in shown if name in known))
     print(f"wrote {folder}: scores.json, translations.txt")
 
 
