@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tones
+from tests.experiments.translation.tiny import write_corpus
 from tests.images.test_array_files import write_cifar
 from worldmodel.experiments.speech.data import audio
 from worldmodel.experiments.speech.data.espeak import load_library
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 if os.environ.get("WORLDMODEL_TEST_PAGES") == "core":  # the experiments' trainings take the most time
-    PAGES = [page for page in PAGES if page.stem not in ("images", "speech")]
+    PAGES = [page for page in PAGES if page.stem not in ("images", "speech", "translation")]
 
 TRAIN = "--train.steps 1 --train.evaluate_every 1 --train.warmup_steps 1 --batch_size 2"
 PRIOR = f"""{TRAIN} --seq_length 4 --model.embed_dim 24 --model.num_heads 2 --model.motion_channels 12
@@ -28,6 +29,8 @@ PRIOR = f"""{TRAIN} --seq_length 4 --model.embed_dim 24 --model.num_heads 2 --mo
 VQVAE = f"{TRAIN} --model.hidden_channels 8 --model.residual_channels 8"
 CODEC = f"""{TRAIN} --model.condition_channels 8 --model.decoder_channels 8 --model.decoder_layers 4
     --model.skip_channels 8 --model.hidden_channels 8"""
+TEXT = """--train.steps 3 --train.evaluate_every 3 --train.warmup_steps 1 --batch_tokens 100"""
+TINY = {"vocab_size": 300, "embed_dim": 16, "feed_forward_dim": 16, "encoder_layers": 1, "decoder_layers": 1}
 AGENT = """--train.total_timesteps 64 --train.batch_size 64 --train.minibatch_size 32 --train.update_epochs 1
     --train.num_envs 4 --train.num_env_runners 0"""
 SMALL = {  # what is said after a command, to have it done in seconds
@@ -47,6 +50,14 @@ SMALL = {  # what is said after a command, to have it done in seconds
     "worldmodel.experiments.speech prior": f"{TRAIN} --seq_length 8 --model.hidden_channels 8 --model.num_layers 2",
     "worldmodel.experiments.speech sample": "--count 1 --codes 8",
     "worldmodel.experiments.speech evaluate": "--recordings 4",
+    "worldmodel.experiments.translation train-teacher": " ".join(
+        [TEXT, *(f"--model.{name} {size}" for name, size in TINY.items())]
+    ),
+    "worldmodel.experiments.translation train": " ".join(
+        [TEXT, *(f"--model.transformer.{name} {size}" for name, size in TINY.items())]
+    )
+    + """ --model.predictor_layers 1 --model.quantizer.codebook_size 16 --model.quantizer.code_dim 16
+        --model.quantizer_warmup_steps 1 --model.predictor_warmup_steps 1""",
     "worldmodel.play": "--open_browser true",
     "agents.train": f"{AGENT} --train.evaluate_every 0 --train.num_gpus 0 --env.device cpu --env.horizon 8",
     "agents.train --loop": f"""--rounds 1 --collect.first_episodes 3 --collect.max_episode_steps 16
@@ -101,6 +112,7 @@ def folder(tmp_path_factory):
                 time = np.arange(3000 + 100 * number) / 8000
                 wave = 0.5 * np.sin(2 * np.pi * pitch * (1 + digit * time) * time)
                 audio.save(path / "data" / "fsdd" / "recordings" / f"{digit}_{speaker}_{number}.wav", wave, 8000)
+    write_corpus(path / "data" / "multi30k")
     audio.save(path / "a.wav", 0.5 * np.sin(np.arange(4000) / 10), 8000)
     return path
 

@@ -21,6 +21,7 @@ PROGRAMS = {  # subcommand: the module to run, and one line about it
     "likelihood": ("worldmodel.experiments.likelihood", "experiment: bits per dimension of images"),
     "global_codes": ("worldmodel.experiments.global_codes", "experiment: a few codes for a whole image"),
     "speech": ("worldmodel.experiments.speech", "experiment: discrete codes of speech"),
+    "translation": ("worldmodel.experiments.translation", "experiment: translation through discrete latents"),
     "agent": ("agents.train", "train an agent in a dream with RLlib"),
     "evaluate_agent": ("agents.evaluate", "evaluate an agent in the real environment"),
     "release_agent": ("agents.release", "turn an agent into one to share"),

@@ -37,17 +37,18 @@ if TYPE_CHECKING:
     from worldmodel.models.spatial_prior import SpatialPrior
     from worldmodel.models.vqvae import VQVAE
 
-PATHS = ("store", "images", "speech", "vqvae", "voices", "init")  # data keys that are paths of this machine
+TEXTS = ("corpus", "source", "target", "distilled")
+PATHS = ("store", "images", "speech", "vqvae", "voices", "init", *TEXTS)  # data keys that are paths of this machine
 CHOICES = ("store", "images", "size", "speech", "batch_size", "seq_length", "segment_length", "mirror", "flip")
-CHOICES += ("num_samples", "env", "env_kwargs")
+CHOICES += ("num_samples", "env", "env_kwargs", "languages", "batch_tokens", "max_length", *TEXTS)
 DATA_TYPES = {  # types of the values of config.yaml's data section
-    **dict.fromkeys(("store", "images", "speech", "vqvae", "environment", "env"), str),
+    **dict.fromkeys(("store", "images", "speech", "vqvae", "environment", "env", "languages", *TEXTS), str),
     **dict.fromkeys(("action_names", "classes", "speakers"), list),
     **dict.fromkeys(("kwargs", "env_kwargs"), dict),
     **dict.fromkeys(("size", "batch_size", "seq_length", "segment_length", "history"), int),
 }
 COMPUTE_KEYS = ("device", "threads", "precision")  # arguments of an environment that do not change what it is
-LIKELIHOOD = "worldmodel.experiments.likelihood"
+LIKELIHOOD, TRANSLATION = "worldmodel.experiments.likelihood", "worldmodel.experiments.translation"
 KINDS = {  # kind of a run: the configuration of its model, and what makes the model from one; imported when needed
     "vqvae": ("worldmodel.models.config:VQVAEConfig", "worldmodel.models.vqvae:VQVAE.from_config"),
     "dynamics": ("worldmodel.models.config:DynamicsConfig", "worldmodel.models.dynamics:Dynamics"),
@@ -58,6 +59,8 @@ KINDS = {  # kind of a run: the configuration of its model, and what makes the m
         "worldmodel.experiments.global_codes.model:GlobalCodes",
     ),
     "speech": ("worldmodel.experiments.speech.config:SpeechConfig", "worldmodel.experiments.speech.model:SpeechVQVAE"),
+    "translation_teacher": (f"{TRANSLATION}.config:TransformerConfig", f"{TRANSLATION}.teacher:Teacher"),
+    "translation": (f"{TRANSLATION}.config:LatentConfig", f"{TRANSLATION}.model:LatentTranslator"),
     "speech_prior": ("worldmodel.models.config:SpatialPriorConfig", "worldmodel.models.spatial_prior:SpatialPrior"),
 }
 

@@ -1,14 +1,16 @@
-"""Atomic writes, file locks, and early checks of output paths."""
+"""Atomic writes, file locks, lines of text files, and early checks of output paths."""
 
 import contextlib
 import errno
 import fcntl
+import gzip
 import itertools
 import os
 import re
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -111,6 +113,22 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file in it")
     check_folder(path.parent)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, plain or .gz, each with single spaces between its words and none around them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not UTF-8 text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of sentences {path}")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            return [" ".join(line.split()) for line in file]
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} must be UTF-8 text, one sentence a line: {error}") from error
 
 
 def check_archive(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Worlds, agents and voices that come with the package, by name. No torch, so that listing them is quick."""
+"""What comes with the package, by name: worlds, agents, voices, translators. No torch, so that listing is quick."""
 
 from pathlib import Path
 

@@ -41,6 +41,20 @@ class ResidualBlock(nn.Module):
         return x + self.pointwise(F.relu(self.spatial(F.relu(x))))
 
 
+@torch.no_grad()
+def init_he(layers: nn.Module) -> None:
+    """Initialize 1-D convolutions so that ReLUs between them keep the variance (He et al. 2015, equation 10).
+
+    With PyTorch's default, six in a row shrink the variation between codes to a four-hundredth, and the decoder learns
+    to ignore them.
+    """
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv1d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def gated_activation(x: Tensor, dim: int = -1, condition: Tensor | None = None) -> Tensor:
     """Return tanh(a)·sigmoid(b) of the halves of ``x + condition`` along ``dim`` (van den Oord et al. 2016, eq. 2)."""
     if torch.compiler.is_compiling():  # the compiler fuses these, and cannot trace the in-place gradient

@@ -1,4 +1,4 @@
-"""Layers in the precision and weight layout that the hardware multiplies fastest."""
+"""Devices and threads, and layers in the precision and weight layout that the hardware multiplies fastest."""
 
 import copy
 from typing import TypeVar, cast
@@ -45,6 +45,17 @@ def has_native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return _cpu_has("avx512_bf16") or _cpu_has("amx_bf16")
+
+
+def use_threads(threads: int) -> None:
+    """Set the number of CPU threads of torch.
+
+    Raises:
+        ValueError: if it is less than one.
+    """
+    if threads < 1:
+        raise ValueError(f"--threads must be 1 or more, got {threads}")
+    torch.set_num_threads(threads)
 
 
 def prepare_for_inference(module: M, dtype: torch.dtype, float32_children: tuple[str, ...] = ()) -> M:

@@ -37,7 +37,7 @@ class SpatioTemporalBlock(nn.Module):
         bias = bias.masked_fill(~visible, float("-inf")).movedim(0, 1)[:, None]
         query = self._split_heads(self.project_query(x).transpose(1, 2))  # (B, patches, heads, Q, width/heads)
         keys, values = (self._split_heads(part.transpose(1, 2)) for part in (keys, values))
-        attended = _attention(query, keys, values, bias)
+        attended = attention(query, keys, values, bias)
         x = x + self.over_time(attended.transpose(2, 3).flatten(3).transpose(1, 2))
         return self.forward_within_frames(x.flatten(0, 1)).view_as(x)
 
@@ -48,7 +48,7 @@ class SpatioTemporalBlock(nn.Module):
     def forward_within_frames(self, x: Tensor) -> Tensor:
         """Apply the attention over space and the feed-forward network: (N, patches, width) to the same shape."""
         parts = self.spatial(self.norms[1](x)).chunk(3, -1)
-        attended = _attention(*map(self._split_heads, parts))  # (N, heads, patches, width/heads)
+        attended = attention(*map(self._split_heads, parts))  # (N, heads, patches, width/heads)
         x = x + self.over_space(attended.transpose(1, 2).flatten(2))
         return x + self.feed_forward(self.norms[2](x))
 
@@ -56,7 +56,7 @@ class SpatioTemporalBlock(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
 
 
-def _attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
     """Softmax attention, (…, Q, D), (…, M, D), (…, M, D) -> (…, Q, D); bias (…, Q, M) is added to the scores.
 
     For some tens of keys, two products and a softmax are faster on a CPU than the fused kernel, above all backwards.

@@ -157,10 +157,3 @@ def encode_all(codec: SpeechCodec, recordings: Recordings, seed: int) -> np.ndar
     order = np.random.default_rng(seed).permutation(len(recordings)).tolist()
     with tqdm(order, unit="recording", desc="encode", leave=False) as bar:
         return np.concatenate([codec.encode(recordings.mu_law(n)).numpy() for n in bar])
-
-
-def use_threads(threads: int) -> None:
-    """Set the number of CPU threads of torch; a ValueError for less than one."""
-    if threads < 1:
-        raise ValueError(f"--threads must be 1 or more, got {threads}")
-    torch.set_num_threads(threads)

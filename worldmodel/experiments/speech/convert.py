@@ -32,8 +32,9 @@ def convert(
         device: decoding device, cpu or cuda.
         threads: number of CPU threads of torch.
     """
-    from worldmodel.experiments.speech.codec import SpeechCodec, use_threads
+    from worldmodel.experiments.speech.codec import SpeechCodec
     from worldmodel.experiments.speech.data import audio
+    from worldmodel.models.precision import use_threads
 
     if Path(out).suffix.lower() != ".wav":
         raise ValueError(f"--out must end in .wav, got {out}")

@@ -54,9 +54,10 @@ def evaluate(
     from worldmodel import checkpoint
     from worldmodel.episodes.segments import evenly_spaced
     from worldmodel.evaluation import plots
-    from worldmodel.experiments.speech.codec import SpeechCodec, check_same_speech, use_threads
+    from worldmodel.experiments.speech.codec import SpeechCodec, check_same_speech
     from worldmodel.experiments.speech.data.dataset import open_speech
     from worldmodel.experiments.speech.resynthesis import MAX_SECONDS, Resynthesis
+    from worldmodel.models.precision import use_threads
     from worldmodel.models.quantizers.interface import perplexity
 
     settings = {"run": run, "speech": speech, "recordings": recordings, "classifiers": classifiers}

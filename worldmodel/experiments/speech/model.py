@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from worldmodel.experiments.speech.config import SpeechConfig
 from worldmodel.models.autoregressive.wavenet import WaveNet
 from worldmodel.models.config import VQVAEConfig
-from worldmodel.models.layers import TRANSPOSED_CONVOLUTION, ResidualBlock
+from worldmodel.models.layers import TRANSPOSED_CONVOLUTION, ResidualBlock, init_he
 from worldmodel.models.quantizers.interface import perplexity
 from worldmodel.models.quantizers.kinds import build_quantizer
 from worldmodel.models.vqvae import Encoder
@@ -63,7 +63,7 @@ class SpeechVQVAE(nn.Module):
                     strides=_spectrum_encoder_strides(config, self.spectrum_hop),
                 ),
             )
-        _init_he(self.encoder)
+        init_he(self.encoder)
         self.quantizer = build_quantizer(config.quantizer)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # training steps so far
         self.nothing = nn.Parameter(torch.zeros(config.quantizer.code_dim))  # replaces the vectors of dropped codes
@@ -182,20 +182,6 @@ def jitter(vectors: Tensor, probability: float, generator: torch.Generator | Non
     offset = (uniforms < probability / 2).long() - (uniforms > 1 - probability / 2).long()  # (B, M): -1, 0 or 1
     indices = (torch.arange(length, device=vectors.device) + offset).clamp(0, length - 1)
     return vectors.gather(2, indices[:, None].expand_as(vectors))
-
-
-@torch.no_grad()
-def _init_he(layers: nn.Module) -> None:
-    """Initialize convolutions so that ReLUs between them keep the variance (He et al. 2015, equation 10).
-
-    With PyTorch's default, six in a row shrink the variation between codes to a four-hundredth, and the decoder learns
-    to ignore them.
-    """
-    for layer in layers.modules():
-        if isinstance(layer, nn.Conv1d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
 
 
 def _spectrum_hop(config: SpeechConfig) -> int:

@@ -26,7 +26,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
         threads: number of CPU threads of torch.
     """
     from worldmodel.experiments.speech import phoneme_scores as scores
-    from worldmodel.experiments.speech.codec import SpeechCodec, check_same_speech, use_threads
+    from worldmodel.experiments.speech.codec import SpeechCodec, check_same_speech
     from worldmodel.experiments.speech.data.dataset import open_speech
     from worldmodel.experiments.speech.phoneme_maps import (
         ROWS,
@@ -39,6 +39,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
         score_codes,
         score_majority,
     )
+    from worldmodel.models.precision import use_threads
 
     if recordings < 1:
         raise ValueError(f"--recordings must be 1 or more, got {recordings}")

@@ -37,10 +37,10 @@ def sample(
     import torch
 
     from worldmodel import checkpoint
-    from worldmodel.experiments.speech.codec import SpeechCodec, use_threads
+    from worldmodel.experiments.speech.codec import SpeechCodec
     from worldmodel.experiments.speech.data import audio
     from worldmodel.experiments.speech.mel import plot_sounds
-    from worldmodel.models.precision import check_device
+    from worldmodel.models.precision import check_device, use_threads
     from worldmodel.models.spatial_prior import SpatialPrior
 
     if count < 1 or codes < 0:

@@ -1,11 +1,11 @@
 """Sentences to synthesize: lines of a file, or sentences of a small grammar."""
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
+
+from worldmodel.files import read_lines
 
 GRAMMAR = """\
 the, my, your, our, their, this, that, every, each, another
@@ -27,13 +27,7 @@ def read_sentences(path: Path) -> list[str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8 text.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of sentences {path}")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            return [line for line in dict.fromkeys(" ".join(line.split()) for line in file) if line]
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be UTF-8 text, one sentence a line: {error}") from error
+    return [line for line in dict.fromkeys(read_lines(path)) if line]
 
 
 def sample_sentences(sentences: list[str], count: int, seed: int) -> list[str]:

@@ -1,0 +1,273 @@
+"""Translation: every program on twenty sentences, resuming, and what is refused."""
+
+import io
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import train_config
+from tests.experiments.translation.tiny import LATENTS, SIZES, sentences, write_corpus
+from worldmodel import config, tensor_io
+from worldmodel.experiments.translation import translator
+from worldmodel.experiments.translation.corpus import read_pairs
+from worldmodel.experiments.translation.distill import distill
+from worldmodel.experiments.translation.evaluate import evaluate
+from worldmodel.experiments.translation.latents import mutual_information, read_latents, score_latents
+from worldmodel.experiments.translation.scores import compare_translations, score_translations
+from worldmodel.experiments.translation.ship import ship
+from worldmodel.experiments.translation.subwords import Subwords
+from worldmodel.experiments.translation.table import describe_system, table
+from worldmodel.experiments.translation.train import train, train_teacher
+from worldmodel.experiments.translation.translate import translate
+from worldmodel.experiments.translation.translator import Translator
+from worldmodel.models.quantizers.config import QuantizerConfig
+
+BATCH_TOKENS = 60
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("text") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "teacher"
+    settings = replace(train_config(150), learning_rate=0.01, log_every=50, evaluate_every=150, decay_fraction=0.5)
+    train_teacher(str(run), str(corpus), model=replace(SIZES, dropout=0.0), train=settings, batch_tokens=200)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "soft_em"
+    train(str(folder), str(corpus), model=LATENTS, train=train_config(4), batch_tokens=BATCH_TOKENS)
+    return folder
+
+
+def metrics(run: Path) -> dict:
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_teacher_learns_twenty_sentences(teacher, corpus):
+    last = metrics(teacher)
+    assert last["part"] == "held_out" and last["bits_per_subword"] < 0.5 and last["bleu"] > 60
+    sources, targets = zip(*sentences(), strict=True)
+    assert Translator.load(teacher).translate([*sources, "", "  "], beam=2) == [*targets, "", ""]
+
+
+def test_training_with_latents_measures_them(run):
+    last = metrics(run)
+    assert {"bits_per_subword", "bits_per_latent", "perplexity", "bleu", "bleu_true_latents"} <= set(last)
+
+
+@pytest.mark.parametrize("program", [train_teacher, train])
+@pytest.mark.slow
+def test_training_that_was_stopped_goes_on_as_if_it_had_not(corpus, tmp_path, program):
+    model = SIZES if program is train_teacher else replace(
+        LATENTS, quantizer_warmup_steps=1, predictor_warmup_steps=2, word_dropout=0.2, word_shuffle=0.5
+    )  # fmt: skip
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    for folder, steps in ((whole, 6), (parted, 3), (parted, 6)):
+        settings = replace(train_config(steps), decay_fraction=0.0)
+        program(str(folder), str(corpus), model=model, train=settings, batch_tokens=BATCH_TOKENS)
+    assert tensor_io.digest(whole) == tensor_io.digest(parted)
+    assert (whole / "subwords.model").read_bytes() == (parted / "subwords.model").read_bytes()
+    with pytest.raises(ValueError, match="was begun with batch_tokens 60, got 61"):
+        program(str(parted), str(corpus), model=model, train=settings, batch_tokens=61)
+
+
+@pytest.mark.parametrize("kind", ["ema", "loss", "gumbel", "semhash"])
+@pytest.mark.slow
+def test_every_quantizer_trains(corpus, tmp_path, kind):
+    choice = {"update": kind} if kind in ("ema", "loss") else {"kind": kind}
+    quantizer = QuantizerConfig(codebook_size=8, code_dim=16, **choice)
+    model = replace(LATENTS, quantizer=quantizer, latent_length="twice_source")
+    train(str(tmp_path / kind), str(corpus), model=model, train=train_config(2), batch_tokens=BATCH_TOKENS)
+    assert "bits_per_latent" in metrics(tmp_path / kind)
+
+
+@pytest.mark.slow
+def test_distillation_writes_a_line_for_each_training_source(teacher, corpus, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "distilled.de"
+    monkeypatch.setattr("worldmodel.experiments.translation.distill.CHUNK_LINES", 8)
+    real = Translator.translate
+    calls = []
+
+    def interrupted(self, lines, beam):
+        calls.append(len(lines))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, lines, beam)
+
+    monkeypatch.setattr(Translator, "translate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distill(str(teacher), str(out), str(corpus), beam=2)
+    assert not out.exists()
+    distill(str(teacher), str(out), str(corpus), beam=2)
+    assert calls == [8, 8, 8, 4]  # the first eight are not translated again
+    lines = out.read_text("utf-8").splitlines()
+    sources = (corpus / "train.en").read_text().splitlines()
+    assert lines == Translator.load(teacher).translate(sources, 2) and [*tmp_path.iterdir()] == [out]
+    with pytest.raises(ValueError, match="already exists"):
+        distill(str(teacher), str(out), str(corpus))
+    folder = tmp_path / "run"
+    train(str(folder), str(corpus), distilled=str(out), model=LATENTS, train=train_config(1), batch_tokens=BATCH_TOKENS)
+    with pytest.raises(ValueError, match=r"was begun with distilled .*distilled\.de, got"):
+        train(str(folder), str(corpus), model=LATENTS, train=train_config(1), batch_tokens=BATCH_TOKENS)
+
+
+def say(monkeypatch, text: bytes, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    config.run({"translate": translate}, ["translate", *arguments])
+
+
+@pytest.mark.slow
+def test_standard_input_is_translated_line_by_line(teacher, run, monkeypatch, capsys):
+    (one, translated), (other, translated_other) = sentences()[:2]
+    say(monkeypatch, f"{one}\n\n{other}".encode(), "--run", str(teacher), "--beam", "4")
+    assert capsys.readouterr().out == f"{translated}\n\n{translated_other}\n"
+    strange = "Привет, мир\n你好\n" + "a man " * 400 + "\n"
+    say(monkeypatch, strange.encode(), "--run", str(run))
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 3
+    assert "subwords is cut off after 255: a man a man" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "message"),
+    [
+        (["--run", "RUN", "--beam", "4"], b"a man\n", "latents are decoded greedily, got --beam 4"),
+        (["--run", "RUN", "--threads", "0"], b"a man\n", "--threads must be 1 or more, got 0"),
+        (["--run", "RUN", "--beam", "0"], b"a man\n", "--beam must be 1 or more, got 0"),
+        (["--run", "RUN"], b"\xff\xff\n", "can't decode byte 0xff"),
+        (["--run", "nowhere"], b"a man\n", "unknown translator 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line_on_standard_error(run, monkeypatch, capsys, arguments, text, message):
+    with pytest.raises(SystemExit) as stopped:
+        say(monkeypatch, text, *(str(run) if part == "RUN" else part for part in arguments))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and error.count("\n") == 1 and message in error
+
+
+def test_a_run_of_another_kind_does_not_translate(vqvae_run):
+    with pytest.raises(ValueError, match="must be the run of a translation, it is that of a vqvae"):
+        Translator.load(vqvae_run)
+
+
+@pytest.mark.slow
+def test_a_shipped_translator_is_small_and_names_no_folder(teacher, corpus, tmp_path, monkeypatch, capsys):
+    ship(str(teacher), str(tmp_path / "en-de"))
+    monkeypatch.setattr(translator, "SHIPPED", tmp_path)
+    source, target = sentences()[5]
+    assert Translator.load().translate([source]) == [target]
+    assert str(corpus) not in (tmp_path / "en-de" / "config.yaml").read_text()
+    weights = tensor_io.read_tensors(tmp_path / "en-de" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    with pytest.raises(ValueError, match="already exists"):
+        ship(str(teacher), str(tmp_path / "en-de"))
+    unfinished = shutil.copytree(teacher, tmp_path / "unfinished")
+    text = (teacher / "config.yaml").read_text()
+    (unfinished / "config.yaml").write_text(text.replace("steps: 150", "steps: 151"))
+    with pytest.raises(ValueError, match="is at step 150 of 151; finish its training first"):
+        ship(str(unfinished), str(tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_evaluation_measures_translations_latents_and_time(teacher, run, corpus, tmp_path, capsys):
+    evaluate(str(teacher), str(tmp_path / "teacher"), str(corpus), beam=2)
+    scores = json.loads((tmp_path / "teacher" / "scores.json").read_text())
+    assert scores["sentences"] == 8 and scores["bleu"]["score"] > 60 and "tok:13a" in scores["bleu"]["signature"]
+    assert "case:lc" in scores["bleu_lowercase"]["signature"] and "latents" not in scores
+    translations = tmp_path / "teacher" / "translations.txt"
+    evaluate(str(run), str(tmp_path / "latent"), str(corpus), compare=str(translations), baseline=str(teacher), beam=1)
+    scores = json.loads((tmp_path / "latent" / "scores.json").read_text())
+    assert scores["compared"]["other"]["score"] > scores["compared"]["this"]["score"]
+    assert scores["speedup"] > 0 and scores["latency_ms"]["low"] <= scores["latency_ms"]["mean"]
+    latents = scores["latents"]
+    assert {"bleu_true_latents", "bleu_shuffled_latents", "perplexity", "last_latent", "sentences"} <= set(latents)
+    assert latents["mutual_information"]["sentences"] == 20  # those of the training split
+    assert 0 <= latents["predictor_accuracy"] <= 1
+    table(f"{tmp_path / 'teacher'},{tmp_path / 'latent' / 'scores.json'}", str(tmp_path / "table"))
+    text = (tmp_path / "table" / "table.txt").read_text().splitlines()
+    assert [line.split("  ")[0] for line in text[1:]] == [
+        "autoregressive, 2+2 layers, beam 2",
+        "soft EM m=3, n_c=2, K=8",
+    ]
+    with pytest.raises(ValueError, match="has 8 lines, and the test set 20 sentences"):
+        evaluate(str(run), str(tmp_path / "x"), str(corpus), split="train", compare=str(translations))
+
+
+def test_a_table_has_a_row_for_each_model_over_its_seeds(tmp_path, capsys):
+    for seed, score in ((0, 30.0), (1, 32.0)):
+        found = {
+            "settings": {"beam": 1}, "kind": "translation_teacher", "data": {}, "train": {"seed": seed},
+            "model": {"encoder_layers": 4, "decoder_layers": 1}, "bleu": {"score": score},
+        }  # fmt: skip
+        (tmp_path / f"{seed}.json").write_text(json.dumps(found))
+    table(f"{tmp_path / '0.json'},{tmp_path / '1.json'}", str(tmp_path / "out"))
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert len(rows) == 1 and rows[0]["seeds"] == [0, 1] and rows[0]["BLEU"]["mean"] == 31.0
+    assert "31.0 ± 1.4" in (tmp_path / "out" / "table.txt").read_text() and rows[0]["chrF"] is None
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"bad\.json must be the scores\.json of a translation model"):
+        table(str(tmp_path / "bad.json"), str(tmp_path / "out"))
+    with pytest.raises(FileNotFoundError, match="write it with the program evaluate"):
+        table(str(tmp_path / "none.json"), str(tmp_path / "out"))
+
+
+def test_models_are_named_after_what_differs():
+    model = {
+        "quantizer": {"kind": "semhash", "update": "ema", "num_samples": 10, "codebook_size": 256},
+        "num_downsamples": 3, "latent_length": "end_symbol", "word_dropout": 0.0, "word_shuffle": 0.5,
+    }  # fmt: skip
+    found = {"settings": {"beam": 1}, "kind": "translation", "model": model, "data": {"distilled": "a.de"}}
+    assert describe_system(found) == "semhash, n_c=3, K=256, word_shuffle 0.5 + distillation"
+
+
+def test_scores_are_those_of_sacrebleu():
+    references = ["Der Hund sieht den Baum .", "Ein Mann findet den Hund im Park ."]
+    perfect = score_translations(references, references)
+    assert perfect["bleu"]["score"] == pytest.approx(100) and perfect["chrf"]["score"] == pytest.approx(100)
+    lower = [line.lower() for line in references]
+    scores = score_translations(lower, references)
+    assert scores["bleu"]["score"] < 60 and scores["bleu_lowercase"]["score"] == pytest.approx(100)
+    test = compare_translations(references * 10, lower * 10, references * 10)
+    assert test["p_value"] < 0.01 and test["this"]["score"] > test["other"]["score"]
+
+
+def test_mutual_information_finds_the_words_of_a_latent(corpus):
+    subwords = Subwords.train(["ja nein ja ja nein"] * 9, 268)
+    size = max(len(subwords.encode(word)) - 1 for word in ("ja", "nein"))
+    targets = ["ja", "nein"] * 10
+    codes = [[1], [2]] * 10
+    found = mutual_information(subwords, targets, codes, max(size, 8))
+    assert found["mean_bits"] == pytest.approx(1.0)  # of two words that are equally frequent
+    assert found["top_words"]["1"] == [{"word": "ja", "bits": pytest.approx(1.0), "count": 10}]
+    same = mutual_information(subwords, targets, [[3]] * 20, max(size, 8))
+    assert same["mean_bits"] == pytest.approx(0.0)
+
+
+def test_latents_are_scored_over_all_sentences(run, corpus):
+    found = Translator.load(run)
+    network, subwords = found.network, found.subwords
+    pairs = read_pairs(str(corpus), "", "", "en-de", "val")
+    latents = read_latents(network, subwords, pairs)
+    for row, line in enumerate(latents):  # in the order of the pairs, as each is alone
+        alone = read_latents(network, subwords, pairs.select([row]))[0]
+        assert (line.codes, line.correct, line.words) == (alone.codes, alone.correct, alone.words)
+        assert len(line.correct) == len(line.codes) + 1  # and the end
+        assert alone.shuffled_words == alone.words
+    scores = score_latents(network, subwords, latents, pairs.targets)
+    flat = [value for line in latents for value in line.correct]
+    assert scores["predictor_accuracy"] == sum(flat) / len(flat)
+    first = [line.correct[0] for line in latents]
+    assert scores["predictor_accuracy_by_position"][0] == sum(first) / len(first)
+    assert scores["last_latent"]["fraction_of_sentences"] >= 1 / 8 and scores["sentences"][0] == latents[0].codes

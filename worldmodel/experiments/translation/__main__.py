@@ -1,0 +1,22 @@
+"""``python -m worldmodel.experiments.translation {train-teacher,distill,train,translate,evaluate,table,ship}``."""
+
+from worldmodel import config
+from worldmodel.experiments.translation.distill import distill
+from worldmodel.experiments.translation.evaluate import evaluate
+from worldmodel.experiments.translation.ship import ship
+from worldmodel.experiments.translation.table import table
+from worldmodel.experiments.translation.train import train, train_teacher
+from worldmodel.experiments.translation.translate import translate
+
+if __name__ == "__main__":
+    config.run(
+        {
+            "train-teacher": train_teacher,
+            "distill": distill,
+            "train": train,
+            "translate": translate,
+            "evaluate": evaluate,
+            "table": table,
+            "ship": ship,
+        }
+    )

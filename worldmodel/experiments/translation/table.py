@@ -1,0 +1,106 @@
+"""Compare evaluated translation models: ``python -m worldmodel.experiments.translation table``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from worldmodel.files import check_folder, write_atomically
+
+COLUMNS = {  # heading: the place of its number in scores.json, and the decimals shown
+    "BLEU": (("bleu", "score"), 1),
+    "lower-cased": (("bleu_lowercase", "score"), 1),
+    "chrF": (("chrf", "score"), 1),
+    "true latents": (("latents", "bleu_true_latents"), 1),
+    "shuffled": (("latents", "bleu_shuffled_latents"), 1),
+    "accuracy": (("latents", "predictor_accuracy"), 3),
+    "perplexity": (("latents", "perplexity"), 0),
+    "latency/ms": (("latency_ms", "mean"), 1),
+    "speed-up": (("speedup",), 2),
+}
+
+
+def table(scores: str, out: str) -> None:
+    """Compare translation models in a table with a row for each kind of model, over its seeds.
+
+    The folder ``out`` gets table.txt, the printed table with mean ± standard deviation, and table.json with every
+    number. Runs with the same settings, apart from the seed, share a row.
+
+    Args:
+        scores: comma-separated scores.json files, or folders that evaluate wrote.
+        out: folder to write.
+    """
+    from worldmodel.tables import align_columns
+
+    check_folder(Path(out))
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in scores.split(","):
+        path = Path(name) / "scores.json" if Path(name).is_dir() else Path(name)
+        found = read_scores(path)
+        rows.setdefault(describe_system(found), []).append(found)
+    cells = [["model", "runs", *COLUMNS]]
+    results = []
+    for label, runs in rows.items():
+        row = {heading: _column_stats(runs, keys) for heading, (keys, _) in COLUMNS.items()}
+        shown = [_format(row[heading], decimals) for heading, (_, decimals) in COLUMNS.items()]
+        cells.append([label, str(len(runs)), *shown])
+        results.append({"model": label, "seeds": [run["train"]["seed"] for run in runs], **row})
+    text = align_columns(cells, {0})
+    print(text)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "table.txt", f"{text}\n".encode())
+    write_atomically(folder / "table.json", f"{json.dumps(results, indent=2)}\n".encode())
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read the scores.json of an evaluation.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or of another program.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; write it with the program evaluate")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        describe_system(found)
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be the scores.json of a translation model: {error!r}") from error
+
+
+def describe_system(scores: dict[str, Any]) -> str:
+    """Return a short name of an evaluated model, from its settings without the seed."""
+    model, beam = scores["model"], scores["settings"]["beam"]
+    if scores["kind"] == "translation_teacher":
+        depths = f"{model['encoder_layers']}+{model['decoder_layers']} layers"
+        return f"autoregressive, {depths}, {f'beam {beam}' if beam > 1 else 'greedy'}"
+    quantizer = model["quantizer"]
+    update = {"loss": "loss", "ema": "hard EM", "soft_em": f"soft EM m={quantizer['num_samples']}"}[quantizer["update"]]
+    parts = [
+        update if quantizer["kind"] == "nearest" else quantizer["kind"],
+        f"n_c={model['num_downsamples']}",
+        f"K={quantizer['codebook_size']}",
+    ]
+    defaults = {"latent_length": "end_symbol", "word_dropout": 0.0, "word_shuffle": 0.0}
+    parts += [f"{name} {model[name]}" for name, usual in defaults.items() if model[name] != usual]
+    return ", ".join(parts) + (" + distillation" if scores["data"].get("distilled") else "")
+
+
+def _column_stats(runs: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float] | None:
+    """Return statistics over runs of the number at nested keys, or None if a run lacks it."""
+    import torch
+
+    from worldmodel.stats import descriptive_stats
+
+    values: list[Any] = runs
+    for key in keys:
+        values = [value.get(key) if value else None for value in values]
+    return None if None in values else descriptive_stats(torch.tensor(values))
+
+
+def _format(stats: dict[str, float] | None, decimals: int) -> str:
+    if stats is None:
+        return ""
+    spread = f" ± {stats['deviation']:.{decimals}f}" if stats["deviation"] else ""
+    return f"{stats['mean']:.{decimals}f}{spread}"
