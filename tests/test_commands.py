@@ -59,10 +59,12 @@ SMALL = {  # what is said after a command, to have it done in seconds
     + """ --model.predictor_layers 1 --model.quantizer.codebook_size 16 --model.quantizer.code_dim 16
         --model.quantizer_warmup_steps 1 --model.predictor_warmup_steps 1""",
     "worldmodel.play": "--open_browser true",
-    "agents.train": f"{AGENT} --train.evaluate_every 0 --train.num_gpus 0 --env.device cpu --env.horizon 8",
+    "agents.train": f"""{AGENT} --train.evaluate_every 0 --train.num_gpus 0 --env.device cpu --env.horizon 8
+        --env.starts_near_termination 0""",
     "agents.train --loop": f"""--rounds 1 --collect.first_episodes 3 --collect.max_episode_steps 16
         --vqvae.train.steps 1 --vqvae.batch_size 2
         --dynamics.train.steps 1 --dynamics.seq_length 4 --agent.evaluation_episodes 1 --agent.env_kwargs.horizon 8
+        --agent.env_kwargs.starts_near_termination 0
         {AGENT.replace("--train", "--agent.train")} --agent.train.evaluate_every 0""",
     "agents.evaluate": "--episodes 1 --horizon 5",
 }
