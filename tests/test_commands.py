@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from tests.conftest import tones
 from tests.experiments.translation.tiny import write_corpus
@@ -143,7 +144,10 @@ SNIPPETS = [
 @pytest.mark.filterwarnings("ignore")
 def test_python_that_a_page_shows_runs(snippet, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    exec(snippet, {})
+    try:
+        exec(snippet, {})
+    finally:
+        ray.shutdown()  # RLlib starts it
 
 
 @pytest.mark.parametrize("command", commands())
