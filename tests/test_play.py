@@ -21,7 +21,13 @@ from worldmodel.play import play
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """The program in a process of its own, and the address that it prints."""
     command = [sys.executable, "-m", "worldmodel.play", "--open_browser", "false", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if the tests run in the background
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
