@@ -95,12 +95,11 @@ class SessionFactory:
         world = world or first
         if world not in self.worlds:
             raise ValueError(unknown_name("world", f"{world:.80}", self.worlds))
+        # each session has an agent of its own, which has seen its frames
+        policy = load_policy(self.agent, epsilon=0.0)[0] if self.agent else None
         session = self._open(world, world == first)
-        if not self.agent:
-            return session
-        policy, _ = load_policy(self.agent, epsilon=0.0)  # each session has its own, which has seen its frames
-        if world != first and tuple(policy.action_names) != tuple(session.action_names):
-            return session  # the page offers worlds that the agent cannot play
+        if policy is None or (world != first and tuple(policy.action_names) != tuple(session.action_names)):
+            return session  # the page also offers worlds that the agent cannot play
         try:
             return WatchedSession(session, policy, Path(self.agent).name)
         except ValueError:
