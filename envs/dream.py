@@ -129,8 +129,9 @@ class DreamVectorEnv(VectorEnv):
             running = live & ~terminated & ~truncated
             frame_rewards, ends = self._imagine_frame(actions, running)
             rewards += frame_rewards
-            terminated |= ends
-            truncated |= running & ~ends & (self._steps >= self.horizon)
+            if not self.termination_cost:
+                terminated |= ends
+            truncated |= running & ~terminated & (ends | (self._steps >= self.horizon))
         self._restart(fresh)
         self._done = terminated | truncated
         observations = make_observations(self.world, self._recent_codes, self.observation, self.history)
@@ -167,7 +168,7 @@ class DreamVectorEnv(VectorEnv):
         probs = termination_probs.cpu().numpy()
         frame_rewards, ends = rewards.cpu().numpy().astype(np.float64), thresholds < probs
         if self.termination_cost:
-            frame_rewards, ends = frame_rewards - self.termination_cost * probs, np.zeros(self.num_envs, bool)
+            frame_rewards -= self.termination_cost * probs
         rows = torch.from_numpy(running)
         self._recent_codes[rows] = torch.cat([self._recent_codes[rows, 1:], codes.cpu()[rows, None]], 1)
         self._steps += running
@@ -252,8 +253,9 @@ class DreamEnv(gym.Env):
         precision: precision of the world model: auto, float32 or bfloat16.
         render_mode: ``"rgb_array"`` to let :meth:`render` decode the current frame, or None.
         action_repeat: number of frames that an action is held for in each step, whose rewards are summed.
-        termination_cost: if above 0, no dream is terminated; each frame's probability of termination, times this cost,
-            is subtracted from its reward instead. Agents learn faster from expected terminations than from rare ones.
+        termination_cost: if above 0, each frame's probability of termination, times this cost, is subtracted from its
+            reward, and a dream that would be terminated is truncated: an agent then adds the value of its last
+            observation, so that a termination is paid for once, in expectation. That is learned faster than rare ends.
         starts_near_termination: fraction of dreams that start 5 to 40 frames before a recorded termination; the others
             start anywhere.
 

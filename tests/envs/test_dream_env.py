@@ -134,16 +134,18 @@ def test_a_held_action_is_the_same_action_taken_again(settings):
         DreamVectorEnv(1, action_repeat=0, **settings)
 
 
-def test_a_termination_cost_charges_expected_terminations_and_never_ends_a_dream(settings):
+def test_a_termination_cost_charges_expected_terminations_and_truncates_where_a_dream_would_end(settings):
     sampled, expected = DreamVectorEnv(3, **settings), DreamVectorEnv(3, termination_cost=50.0, **settings)
     for env in (sampled, expected):
         set_termination_logit(env, -1.0)
     plain, charged = (play(env, np.zeros((5, 3), np.int64), seed=2) for env in (sampled, expected))
     assert any(step[2].any() for step in plain), "a probability of 0.27 ends some of three dreams in five steps"
-    assert not any(step[2].any() for step in charged) and charged[-1][3].all()
+    assert not any(step[2].any() for step in charged)
     probability = 1 / (1 + np.exp(1.0))
-    np.testing.assert_array_equal(charged[1][0], plain[1][0])
-    np.testing.assert_allclose(charged[1][1], plain[1][1] - 50 * probability, atol=1e-4)
+    for (_, rewards, terminated, truncated), step in zip(plain[1:], charged[1:], strict=True):
+        np.testing.assert_array_equal(step[3], terminated | truncated)
+        charged_rows = step[1] != 0
+        np.testing.assert_allclose(step[1], rewards - 50 * probability * charged_rows, atol=1e-4)
     with pytest.raises(ValueError, match="termination_cost must be 0 or more, got -1"):
         DreamVectorEnv(1, termination_cost=-1, **settings)
 
