@@ -75,6 +75,40 @@ def test_an_agent_acts_without_ray_as_it_does_in_rllib(stripes_agent):
     assert [policy.choose(observation) for observation in seen.numpy()] == logits.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("terminated", [False, True])
+def test_a_truncated_dream_is_worth_the_value_of_its_last_observation_and_a_terminated_one_nothing_more(
+    stripes_agent, world_run, terminated
+):
+    from gymnasium.spaces import Box, Discrete
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+    from agents.rllib import ppo_config
+
+    train = replace(SETTINGS, gamma=0.9, gae_lambda=1.0)
+    space, actions = Box(0, 15, (6, 6), np.int32), Discrete(3)
+    settings = ppo_config(stripes_agent, "envs:Dream-v0", {"world": str(world_run)}, train)
+    learner = settings.build_learner(spaces={"__all__": (space, actions), "default_policy": (space, actions)})
+    seen = [np.full((6, 6), code, np.int32) for code in (3, 1, 7)]
+    episode = SingleAgentEpisode(
+        observations=seen,
+        actions=[0, 1],
+        rewards=[1.0, 2.0],
+        extra_model_outputs={"action_dist_inputs": [np.zeros(3, np.float32)] * 2},
+        terminated=terminated,
+        truncated=not terminated,
+        observation_space=space,
+        action_space=actions,
+        len_lookback_buffer=0,
+    )
+    batch = learner._learner_connector(
+        rl_module=learner.module, batch={}, episodes=[episode], shared_data={}, explore=False
+    )
+    value = Policy.load(stripes_agent).network(torch.from_numpy(seen[-1])[None])[1].item()
+    last = 0.0 if terminated else value
+    targets = batch["default_policy"]["value_targets"][:2]
+    torch.testing.assert_close(targets, torch.tensor([1 + 0.9 * (2 + 0.9 * last), 2 + 0.9 * last]))
+
+
 def test_using_an_agent_loads_no_ray(agent):
     load = f"from agents import rollouts; from agents.policy import Policy; Policy.load({str(agent)!r})"
     code = f"import sys; {load}; print('ray' in sys.modules)"
