@@ -39,7 +39,7 @@ def play(
 
     Args:
         world: name of a shipped world, or run folder of a dynamics model; the page can switch to others. By default
-            the world of --agent, or doom-health-gathering.
+            the world of --agent, or lab-seekavoid.
         store: folder of recorded episodes to dream from, by default the world's own clips; with --env, the folder that
             your episodes are recorded into.
         beside: real environment beside the dream, under the same actions, with its PSNR and surprise.

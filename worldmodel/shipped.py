@@ -6,7 +6,7 @@ from worldmodel.suggest import unknown_name
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 AGENTS = PRETRAINED / "agents"
-DEFAULT_WORLD = "doom-health-gathering"
+DEFAULT_WORLD = "lab-seekavoid"
 
 
 def names(shipped: Path) -> list[str]:
