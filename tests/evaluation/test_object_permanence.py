@@ -112,6 +112,7 @@ def test_a_perfect_dream_keeps_every_object_and_invents_none(squares, monkeypatc
         assert row["in_view"] > 0 and row["detected_in_truth"]["mean"] > 0.8
         assert row["detected_in_dream"] == row["detected_in_truth"]
         assert row["false_positives_in_dream"] == row["false_positives_in_truth"]
+        assert row["per_frame_in_dream"] == row["per_frame_in_truth"] and 0.5 < row["per_frame_in_truth"]["mean"] < 1.5
 
 
 @pytest.mark.slow
@@ -125,6 +126,7 @@ def test_a_dream_that_forgets_keeps_none(squares, monkeypatch):
     monkeypatch.setattr(world, "imagine", imagine)
     rows = follow(world, squares, monkeypatch)
     assert all(row["detected_in_dream"]["mean"] < 0.1 < row["detected_in_truth"]["mean"] for row in rows.values())
+    assert all(row["per_frame_in_dream"]["mean"] < 0.5 for row in rows.values())
 
 
 @pytest.mark.slow
@@ -137,9 +139,9 @@ def test_a_dream_that_doubles_objects_invents_them(squares, monkeypatch):
 
     monkeypatch.setattr(world, "imagine", imagine)
     rows = follow(world, squares, monkeypatch)
-    assert all(
-        row["false_positives_in_dream"]["mean"] > 0.5 > row["false_positives_in_truth"]["mean"] for row in rows.values()
-    )
+    for row in rows.values():
+        assert row["false_positives_in_dream"]["mean"] > 0.5 > row["false_positives_in_truth"]["mean"]
+        assert row["per_frame_in_dream"]["mean"] > 1.4 * row["per_frame_in_truth"]["mean"]
 
 
 def test_nothing_is_said_where_nobody_knows_what_is_in_view(squares, tmp_path):

@@ -24,6 +24,7 @@ from worldmodel.world_model import WorldModel
 
 HORIZONS = (1, 5, 10, 20)
 MIN_SIGHTINGS = 500  # kinds seen less often in training episodes are left out
+PER_FRAME = ("false_positives_in_truth", "false_positives_in_dream", "per_frame_in_truth", "per_frame_in_dream")
 
 
 def object_permanence(
@@ -38,8 +39,10 @@ def object_permanence(
         By kind and horizon: ``in_view``, how many objects of the last context frame are still in view in the recording;
         ``detected_in_truth`` and ``detected_in_dream``, the fraction of these that are detected in the real and in the
         dreamed frame; ``false_positives_in_truth`` and ``false_positives_in_dream``, detections per frame where the
-        recording has no object (in real frames, errors of the detector). All but the first are intervals over episodes.
-        Empty if the objects in view are unknown or too rare.
+        recording has no object (in real frames, errors of the detector); ``per_frame_in_truth`` and
+        ``per_frame_in_dream``, all detections per frame, which agree if a dream has as many objects as the real
+        environment, wherever they are. All but the first are intervals over episodes. Empty if the objects in view are
+        unknown or too rare.
     """
     random, parts = np.random.default_rng(seed), split_held_out(store)
     found = [{entry: find_objects(store, entry) for entry in part} for part in parts]
@@ -64,21 +67,21 @@ def object_permanence(
                 points = [frames[horizon - 1][kind] for frames in detections]
                 hits = [points_in_boxes(part, boxes).any(0).sum() for part in points]
                 false_positives = [(~points_in_boxes(part, every_box).any(1)).sum() for part in points]
-                rows[name][horizon].append((len(boxes), *hits, *false_positives))
+                rows[name][horizon].append((len(boxes), *hits, *false_positives, *map(len, points)))
     return {
         name: {at: _summarize(torch.tensor(part), clips.episodes) for at, part in rows[name].items()} for name in names
     }
 
 
 def _summarize(counts: Tensor, episodes: Tensor) -> dict:
-    """Summarize counts (N, 5) by clip: objects, detected in truth and dream, false positives in truth and dream."""
+    """Summarize counts (N, 7) by clip: objects, then in truth and dream detected ones, false ones, all detections."""
     clip_of_object = torch.arange(len(counts)).repeat_interleave(counts[:, 0])
     result: dict = {"in_view": int(counts[:, 0].sum())}
     for column, name in enumerate(("detected_in_truth", "detected_in_dream"), 1):
         if result["in_view"]:
             hits = torch.cat([(torch.arange(int(n)) < int(k)).float() for n, k in counts[:, [0, column]]])
             result[name] = bootstrap_interval(hits, episodes[clip_of_object])
-    for column, name in enumerate(("false_positives_in_truth", "false_positives_in_dream"), 3):
+    for column, name in enumerate(PER_FRAME, 3):
         result[name] = bootstrap_interval(counts[:, column].float(), episodes)
     return result
 

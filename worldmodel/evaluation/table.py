@@ -56,6 +56,9 @@ def _rows(scores: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for kind, rows in scores.get("objects", {}).items():
         hits = {horizon: row["detected_in_dream"] for horizon, row in rows.items() if "detected_in_dream" in row}
         yield f"{kind} still in the dream", ", ".join(f"{100 * row['mean']:.0f} % at {at}" for at, row in hits.items())
+        counts = {at: [row[f"per_frame_in_{part}"]["mean"] for part in ("dream", "truth")] for at, row in rows.items()}
+        pairs = ", ".join(f"{dreamed:.2f} / {true:.2f} at {at}" for at, (dreamed, true) in counts.items())
+        yield f"{kind} per frame, dream / truth", pairs
 
 
 def _format_interval(value: dict[str, float], digits: int) -> str:
