@@ -12,19 +12,21 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     """Plot what agents reach in the real environment against the frames of it that were needed.
 
     Agents of the real environment have a curve over their training, those of a loop one over its rounds. An agent that
-    was trained in dreams has a point: its last evaluation, at the number of frames that its world was trained on.
+    was trained in dreams has a point: its last evaluation, at the number of frames that its world was trained on. So
+    has a file that agents.evaluate --out wrote, which may be of more episodes.
 
     Args:
-        runs: comma-separated folders of agents or loops.
+        runs: comma-separated folders of agents or loops, or files of agents.evaluate.
         out: image file to write, .png or .svg.
-        real_steps: comma-separated numbers of real frames, one for each run of an agent trained in dreams, in the order
-            of --runs.
+        real_steps: comma-separated numbers of real frames, one for each run of an agent trained in dreams and each
+            file, in the order of --runs.
         labels: comma-separated labels of the runs; by default the names of their folders.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     folders, dreamed = [Path(run) for run in runs.split(",")], [int(count) for count in real_steps.split(",") if count]
-    names = labels.split(",") if labels else [folder.name for folder in folders]
+    names = labels.split(",") if labels else [folder.stem for folder in folders]
     if len(names) != len(folders):
         raise ValueError(f"--labels must be one for each of {len(folders)} runs, got {len(names)}")
     check_file(Path(out))
@@ -36,12 +38,13 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
             raise ValueError(f"{folder} has no evaluation in the real environment")
         if any(row["real_steps"] is None for row in rows):
             if not dreamed:
-                raise ValueError(f"{folder} was trained in dreams: --real_steps must say on how many real frames")
+                raise ValueError(f"{folder} has no real steps of its own: --real_steps must say how many it needed")
             rows = [{**rows[-1], "real_steps": dreamed.pop(0)}]
         steps, means = ([row[key] for row in rows] for key in ("real_steps", "return"))
         errors = [[abs(row[end] - row["return"]) for row in rows] for end in ("low", "high")]
         axes.errorbar(steps, means, errors, marker="o", markersize=4, linewidth=1, capsize=2, label=name)
-    axes.set(xlabel="frames of the real environment", ylabel="real return", ylim=(0, None))
+    axes.set(xlabel="frames of the real environment", ylabel="real return", xlim=(0, None), ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -51,14 +54,20 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
 
 
 def read_returns(folder: Path) -> list[dict[str, Any]]:
-    """Return the real evaluations of an agent or a loop, with their real steps, or None for an agent of dreams.
+    """Return the real evaluations of an agent, a loop or a file, with their real steps, or None if these are unknown.
 
     Raises:
-        FileNotFoundError: if the folder is neither.
+        FileNotFoundError: if there is no such folder or file.
+        ValueError: if the file is none of agents.evaluate.
     """
     from agents.policy import read_agent_config
     from worldmodel import checkpoint
 
+    if folder.is_file():
+        try:
+            return [{**json.loads(folder.read_text("utf-8"))["agent"], "real_steps": None}]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder} must be a file that agents.evaluate --out wrote: {error!r}") from error
     if (folder / "table.json").is_file():
         return json.loads((folder / "table.json").read_text("utf-8"))
     if not (folder / "config.yaml").is_file():

@@ -181,11 +181,14 @@ def test_returns_are_plotted_against_real_steps(agent, tiny_world, tmp_path):
     table = [{"real_steps": 100 * number, "return": 1.0, "low": 0.5, "high": 2.0} for number in (1, 2)]
     (tmp_path / "loop" / "table.json").write_text(json.dumps(table))
     out = tmp_path / "plots" / "returns.svg"
-    plot(f"{real},{tmp_path / 'loop'},{dreamed}", str(out), real_steps="64", labels="game,loop,dream")
+    (tmp_path / "scores.json").write_text(json.dumps({"agent": {"return": 3.0, "low": 2.0, "high": 4.0}}))
+    runs = f"{real},{tmp_path / 'loop'},{dreamed},{tmp_path / 'scores.json'}"
+    plot(runs, str(out), real_steps="64,70", labels="game,loop,dream,file")
     text = out.read_text()
-    assert all(f"<!-- {name} -->" in text for name in ("game", "loop", "dream"))
+    assert all(f"<!-- {name} -->" in text for name in ("game", "loop", "dream", "file"))
     for arguments, message in (
-        ({"runs": dreamed}, "was trained in dreams: --real_steps must say"),
+        ({"runs": dreamed}, "has no real steps of its own: --real_steps must say"),
+        ({"runs": str(tmp_path / "loop" / "table.json")}, "must be a file that agents.evaluate --out wrote"),
         ({"runs": dreamed, "labels": "a,b", "real_steps": "5"}, "--labels must be one for each of 1 runs, got 2"),
     ):
         with pytest.raises(ValueError, match=message):

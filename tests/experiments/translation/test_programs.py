@@ -216,6 +216,11 @@ def test_a_table_has_a_row_for_each_model_over_its_seeds(tmp_path, capsys):
     rows = json.loads((tmp_path / "out" / "table.json").read_text())
     assert len(rows) == 1 and rows[0]["seeds"] == [0, 1] and rows[0]["BLEU"]["mean"] == 31.0
     assert "31.0 ± 1.4" in (tmp_path / "out" / "table.txt").read_text() and rows[0]["chrF"] is None
+    longer = {**found, "train": {"seed": 0, "steps": 9}}
+    (tmp_path / "longer.json").write_text(json.dumps(longer))
+    table(f"{tmp_path / '0.json'},{tmp_path / 'longer.json'}", str(tmp_path / "out"))
+    names = [row["model"] for row in json.loads((tmp_path / "out" / "table.json").read_text())]
+    assert names == ["autoregressive, 4+1 layers, greedy, steps None", "autoregressive, 4+1 layers, greedy, steps 9"]
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"bad\.json must be the scores\.json of a translation model"):
         table(str(tmp_path / "bad.json"), str(tmp_path / "out"))

@@ -6,6 +6,8 @@ from typing import Any
 
 from worldmodel.files import check_folder, write_atomically
 
+SIZES = ("embed_dim", "vocab_size", "encoder_layers", "decoder_layers", "predictor_layers")
+SIZES += ("steps", "learning_rate", "batch_tokens", "num_pairs")
 COLUMNS = {  # heading: the place of its number in scores.json, and the decimals shown
     "BLEU": (("bleu", "score"), 1),
     "lower-cased": (("bleu_lowercase", "score"), 1),
@@ -23,7 +25,8 @@ def table(scores: str, out: str) -> None:
     """Compare translation models in a table with a row for each kind of model, over its seeds.
 
     The folder ``out`` gets table.txt, the printed table with mean ± standard deviation, and table.json with every
-    number. Runs with the same settings, apart from the seed, share a row.
+    number. Runs with the same settings, apart from the seed, share a row; sizes and numbers of steps in which others
+    differ are named in it.
 
     Args:
         scores: comma-separated scores.json files, or folders that evaluate wrote.
@@ -32,11 +35,12 @@ def table(scores: str, out: str) -> None:
     from worldmodel.tables import align_columns
 
     check_folder(Path(out))
+    paths = [Path(name) / "scores.json" if Path(name).is_dir() else Path(name) for name in scores.split(",")]
+    found = [read_scores(path) for path in paths]
     rows: dict[str, list[dict[str, Any]]] = {}
-    for name in scores.split(","):
-        path = Path(name) / "scores.json" if Path(name).is_dir() else Path(name)
-        found = read_scores(path)
-        rows.setdefault(describe_system(found), []).append(found)
+    for one in found:
+        peers = [other for other in found if other["kind"] == one["kind"]]
+        rows.setdefault(describe_system(one) + describe_sizes(one, peers), []).append(one)
     cells = [["model", "runs", *COLUMNS]]
     results = []
     for label, runs in rows.items():
@@ -85,6 +89,21 @@ def describe_system(scores: dict[str, Any]) -> str:
     defaults = {"latent_length": "end_symbol", "word_dropout": 0.0, "word_shuffle": 0.0}
     parts += [f"{name} {model[name]}" for name, usual in defaults.items() if model[name] != usual]
     return ", ".join(parts) + (" + distillation" if scores["data"].get("distilled") else "")
+
+
+def describe_sizes(scores: dict[str, Any], peers: list[dict[str, Any]]) -> str:
+    """Return the sizes and lengths of training of a model that not all of its peers have, as text to append."""
+    mine, others = _sizes_of(scores), [_sizes_of(other) for other in peers]
+    differing = [name for name in mine if any(other[name] != mine[name] for other in others)]
+    return "".join(f", {name} {mine[name]}" for name in differing)
+
+
+def _sizes_of(scores: dict[str, Any]) -> dict[str, Any]:
+    model = scores["model"]
+    sizes = {**model.get("transformer", {}), **model, **scores["train"], **scores["data"]}
+    if scores["kind"] == "translation_teacher":  # its depths are in its name
+        sizes = {**sizes, "encoder_layers": None, "decoder_layers": None}
+    return {name: sizes.get(name) for name in SIZES}
 
 
 def _column_stats(runs: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float] | None:
