@@ -75,8 +75,7 @@ def evaluate(
             dream = make_evaluation_env(data, DREAM_ENV, {"observation": "frame", "history": 1, "action_repeat": 1})
             play_episodes(dream._replace(encoded=False), policy, 1, seed, "dream", dream_film)
         rate = evaluation_env.env.metadata.get("render_fps") or 8.75
-        held = policy.action_repeat if evaluation_env.encoded else 1  # frames between two of the film
-        write_film(Path(video), film, dream_film, rate / held)
+        write_film(Path(video), film, dream_film, rate)
     if out:
         facts = {"run": agent, "weights": policy.digest, "env": evaluation_env.env_id}
         facts |= {"env_kwargs": evaluation_env.env_kwargs, "horizon": evaluation_env.horizon}

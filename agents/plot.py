@@ -11,7 +11,8 @@ from worldmodel.files import check_file
 def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     """Plot what agents reach in the real environment against the frames of it that were needed.
 
-    Agents of the real environment have a curve over their training, those of a loop one over its rounds. An agent that
+    Agents of the real environment have a curve over their training, those of a loop one over its rounds, which does not
+    count the frames that a world given with --world was trained on. An agent that
     was trained in dreams has a point: its last evaluation, at the number of frames that its world was trained on. So
     has a file that agents.evaluate --out wrote, which may be of more episodes.
 
@@ -25,10 +26,16 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    folders, dreamed = [Path(run) for run in runs.split(",")], [int(count) for count in real_steps.split(",") if count]
-    names = labels.split(",") if labels else [folder.stem for folder in folders]
+    folders = [Path(run) for run in runs.split(",")]
+    counts = [count for count in real_steps.split(",") if count]
+    if not all(count.isdecimal() for count in counts):
+        raise ValueError(f"--real_steps must be whole numbers, such as 235493,40000, got {real_steps}")
+    dreamed = [int(count) for count in counts]
+    names = labels.split(",") if labels else [folder.stem if folder.is_file() else folder.name for folder in folders]
     if len(names) != len(folders):
         raise ValueError(f"--labels must be one for each of {len(folders)} runs, got {len(names)}")
+    if Path(out).suffix not in (".png", ".svg"):
+        raise ValueError(f"{out} must end in .png or .svg")
     check_file(Path(out))
     figure = Figure((5.5, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -43,7 +50,10 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
         steps, means = ([row[key] for row in rows] for key in ("real_steps", "return"))
         errors = [[abs(row[end] - row["return"]) for row in rows] for end in ("low", "high")]
         axes.errorbar(steps, means, errors, marker="o", markersize=4, linewidth=1, capsize=2, label=name)
-    axes.set(xlabel="frames of the real environment", ylabel="real return", xlim=(0, None), ylim=(0, None))
+    if dreamed:
+        raise ValueError(f"--real_steps has {len(dreamed)} numbers more than there are runs that need one")
+    axes.set(xlabel="frames of the real environment", ylabel="real return", xlim=(0, None))
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
@@ -61,6 +71,7 @@ def read_returns(folder: Path) -> list[dict[str, Any]]:
         ValueError: if the file is none of agents.evaluate.
     """
     from agents.policy import read_agent_config
+    from agents.rollouts import DREAM_ENV
     from worldmodel import checkpoint
 
     if folder.is_file():
@@ -73,7 +84,7 @@ def read_returns(folder: Path) -> list[dict[str, Any]]:
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} is the folder of no agent and no loop")
     data, rows = read_agent_config(folder)["data"], checkpoint.read_metrics(folder)
-    in_dreams = data["env"] == "envs:Dream-v0"
+    in_dreams = data["env"] == DREAM_ENV
     repeat = data.get("action_repeat", 1)
     evaluations = [row for row in rows if row["part"] == "real"]
     return [{**row, "real_steps": None if in_dreams else row["step"] * repeat} for row in evaluations]

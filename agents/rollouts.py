@@ -99,7 +99,7 @@ def make_real_env(data: dict[str, Any], env: str = "") -> EvaluationEnv:
     try:
         env = env or env_wrappers.check_trusted(data["environment"], "the world's config.yaml", "--real ")
         real = make_evaluation_env(data, env)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise ValueError(f"{error}; or train without evaluations: --train.evaluate_every 0") from error
     names = tuple(real.env.get_wrapper_attr("action_names"))
     if names != tuple(data["action_names"]):

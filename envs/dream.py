@@ -1,6 +1,7 @@
 """Dreams as Gymnasium environments: a world model steps in place of the engine that it was trained on."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ NEAR_TERMINATION = (5, 40)  # frames
 class DreamVectorEnv(VectorEnv):
     """B dreams that step together, in one call of the world model per step.
 
-    Spaces and rewards are those of :class:`DreamEnv` with a leading B, and so are the other arguments. Row b has its
+    Spaces and rewards are those of :class:`DreamEnv` with a leading B; its other arguments are the same. Row b has its
     own generators, seeded with ``seed + b``, and gives what :class:`DreamEnv` gives with that seed.
 
     Args:
@@ -74,8 +75,9 @@ class DreamVectorEnv(VectorEnv):
         self.context, self.temperature, self.render_mode = context, temperature, render_mode
         self.action_repeat, self.termination_cost = action_repeat, termination_cost
         self.starts_near_termination, self.autoreset_mode = starts_near_termination, autoreset_mode
-        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
         self.world = WorldModel.load(world, device, threads, precision)
+        self.metadata = {**self.metadata, "render_fps": self.world.frame_rate / action_repeat}
+        self.metadata["autoreset_mode"] = autoreset_mode
         self.action_names = self.world.action_names
         if not self.world.dynamics.config.num_actions or not self.world.dynamics.config.context_length:
             raise ValueError(
@@ -127,6 +129,8 @@ class DreamVectorEnv(VectorEnv):
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         for _ in range(self.action_repeat):
             running = live & ~terminated & ~truncated
+            if not running.any():
+                break
             frame_rewards, ends = self._imagine_frame(actions, running)
             rewards += frame_rewards
             if not self.termination_cost:
@@ -193,6 +197,8 @@ class DreamVectorEnv(VectorEnv):
             raise ValueError(f"the world {self.world.run} comes without its training data; name a store of your own")
         episodes = EpisodeStore(store or self.world.clips_folder)
         self.world.check_actions(episodes.schema.action_names)
+        if note := self.world.environment_mismatch(episodes.schema):
+            warnings.warn(note, stacklevel=3)
         self._start_entries = episodes.entries if not store and shipped.exists() else split_held_out(episodes)[0]
         self._start_entries = [entry for entry in self._start_entries if entry.observations >= self.context]
         if not self._start_entries:
@@ -246,8 +252,8 @@ class DreamEnv(gym.Env):
             training episodes of ``store``; by default the clips if the world has any.
         store: folder of recorded episodes; by default the one that the world was trained on.
         context: number of real frames that a dream starts from.
-        temperature: temperature of the sampled codes; above 1, dreams vary more, so that an agent relies less on the
-            model's mistakes.
+        temperature: temperature of the sampled codes; above 1, dreams vary more, and the model's mistakes are more
+            frequent.
         device: device of the world model; observations are on the CPU.
         threads: CPU threads of the world model.
         precision: precision of the world model: auto, float32 or bfloat16.
@@ -303,6 +309,7 @@ class DreamEnv(gym.Env):
             starts_near_termination,
         )
         self.world, self.render_mode, self.action_names = dream.world, render_mode, dream.action_names
+        self.metadata = {**self.metadata, "render_fps": dream.metadata["render_fps"]}
         self.observation_space, self.action_space = dream.single_observation_space, dream.single_action_space
 
     def reset(

@@ -99,7 +99,7 @@ def dream(
     video = add_progress_bar(torch.cat([before, dreamed]), context)
     if compare:
         video = torch.cat([video, real[: len(video)]], 1)
-    media.write(target, video.numpy())
+    media.write(target, video.numpy(), model.frame_rate)
     rate = f"{len(codes) / seconds:.1f} frames/s of {unit}"
     print(f"wrote {target}: {context} real and {len(codes)} imagined frames, {rate}")
     if isinstance(interruption, SystemExit):

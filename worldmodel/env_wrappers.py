@@ -10,12 +10,24 @@ from PIL import Image
 
 FRAME_SIZE = 84  # default height and width in pixels
 TRUSTED_MODULES = ("", "envs")  # modules whose environments a file may name
+DEFAULT_RATE = 10.0  # steps per second of an environment whose own rate is unknown
+ACTION_REPEAT = 4  # frames of the engine per step, in Doom and in DeepMind Lab
+DOOM_RATE, LAB_RATE = 35, 30  # frames of the engine per second; Lab's is its default
 MIN_IMAGE_SIDE = 32  # smaller arrays are symbolic grids, such as MiniGrid's 7×7
 
 
 def canonical_id(env: str) -> str:
     """Return the id as files spell it: ``envs:Doom-v0`` for ``worldmodel/Doom-v0`` and ``envs:worldmodel/Doom-v0``."""
     return re.sub(r"^(envs:)?worldmodel/", "envs:", env)
+
+
+def native_rate(environment: str, kwargs: dict[str, Any]) -> float:
+    """Return the steps per second at which an environment passes in real time, 10 if that is unknown."""
+    if "Doom" in environment:
+        return DOOM_RATE / ACTION_REPEAT
+    if "Lab" in environment:
+        return kwargs.get("fps", LAB_RATE) / ACTION_REPEAT
+    return DEFAULT_RATE
 
 
 def make_env(env: str, **kwargs: Any) -> gym.Env:

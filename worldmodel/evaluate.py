@@ -1,5 +1,6 @@
-"""Evaluate a world on held-out episodes: ``python -m worldmodel.evaluate --store stores/doom`` writes a page."""
+"""Evaluate a world on held-out episodes and write a page: ``python -m worldmodel.evaluate``."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,8 @@ def evaluate(
     if model:
         settings["precision"] = str(model.dtype).removeprefix("torch.")
         model.check_actions(recorded.schema.action_names)
+        if note := model.environment_mismatch(recorded.schema):
+            print(f"note: {note}", file=sys.stderr)
         if {"dreams", "actions"} & set(sections):
             sample_held_out_clips(recorded, 1, settings["horizon"], seed)  # raises now if no episode is long enough
         baseline = load_no_context_prior(Path(no_context_prior), model) if no_context_prior else None

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel import checkpoint
+from worldmodel import checkpoint, env_wrappers
 from worldmodel.checks import check_seed, check_temperature
 from worldmodel.episodes.segments import read_clip
 from worldmodel.episodes.store import EpisodeStore, Schema
@@ -160,6 +160,12 @@ class WorldModel:
             f"the world {self.run} was trained on {env} {kwargs or ''}, these frames are from {given_env} "
             f"{given_kwargs or ''}"
         )
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second at which the real environment passes, 10 if that is unknown."""
+        data = checkpoint.read_config(self.run)["data"]
+        return env_wrappers.native_rate(data.get("environment", ""), data.get("kwargs", {}))
 
     @property
     def device(self) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 
 from tests.conftest import sliding_stripes
 from tests.player.serving import STRIPES, Pusher, world_with_ends
+from worldmodel import env_wrappers
 from worldmodel.episodes.collect import collect
 from worldmodel.episodes.segments import SegmentSampler, split_held_out
 from worldmodel.episodes.store import EpisodeStore
@@ -18,7 +19,7 @@ from worldmodel.player.beside import FIRST_FRAMES, BesideSession, last_frame_sur
 from worldmodel.player.factory import SessionFactory
 from worldmodel.player.film import MAX_FILM_STEPS
 from worldmodel.player.record import RecordSession
-from worldmodel.player.sessions import DreamSession, Start, native_rate
+from worldmodel.player.sessions import DreamSession, Start
 from worldmodel.player.watch import AGENT, WatchedSession
 from worldmodel.world_model import WorldModel
 
@@ -202,16 +203,16 @@ def test_a_factory_says_what_contradicts(world_run, tmp_path):
 
 
 def test_the_pace_is_that_of_the_engine():
-    assert native_rate("envs:Doom-v0", {}) == 8.75
-    assert native_rate("envs:Lab-v0", {"fps": 60}) == 15
-    assert native_rate("envs:Lab-v0", {}) == 7.5
-    assert native_rate("Other-v0", {}) == 10
+    assert env_wrappers.native_rate("envs:Doom-v0", {}) == 8.75
+    assert env_wrappers.native_rate("envs:Lab-v0", {"fps": 60}) == 15
+    assert env_wrappers.native_rate("envs:Lab-v0", {}) == 7.5
+    assert env_wrappers.native_rate("Other-v0", {}) == 10
 
 
 @pytest.mark.engine
 @pytest.mark.slow
 def test_doom_is_dreamed_beside_doom():
-    session = BesideSession(WorldModel.load())
+    session = BesideSession(WorldModel.load("doom-health-gathering"))
     start = session.start(Start(seed=1))
     views = [session.step("look_left") for _ in range(3)]
     assert start.truth.shape == start.frame.shape == (84, 84, 3)

@@ -33,16 +33,16 @@ def object_permanence(
     """Follow objects from the last context frame of a clip into the dream.
 
     Args:
-        count: number of clips of held-out episodes, all with an object in their last context frame.
+        count: maximum number of clips of held-out episodes, all with an object in their last context frame.
 
     Returns:
         By kind and horizon: ``in_view``, how many objects of the last context frame are still in view in the recording;
         ``detected_in_truth`` and ``detected_in_dream``, the fraction of these that are detected in the real and in the
-        dreamed frame; ``false_positives_in_truth`` and ``false_positives_in_dream``, detections per frame where the
-        recording has no object (in real frames, errors of the detector); ``per_frame_in_truth`` and
-        ``per_frame_in_dream``, all detections per frame, which agree if a dream has as many objects as the real
-        environment, wherever they are. All but the first are intervals over episodes. Empty if the objects in view are
-        unknown or too rare.
+        dreamed frame, both left out if there are none; ``false_positives_in_truth`` and ``false_positives_in_dream``,
+        detections per frame where the recording has no object (in real frames, errors of the detector);
+        ``per_frame_in_truth`` and ``per_frame_in_dream``, all detections per frame, which agree if a dream has as many
+        objects as the real environment, wherever they are. All but the first are intervals over episodes. Empty if the
+        objects in view are unknown or too rare.
     """
     random, parts = np.random.default_rng(seed), split_held_out(store)
     found = [{entry: find_objects(store, entry) for entry in part} for part in parts]

@@ -9,7 +9,7 @@ from scipy import ndimage
 from worldmodel.episodes.episode import Objects
 from worldmodel.episodes.store import Entry, EpisodeStore
 
-MIN_SIZE = 0.04  # of the image's side; detecting a smaller object is neither required nor an error
+MIN_SIZE = 0.04  # of the image's side; a smaller object need not be detected, and is unknown in DeepMind Lab
 BOX_MARGIN = 0.08  # of the image's side, by which a detection may lie outside its box
 COLOR_RANGES = {  # of objects in DeepMind Lab: minimum and maximum fraction of red, green and blue
     "apple": ((0.60, 0.94), (0.00, 0.18), (0.00, 0.22)),

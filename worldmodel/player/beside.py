@@ -12,7 +12,7 @@ from worldmodel.episodes.recording import Recording
 from worldmodel.metrics import frame_bits_per_code, psnr
 from worldmodel.player.film import Film
 from worldmodel.player.record import end_of
-from worldmodel.player.sessions import Dream, Start, View, action_index, check_going, native_rate
+from worldmodel.player.sessions import Dream, Start, View, action_index, check_going
 from worldmodel.world_model import WorldModel
 
 FIRST_FRAMES = 8  # real frames that the dream starts from
@@ -36,7 +36,7 @@ class BesideSession:
     def __init__(self, world: WorldModel, env: str = "", env_kwargs: dict[str, Any] | None = None) -> None:
         self.world, self.action_names = world, world.action_names
         env, kwargs = (env_wrappers.canonical_id(env), env_kwargs or {}) if env else recorded_environment(world)
-        self.rate, self._source = native_rate(env, kwargs), f"dream of {world.run.name}"
+        self.rate, self._source = env_wrappers.native_rate(env, kwargs), f"dream of {world.run.name}"
         self._env = env_wrappers.make_env(env, **kwargs)
         try:
             world.check_actions(self._env.get_wrapper_attr("action_names"))

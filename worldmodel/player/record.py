@@ -9,7 +9,7 @@ from worldmodel.checks import check_seed
 from worldmodel.episodes.recording import Recording, describe
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.player.film import Film
-from worldmodel.player.sessions import Start, View, action_index, check_going, native_rate
+from worldmodel.player.sessions import Start, View, action_index, check_going
 
 MAX_EPISODE_STEPS = 4000  # as in worldmodel.collect
 HUMAN_POLICY = "human"
@@ -39,7 +39,7 @@ class RecordSession:
         self._source, self._seed = env_wrappers.canonical_id(env), seed
         self._env = env_wrappers.make_env(self._source, **env_kwargs)
         self.action_names = tuple(self._env.get_wrapper_attr("action_names"))
-        self.rate = native_rate(self._source, env_kwargs)
+        self.rate = env_wrappers.native_rate(self._source, env_kwargs)
         provenance = {"policy": HUMAN_POLICY, "seed": seed, "max_episode_steps": MAX_EPISODE_STEPS}
         schema = describe(self._env, self._source, env_kwargs, provenance)
         self._store = EpisodeStore.create(store, schema) if store else None

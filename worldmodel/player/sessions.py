@@ -1,7 +1,7 @@
 """What can be played: a session starts and steps, and returns a view of it each time. No web in here."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,6 @@ from worldmodel.models.dream_state import DreamState
 from worldmodel.player.film import Film
 from worldmodel.suggest import unknown_name
 from worldmodel.world_model import WorldModel
-
-DEFAULT_RATE = 10.0  # steps per second of an environment whose own rate is unknown
-ACTION_REPEAT = 4  # frames of the engine per step, in Doom and in DeepMind Lab
-DOOM_RATE, LAB_RATE = 35, 30  # frames of the engine per second; Lab's is its default
 
 
 @dataclass(frozen=True)
@@ -104,15 +100,6 @@ class Session(Protocol):
         ...
 
 
-def native_rate(environment: str, kwargs: dict[str, Any]) -> float:
-    """Return the steps per second at which an environment passes in real time, 10 if that is unknown."""
-    if "Doom" in environment:
-        return DOOM_RATE / ACTION_REPEAT
-    if "Lab" in environment:
-        return kwargs.get("fps", LAB_RATE) / ACTION_REPEAT
-    return DEFAULT_RATE
-
-
 def action_index(name: str, action_names: tuple[str, ...]) -> int:
     """Return the number of an action.
 
@@ -173,13 +160,13 @@ class DreamSession:
 
     def __init__(self, world: WorldModel, store: EpisodeStore | None = None) -> None:
         self.world, self._store = world, store or EpisodeStore(world.clips_folder)
-        self.action_names, schema = world.action_names, self._store.schema
-        world.check_actions(schema.action_names)
+        self.action_names = world.action_names
+        world.check_actions(self._store.schema.action_names)
         entries = [entry.number for entry in self._store.entries if entry.observations >= NUM_CONTEXT_FRAMES]
         if not entries:
             raise ValueError(f"{self._store.path} has no episode of {NUM_CONTEXT_FRAMES} frames to start from")
         self._numbers, self.clips = entries, len(entries)
-        self.rate = native_rate(schema.environment, schema.kwargs)
+        self.rate = world.frame_rate
         self._source = f"dream of {world.run.name}"
         self._view: View | None = None
 

@@ -144,6 +144,6 @@ def test_a_batch_depends_on_its_step_only():
 def test_sentences_that_fit_no_batch_are_refused():
     with pytest.raises(ValueError, match=r"--batch_tokens is 8, and the longest sentence has 12 subwords"):
         cut_by_tokens(np.array([3, 12]), 8)
-    with pytest.raises(ValueError, match="there are no sentences"):
+    with pytest.raises(ValueError, match="no pair of sentences is left to train on"):
         TokenBatches([], [], 8, 0)
     assert group_by_length([9, 2, 2, 30, 3], 10) == [[1, 2, 4], [0], [3]] and group_by_length([], 10) == []

@@ -62,9 +62,13 @@ def cut_by_tokens(lengths: np.ndarray, batch_tokens: int) -> list[int]:
     Raises:
         ValueError: if there is nothing to cut, or a sentence is longer than a batch.
     """
-    if not len(lengths) or lengths[-1] > batch_tokens:
-        longest = f"the longest sentence has {lengths[-1]} subwords" if len(lengths) else "there are no sentences"
-        raise ValueError(f"--batch_tokens is {batch_tokens}, and {longest}; give more of them, or lower --max_length")
+    if not len(lengths):
+        raise ValueError("no pair of sentences is left to train on; give other text, or raise --max_length")
+    if lengths[-1] > batch_tokens:
+        raise ValueError(
+            f"--batch_tokens is {batch_tokens}, and the longest sentence has {lengths[-1]} subwords; "
+            "raise it, or lower --max_length"
+        )
     bounds = [0]
     for position, length in enumerate(lengths):
         if (position + 1 - bounds[-1]) * length > batch_tokens:

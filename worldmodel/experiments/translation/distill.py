@@ -1,5 +1,6 @@
 """Translate the training sentences by a teacher: ``python -m worldmodel.experiments.translation distill``."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def distill(
     teacher = Translator.load(run, device)
     lines = read_pairs(corpus, source, target, languages, "train").sources
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{tensor_io.digest(teacher.run)}-{beam}.partial")
+    text = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    partial = path.with_name(f"{path.name}.{tensor_io.digest(teacher.run)}-{text}-{beam}.partial")
     kept = partial.read_text("utf-8").split("\n")[:-1] if partial.exists() else []
     kept = kept[: len(kept) // CHUNK_LINES * CHUNK_LINES]
     with open(partial, "w", encoding="utf-8") as file, tqdm(total=len(lines), initial=len(kept), unit="line") as bar:

@@ -42,7 +42,8 @@ def evaluate(
         run: run folder of a translation model, or the name of a shipped translator.
         out: folder to write.
         corpus: folder with the test set, such as test_2016_flickr.en and .de, plain or .gz, as in Multi30K.
-        source: file of source sentences, one a line, instead of a corpus folder.
+        source: file of source sentences, one a line, instead of a corpus folder; not the file of a training, of which
+            this does not know what was held out.
         target: file of their translations, line by line.
         languages: source and target languages in the names of the corpus folder's files.
         split: name of the test set, with which its files in the corpus folder begin.

@@ -127,10 +127,13 @@ def mutual_information(
 
 
 def _batches(network: LatentTranslator, subwords: Subwords, pairs: Pairs) -> Iterator[tuple[list[int], TextBatch]]:
-    """Yield the pairs in batches of similar length, with their numbers."""
+    """Yield the pairs in batches of similar length, with their numbers; none is alone unless it is the only one."""
     encoded = [(subwords.encode(a), subwords.encode(b)) for a, b in zip(*pairs, strict=True)]
     device = network.embedding.weight.device
-    for rows in group_by_length([max(map(len, pair)) for pair in encoded], BATCH_TOKENS):
+    groups = group_by_length([max(map(len, pair)) for pair in encoded], BATCH_TOKENS)
+    while len(groups) > 1 and len(groups[-1]) == 1:  # the longest
+        groups[-2:] = [groups[-2] + groups[-1]]
+    for rows in groups:
         yield rows, TextBatch(*(pad([encoded[row][side] for row in rows]).to(device) for side in range(2)))
 
 

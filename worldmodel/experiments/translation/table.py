@@ -7,7 +7,8 @@ from typing import Any
 from worldmodel.files import check_folder, write_atomically
 
 SIZES = ("embed_dim", "vocab_size", "encoder_layers", "decoder_layers", "predictor_layers")
-SIZES += ("steps", "learning_rate", "batch_tokens", "num_pairs")
+SIZES += ("steps", "learning_rate", "batch_tokens", "num_pairs", "split")
+RUN_SETTINGS = ("seed", "allow_changes", "device", "threads", "data_workers", "log_every", "evaluate_every")
 COLUMNS = {  # heading: the place of its number in scores.json, and the decimals shown
     "BLEU": (("bleu", "score"), 1),
     "lower-cased": (("bleu_lowercase", "score"), 1),
@@ -26,7 +27,7 @@ def table(scores: str, out: str) -> None:
 
     The folder ``out`` gets table.txt, the printed table with mean ± standard deviation, and table.json with every
     number. Runs with the same settings, apart from the seed, share a row; sizes and numbers of steps in which others
-    differ are named in it.
+    of its kind differ are named in it.
 
     Args:
         scores: comma-separated scores.json files, or folders that evaluate wrote.
@@ -37,13 +38,14 @@ def table(scores: str, out: str) -> None:
     check_folder(Path(out))
     paths = [Path(name) / "scores.json" if Path(name).is_dir() else Path(name) for name in scores.split(",")]
     found = [read_scores(path) for path in paths]
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in found:
         peers = [other for other in found if other["kind"] == one["kind"]]
-        rows.setdefault(describe_system(one) + describe_sizes(one, peers), []).append(one)
+        label = describe_system(one) + describe_sizes(one, peers)
+        rows.setdefault((label, json.dumps(_settings_of(one), sort_keys=True)), []).append(one)
     cells = [["model", "runs", *COLUMNS]]
     results = []
-    for label, runs in rows.items():
+    for (label, _), runs in rows.items():
         row = {heading: _column_stats(runs, keys) for heading, (keys, _) in COLUMNS.items()}
         shown = [_format(row[heading], decimals) for heading, (_, decimals) in COLUMNS.items()]
         cells.append([label, str(len(runs)), *shown])
@@ -100,10 +102,19 @@ def describe_sizes(scores: dict[str, Any], peers: list[dict[str, Any]]) -> str:
 
 def _sizes_of(scores: dict[str, Any]) -> dict[str, Any]:
     model = scores["model"]
-    sizes = {**model.get("transformer", {}), **model, **scores["train"], **scores["data"]}
+    split = {"split": scores["settings"].get("split")}
+    sizes = {**model.get("transformer", {}), **model, **scores["train"], **scores["data"], **split}
     if scores["kind"] == "translation_teacher":  # its depths are in its name
         sizes = {**sizes, "encoder_layers": None, "decoder_layers": None}
     return {name: sizes.get(name) for name in SIZES}
+
+
+def _settings_of(scores: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that two runs of one system have in common."""
+    train = {name: value for name, value in scores["train"].items() if name not in RUN_SETTINGS}
+    data = {name: value for name, value in scores["data"].items() if name not in ("corpus", "source", "target")}
+    distilled = bool(data.pop("distilled", ""))
+    return {"model": scores["model"], "train": train, "data": data, "distilled": distilled, **_sizes_of(scores)}
 
 
 def _column_stats(runs: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float] | None:
