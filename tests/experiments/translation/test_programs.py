@@ -162,6 +162,14 @@ def test_a_run_of_another_kind_does_not_translate(vqvae_run):
         Translator.load(vqvae_run)
 
 
+def test_the_translator_that_ships_translates_at_once(monkeypatch, capsys):
+    say(monkeypatch, b"Tom is happy.\n\n")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Tom") and second == ""
+    folder = translator.SHIPPED / "en-de"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 15e6
+
+
 @pytest.mark.slow
 def test_a_shipped_translator_is_small_and_names_no_folder(teacher, corpus, tmp_path, monkeypatch, capsys):
     ship(str(teacher), str(tmp_path / "en-de"))
