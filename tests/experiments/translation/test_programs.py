@@ -13,11 +13,12 @@ import torch
 from tests.conftest import train_config
 from tests.experiments.translation.tiny import LATENTS, SIZES, sentences, write_corpus
 from worldmodel import config, tensor_io
-from worldmodel.experiments.translation import translator
-from worldmodel.experiments.translation.corpus import read_pairs
+from worldmodel.experiments.translation import latents, translator
+from worldmodel.experiments.translation.corpus import Pairs, read_pairs
 from worldmodel.experiments.translation.distill import distill
 from worldmodel.experiments.translation.evaluate import evaluate
 from worldmodel.experiments.translation.latents import mutual_information, read_latents, score_latents
+from worldmodel.experiments.translation.model import LatentTranslator
 from worldmodel.experiments.translation.scores import compare_translations, score_translations
 from worldmodel.experiments.translation.ship import ship
 from worldmodel.experiments.translation.subwords import Subwords
@@ -110,8 +111,14 @@ def test_distillation_writes_a_line_for_each_training_source(teacher, corpus, tm
     with pytest.raises(KeyboardInterrupt):
         distill(str(teacher), str(out), str(corpus), beam=2)
     assert not out.exists()
+    other = tmp_path / "other.en"
+    other.write_text("one man\n" * 9)
+    distill(str(teacher), str(out), source=str(other), target=str(other), beam=2)
+    assert calls == [8, 8, 8, 1], "another text does not continue what was begun"
+    for path in (out, other):
+        path.unlink()
     distill(str(teacher), str(out), str(corpus), beam=2)
-    assert calls == [8, 8, 8, 4]  # the first eight are not translated again
+    assert calls[4:] == [8, 4]  # the first eight are not translated again
     lines = out.read_text("utf-8").splitlines()
     sources = (corpus / "train.en").read_text().splitlines()
     assert lines == Translator.load(teacher).translate(sources, 2) and [*tmp_path.iterdir()] == [out]
@@ -162,6 +169,14 @@ def test_a_run_of_another_kind_does_not_translate(vqvae_run):
         Translator.load(vqvae_run)
 
 
+def test_no_sentence_is_alone_when_latents_of_another_are_needed(run, monkeypatch):
+    monkeypatch.setattr(latents, "BATCH_TOKENS", 12)
+    network, subwords = LatentTranslator(LATENTS), Subwords.load(run)
+    pairs = Pairs(["a man"] * 5 + ["a man " * 20], ["ein Mann"] * 6)
+    groups = [rows for rows, _ in latents._batches(network, subwords, pairs)]
+    assert sorted(row for rows in groups for row in rows) == [*range(6)] and all(len(rows) > 1 for rows in groups)
+
+
 def test_the_translator_that_ships_translates_at_once(monkeypatch, capsys):
     say(monkeypatch, b"Tom is happy.\n\n")
     first, second = capsys.readouterr().out.splitlines()
@@ -199,10 +214,10 @@ def test_evaluation_measures_translations_latents_and_time(teacher, run, corpus,
     scores = json.loads((tmp_path / "latent" / "scores.json").read_text())
     assert scores["compared"]["other"]["score"] > scores["compared"]["this"]["score"]
     assert scores["speedup"] > 0 and scores["latency_ms"]["low"] <= scores["latency_ms"]["mean"]
-    latents = scores["latents"]
-    assert {"bleu_true_latents", "bleu_shuffled_latents", "perplexity", "last_latent", "sentences"} <= set(latents)
-    assert latents["mutual_information"]["sentences"] == 20  # those of the training split
-    assert 0 <= latents["predictor_accuracy"] <= 1
+    measured = scores["latents"]
+    assert {"bleu_true_latents", "bleu_shuffled_latents", "perplexity", "last_latent", "sentences"} <= set(measured)
+    assert measured["mutual_information"]["sentences"] == 20  # those of the training split
+    assert 0 <= measured["predictor_accuracy"] <= 1
     table(f"{tmp_path / 'teacher'},{tmp_path / 'latent' / 'scores.json'}", str(tmp_path / "table"))
     text = (tmp_path / "table" / "table.txt").read_text().splitlines()
     assert [line.split("  ")[0] for line in text[1:]] == [
@@ -272,15 +287,15 @@ def test_latents_are_scored_over_all_sentences(run, corpus):
     found = Translator.load(run)
     network, subwords = found.network, found.subwords
     pairs = read_pairs(str(corpus), "", "", "en-de", "val")
-    latents = read_latents(network, subwords, pairs)
-    for row, line in enumerate(latents):  # in the order of the pairs, as each is alone
+    found_latents = read_latents(network, subwords, pairs)
+    for row, line in enumerate(found_latents):  # in the order of the pairs, as each is alone
         alone = read_latents(network, subwords, pairs.select([row]))[0]
         assert (line.codes, line.correct, line.words) == (alone.codes, alone.correct, alone.words)
         assert len(line.correct) == len(line.codes) + 1  # and the end
         assert alone.shuffled_words == alone.words
-    scores = score_latents(network, subwords, latents, pairs.targets)
-    flat = [value for line in latents for value in line.correct]
+    scores = score_latents(network, subwords, found_latents, pairs.targets)
+    flat = [value for line in found_latents for value in line.correct]
     assert scores["predictor_accuracy"] == sum(flat) / len(flat)
-    first = [line.correct[0] for line in latents]
+    first = [line.correct[0] for line in found_latents]
     assert scores["predictor_accuracy_by_position"][0] == sum(first) / len(first)
-    assert scores["last_latent"]["fraction_of_sentences"] >= 1 / 8 and scores["sentences"][0] == latents[0].codes
+    assert scores["last_latent"]["fraction_of_sentences"] >= 1 / 8 and scores["sentences"][0] == found_latents[0].codes
