@@ -12,9 +12,9 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     """Plot what agents reach in the real environment against the frames of it that were needed.
 
     Agents of the real environment have a curve over their training, those of a loop one over its rounds, which does not
-    count the frames that a world given with --world was trained on. An agent that
-    was trained in dreams has a point: its last evaluation, at the number of frames that its world was trained on. So
-    has a file that agents.evaluate --out wrote, which may be of more episodes.
+    count the frames that a world given with --world was trained on. An agent that was trained in dreams has a point:
+    its last evaluation, at the number of frames that its world was trained on. So has a file that agents.evaluate --out
+    wrote, which may be of more episodes.
 
     Args:
         runs: comma-separated folders of agents or loops, or files of agents.evaluate.

@@ -65,7 +65,7 @@ class EncodedEnv(gym.Wrapper):
         real = env_wrappers.make_env(env, **settings)
         self.world.check_actions(real.get_wrapper_attr("action_names"))
         super().__init__(TimeLimit(real, horizon) if horizon else real)
-        self.metadata = {**self.metadata, "render_fps": self.world.frame_rate / action_repeat}
+        self.metadata = {**self.metadata, "render_fps": env_wrappers.native_rate(env, settings) / action_repeat}
         self.observation, self.history, self.action_repeat = observation, history, action_repeat
         self.observation_space = make_observation_space(self.world, observation, history)
 
