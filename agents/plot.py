@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel import config
-from worldmodel.files import check_file
 
 
 def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
@@ -26,6 +25,8 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    from worldmodel.evaluation import plots
+
     folders = [Path(run) for run in runs.split(",")]
     counts = [count for count in real_steps.split(",") if count]
     if not all(count.isdecimal() for count in counts):
@@ -34,9 +35,7 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     names = labels.split(",") if labels else [folder.stem if folder.is_file() else folder.name for folder in folders]
     if len(names) != len(folders):
         raise ValueError(f"--labels must be one for each of {len(folders)} runs, got {len(names)}")
-    if Path(out).suffix not in (".png", ".svg"):
-        raise ValueError(f"{out} must end in .png or .svg")
-    check_file(Path(out))
+    plots.check_plot_path(Path(out))
     figure = Figure((5.5, 3.5), layout="constrained")
     axes = figure.subplots()
     for folder, name in zip(folders, names, strict=True):
@@ -58,9 +57,7 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150, metadata={"Date": None} if out.endswith(".svg") else None)
-    print(f"wrote {out}")
+    plots.save_plot(figure, Path(out))
 
 
 def read_returns(folder: Path) -> list[dict[str, Any]]:

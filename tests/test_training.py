@@ -23,6 +23,7 @@ from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.train.dynamics import dynamics, reward_rms
+from worldmodel.train.spatial_prior import spatial_prior
 from worldmodel.train.vqvae import vqvae
 from worldmodel.train_config import TrainConfig
 from worldmodel.world_model import WorldModel
@@ -236,6 +237,15 @@ def test_a_prior_does_not_go_on_with_another_vqvae(store, world_run, vqvae_run, 
         dynamics(str(store), str(other), str(run), PRIOR_SIZES, train_config(8), batch_size=2, seq_length=6)
     assert (run / "config.yaml").read_text() == before
     dynamics(str(store), str(run / "vqvae"), str(run), PRIOR_SIZES, train_config(10), batch_size=2, seq_length=6)
+
+
+def test_no_prior_is_trained_on_several_codes_per_position(store, tmp_path):
+    several, out = tmp_path / "several", str(tmp_path / "run")
+    vqvae(str(several), str(store), model=replace(VQVAE_SIZES, codes_per_position=2), train=train_config(1))
+    for train in (dynamics, spatial_prior):
+        with pytest.raises(ValueError, match="has 2 codes at each position; priors and world models need"):
+            train(store=str(store), vqvae=str(several), run=out)
+    assert not Path(out).exists()
 
 
 @pytest.mark.slow

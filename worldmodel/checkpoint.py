@@ -303,6 +303,17 @@ def load_vqvae(run: Path) -> "VQVAE":
     return cast("VQVAE", network)
 
 
+def load_tokenizer(run: Path) -> "VQVAE":
+    """The VQ-VAE of a run, as :func:`load_vqvae`, checked to have one code per position, as the priors expect."""
+    network = load_vqvae(run)
+    if getattr(network, "codes_per_position", 1) > 1:
+        raise ValueError(
+            f"{run} has {network.codes_per_position} codes at each position; priors and world models need a VQ-VAE "
+            f"with model.codes_per_position 1"
+        )
+    return network
+
+
 def load_dynamics(run: Path) -> "Dynamics":
     """The dynamics model of a run."""
     return cast("Dynamics", load_model(run, "dynamics"))

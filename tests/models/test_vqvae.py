@@ -1,7 +1,10 @@
 """The autoencoder: shapes, ranges, and that it learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.quantizers.config import QuantizerConfig
@@ -33,6 +36,42 @@ def test_reconstruct_is_decode_after_encode():
     reconstruction, quantized = network.reconstruct(frames())
     assert torch.equal(quantized.codes, network.encode(frames()))
     assert torch.equal(reconstruction, network.decode(quantized.codes))
+
+
+@pytest.mark.parametrize("update", ["ema", "soft_em"])
+def test_several_codes_at_each_position_share_one_codebook(update):
+    torch.manual_seed(0)
+    quantizer = replace(TINY.quantizer, update=update)
+    network = VQVAE.from_config(replace(TINY, codes_per_position=3, quantizer=quantizer)).eval()
+    codes = network.encode(frames())
+    assert codes.shape == (4, 3, 5, 5)
+    vectors = network.encoder(normalize(frames()))  # (4, 3·8, 5, 5)
+    for number, part in enumerate(vectors.split(8, 1)):
+        assert torch.equal(codes[:, number], network.quantizer.encode(part))
+    reconstruction, quantized = network.reconstruct(frames())
+    assert torch.equal(quantized.codes, codes)
+    assert torch.equal(reconstruction, network.decode(codes))
+    joined = torch.cat([network.quantizer.decode(codes[:, number]) for number in range(3)], 1)
+    assert torch.equal(reconstruction, denormalize(network.decoder(joined)))
+    samples = network.sample_codes(frames(), 2, torch.Generator().manual_seed(0))
+    assert samples.shape == (4, 2, 3, 5, 5)
+    assert torch.equal(network.decode_samples(codes[:, None].repeat(1, 2, 1, 1, 1)), reconstruction)
+
+
+@pytest.mark.parametrize(("kernel", "unstrided"), [(4, 0), (3, 1), (5, 2)])
+def test_a_decoder_mirrors_its_encoder_for_every_kernel(kernel, unstrided):
+    network = VQVAE.from_config(replace(TINY, kernel_size=kernel, num_unstrided=unstrided))
+    assert network.encode(frames()).shape == (4, 5, 5)
+    assert network.reconstruct(frames())[0].shape == (4, 20, 20, 3)
+    for part in (network.encoder, network.decoder):
+        strided = [layer for layer in part if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
+        assert sum(layer.kernel_size == (kernel, kernel) for layer in strided) >= 2 + unstrided
+
+
+@pytest.mark.parametrize(("kernel", "unstrided"), [(2, 0), (6, 0), (4, 1)])
+def test_kernels_that_do_not_divide_the_grid_exactly_are_refused(kernel, unstrided):
+    with pytest.raises(ValueError, match=r"model\.kernel_size must be .*odd"):
+        VQVAEConfig(kernel_size=kernel, num_unstrided=unstrided)
 
 
 def test_pixels_survive_normalizing():

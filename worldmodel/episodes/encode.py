@@ -27,7 +27,7 @@ def encode_store(store: EpisodeStore, vqvae_run: Path, device: torch.device, mir
         mirrored: flip frames left to right, replace actions by :func:`mirrored_actions`, and use a separate store of
             codes (the codes of a flipped frame are not the flipped codes of the frame).
     """
-    network = checkpoint.load_vqvae(vqvae_run).to(device)
+    network = checkpoint.load_tokenizer(vqvae_run).to(device)
     digest = tensor_io.digest(vqvae_run)
     schema = store.schema
     new_actions = mirrored_actions(schema.action_names) if mirrored else np.arange(len(schema.action_names))

@@ -1,6 +1,7 @@
 """Plots of scores, and images of videos laid out as strips of frames."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,6 +16,7 @@ from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluation.clips import Clips, dream_clips
 from worldmodel.evaluation.table import to_label
+from worldmodel.files import check_file
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.stats import bootstrap_interval, descriptive_stats
 from worldmodel.world_model import WorldModel
@@ -35,6 +37,25 @@ def to_svg(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()[file.getvalue().index("<svg") :]
+
+
+def check_plot_path(path: Path) -> None:
+    """Check that a plot can be written there.
+
+    Raises:
+        ValueError: if the name does not end in .png or .svg.
+        NotADirectoryError, IsADirectoryError: as :func:`worldmodel.files.check_file`.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"{path} must end in .png or .svg")
+    check_file(path)
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    """Write a figure, the same bytes each time, and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    print(f"wrote {path}")
 
 
 def plot_horizon_curves(values: dict[str, Tensor], episodes: Tensor, label: str) -> Figure:

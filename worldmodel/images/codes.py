@@ -20,7 +20,7 @@ def encode_images(images: ImageSource, vqvae_run: Path, device: torch.device) ->
     """
     if isinstance(images, FrameImages):
         return FrameImages([(encode_store(store, vqvae_run, device), entries) for store, entries in images.parts])
-    return EncodedImages(images, checkpoint.load_vqvae(vqvae_run).to(device))
+    return EncodedImages(images, checkpoint.load_tokenizer(vqvae_run).to(device))
 
 
 class EncodedImages:

@@ -17,15 +17,20 @@ def module_list(layers: Iterable[M]) -> Sequence[M]:
     return cast(Sequence[M], nn.ModuleList(layers))
 
 
-def strided_convolutions(dims: int, in_channels: int, hidden_channels: int, strides: Sequence[int]) -> list[nn.Module]:
+def strided_convolutions(
+    dims: int, in_channels: int, hidden_channels: int, strides: Sequence[int], kernel_size: int = 0
+) -> list[nn.Module]:
     """Build convolutions and ReLUs, each dividing the grid by its stride: (B, channels, *grid) -> (B, hidden, …).
 
-    The kernel size is twice the stride (4 for 2), minus one for an odd stride, so that multiples are divided exactly.
+    Args:
+        kernel_size: an odd kernel size; by default twice the stride (4 for 2), minus one for an odd stride. Either way,
+            multiples of the stride are divided exactly.
     """
     layers: list[nn.Module] = []
     for number, stride in enumerate(strides):
-        sizes = hidden_channels if number else in_channels, hidden_channels, 2 * stride - stride % 2
-        layers += [CONVOLUTION[dims](*sizes, stride=stride, padding=stride // 2), nn.ReLU()]
+        kernel, padding = (kernel_size, kernel_size // 2) if kernel_size else (2 * stride - stride % 2, stride // 2)
+        channels = hidden_channels if number else in_channels
+        layers += [CONVOLUTION[dims](channels, hidden_channels, kernel, stride=stride, padding=padding), nn.ReLU()]
     return layers
 
 

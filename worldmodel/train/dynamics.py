@@ -89,7 +89,7 @@ def dynamics(
     codes = encode_store(frames, origin, device)
     mirrored = encode_store(frames, origin, device, mirrored=True) if mirror else None
     training, held_out = split_held_out(codes)
-    tokenizer = checkpoint.load_vqvae(origin)
+    tokenizer = checkpoint.load_tokenizer(origin)
     model = replace(
         model,
         codebook_size=tokenizer.quantizer.config.codebook_size,

@@ -79,7 +79,7 @@ def spatial_prior(
         "num_samples": num_samples,
     }
     checkpoint.check_choices(folder, "spatial_prior", train, data)  # before encoding, which is slow
-    dataset, tokenizer = open_store_or_images(store, images, size), checkpoint.load_vqvae(origin).to(device)
+    dataset, tokenizer = open_store_or_images(store, images, size), checkpoint.load_tokenizer(origin).to(device)
     grid = tokenizer.encode(torch.zeros(1, *dataset.shape, dtype=torch.uint8, device=device)).shape[1:]
     count = max(1, EVAL_CODES // grid.numel())
     held_out = EncodedImages(ImageSubset(dataset.held_out, evenly_spaced(len(dataset.held_out), count)), tokenizer)

@@ -12,13 +12,15 @@ import torch
 
 from tests.conftest import train_config
 from tests.experiments.translation.tiny import LATENTS, SIZES, sentences, write_corpus
-from worldmodel import config, tensor_io
+from worldmodel import checkpoint, config, tensor_io
+from worldmodel.evaluation import plots
 from worldmodel.experiments.translation import latents, translator
 from worldmodel.experiments.translation.corpus import Pairs, read_pairs
 from worldmodel.experiments.translation.distill import distill
 from worldmodel.experiments.translation.evaluate import evaluate
 from worldmodel.experiments.translation.latents import mutual_information, read_latents, score_latents
 from worldmodel.experiments.translation.model import LatentTranslator
+from worldmodel.experiments.translation.plot import plot
 from worldmodel.experiments.translation.scores import compare_translations, score_translations
 from worldmodel.experiments.translation.ship import ship
 from worldmodel.experiments.translation.subwords import Subwords
@@ -249,6 +251,26 @@ def test_a_table_has_a_row_for_each_model_over_its_seeds(tmp_path, capsys):
         table(str(tmp_path / "bad.json"), str(tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="write it with the program evaluate"):
         table(str(tmp_path / "none.json"), str(tmp_path / "out"))
+
+
+def test_a_plot_has_a_curve_for_each_run_and_a_color_for_each_model(teacher, run, tmp_path, monkeypatch):
+    other = tmp_path / "seed1"
+    shutil.copytree(run, other)
+    drawn = []
+    monkeypatch.setattr(plots, "save_plot", lambda figure, path: drawn.append((figure, path)))
+    plot(f"{run},{other}", str(tmp_path / "curves.png"))
+    ((figure, path),) = drawn
+    lines = figure.axes[0].lines
+    measured = [row for row in checkpoint.read_metrics(run) if row["part"] == "held_out"]
+    for line in lines:
+        assert line.get_xdata().tolist() == [row["step"] for row in measured]
+        assert line.get_ydata().tolist() == [row["bleu_true_latents"] for row in measured]
+    assert len(lines) == 2 and lines[0].get_color() == lines[1].get_color()
+    assert path == tmp_path / "curves.png" and len(figure.axes[0].get_legend().texts) == 1
+    with pytest.raises(ValueError, match="must be the run of a translation model with latents"):
+        plot(str(teacher), str(tmp_path / "curves.png"))
+    with pytest.raises(ValueError, match="must end in"):
+        plot(str(run), str(tmp_path / "curves.txt"))
 
 
 def test_models_are_named_after_what_differs():

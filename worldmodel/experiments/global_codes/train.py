@@ -53,7 +53,7 @@ def train(
     checkpoint.check_choices(folder, "global_codes", train, data)  # before encoding, which is slow
     codes = encode_store(EpisodeStore(Path(store).absolute()), origin, pick_device(train))
     train_entries, held_out_entries = split_held_out(codes)
-    first = checkpoint.load_vqvae(origin)
+    first = checkpoint.load_tokenizer(origin)
     model = replace(
         model,
         codebook_size=first.quantizer.config.codebook_size,

@@ -11,7 +11,7 @@ from worldmodel.images.dataset import ImageBatches, ImageDataset, read_evenly
 from worldmodel.metrics import nmse, vqvae_scores
 from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.quantizers.kinds import build_quantizer
-from worldmodel.models.vqvae import VQVAE, Decoder, Encoder, denormalize
+from worldmodel.models.vqvae import VQVAE, Decoder, Encoder
 from worldmodel.train_config import TrainConfig
 from worldmodel.training import fit
 
@@ -20,7 +20,8 @@ def build_initial_vqvae(model: VQVAEConfig, seed: int) -> VQVAE:
     """Build a VQ-VAE whose initial encoder and decoder depend on the seed but not on the quantizer."""
     torch.manual_seed(seed)
     encoder, decoder = Encoder(model), Decoder(model)
-    return VQVAE(encoder, build_quantizer(model.quantizer), decoder, model.data_variance)
+    quantizer = build_quantizer(model.quantizer)
+    return VQVAE(encoder, quantizer, decoder, model.data_variance, model.codes_per_position)
 
 
 def train_variant(run: Path, model: VQVAEConfig, train: TrainConfig, data: dict, dataset: ImageDataset) -> Path:
@@ -47,6 +48,5 @@ def reconstruct_from_samples(network: VQVAE, frames: Tensor) -> Tensor:
     for part in frames.split(64):
         images = part.to(generator.device)
         codes = network.sample_codes(images, network.quantizer.config.num_samples, generator)  # (B, m, h, w)
-        vectors = network.quantizer.decode(codes).mean(2)  # of (B, D, m, h, w)
-        reconstructions.append(denormalize(network.decoder(vectors)).cpu())
+        reconstructions.append(network.decode_samples(codes).cpu())
     return torch.cat(reconstructions)

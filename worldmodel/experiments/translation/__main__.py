@@ -1,8 +1,9 @@
-"""``python -m worldmodel.experiments.translation {train-teacher,distill,train,translate,evaluate,table,ship}``."""
+"""``python -m worldmodel.experiments.translation {train-teacher,distill,train,translate,evaluate,table,plot,ship}``."""
 
 from worldmodel import config
 from worldmodel.experiments.translation.distill import distill
 from worldmodel.experiments.translation.evaluate import evaluate
+from worldmodel.experiments.translation.plot import plot
 from worldmodel.experiments.translation.ship import ship
 from worldmodel.experiments.translation.table import table
 from worldmodel.experiments.translation.train import train, train_teacher
@@ -17,6 +18,7 @@ if __name__ == "__main__":
             "translate": translate,
             "evaluate": evaluate,
             "table": table,
+            "plot": plot,
             "ship": ship,
         }
     )

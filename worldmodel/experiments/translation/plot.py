@@ -1,0 +1,39 @@
+"""Plot how models with latents learn: ``python -m worldmodel.experiments.translation plot``."""
+
+from pathlib import Path
+
+
+def plot(runs: str, out: str) -> None:
+    """Plot the BLEU from true latents over the steps of training, as in figure 3 of Roy et al. 2018.
+
+    It is that of held-out sentences, measured at each evaluation during training. Runs that differ in their seed alone
+    have one color.
+
+    Args:
+        runs: comma-separated run folders of models with latents.
+        out: image file to write, .png or .svg.
+    """
+    from matplotlib.figure import Figure
+
+    from worldmodel import checkpoint
+    from worldmodel.evaluation import plots
+    from worldmodel.experiments.translation.table import describe_system
+
+    plots.check_plot_path(Path(out))
+    figure = Figure((5.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    colors: dict[str, str] = {}
+    for run in map(Path, runs.split(",")):
+        settings = checkpoint.read_config(run)
+        rows = [row for row in checkpoint.read_metrics(run) if "bleu_true_latents" in row]
+        if settings["kind"] != "translation" or not rows:
+            raise ValueError(f"{run} must be the run of a translation model with latents that has been evaluated")
+        name = describe_system({**settings, "settings": {"beam": 1}})
+        label = "_" + name if name in colors else name  # a leading underscore keeps it out of the legend
+        points = [(row["step"], row["bleu_true_latents"]) for row in rows]
+        color = colors.setdefault(name, f"C{len(colors)}")
+        axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, color=color, label=label)
+    axes.set(xlabel="training steps", ylabel="BLEU from true latents", xlim=(0, None), ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    plots.save_plot(figure, Path(out))
