@@ -263,6 +263,17 @@ def test_phonemes_are_written_as_they_are_read(tmp_path):
     assert phonemes.frame_labels(phonemes.read_phn(tmp_path / "a.phn"), 4, 3).tolist() == [0, 0, 0]
 
 
+def test_the_61_phones_of_timit_are_folded_into_the_classes(tmp_path):
+    timit = "h# sh iy hv ae dcl d y er aa kcl k s ux tcl t q en gcl g r ix w dx axr ax-h nx eng el em epi bcl pcl pau"
+    (tmp_path / "a.phn").write_text("".join(f"{n} {n + 1} {phone}\n" for n, phone in enumerate(timit.split())))
+    found = [phonemes.CLASSES[index] for index in phonemes.read_phn(tmp_path / "a.phn").classes]
+    expected = "pau sh iy hh ae pau d y er aa pau k s uw pau t pau n pau g r ih w t er ax n ng l m pau pau pau pau"
+    assert found == expected.split()
+    renamed = " ".join(phonemes.TIMIT_CLASSES.values()).split()
+    assert len(set(phonemes.CLASSES) | set(renamed)) == 61
+    assert not set(phonemes.CLASSES) & set(renamed)
+
+
 def test_every_mnemonic_has_one_of_41_classes():
     assert len(phonemes.CLASSES) == 41
     every = " ".join(phonemes.MNEMONICS.values()).split()

@@ -233,6 +233,16 @@ def test_features_are_means_over_each_hop():
     assert np.allclose(phoneme_scores.mel_features(sound, 8000, 40)[::2], frames[:101], atol=1e-4)
 
 
+def test_normalized_cepstra_forget_loudness_and_filters():
+    mel = np.random.default_rng(0).normal(size=(50, 40)).astype(np.float32)
+    found = phoneme_scores.normalized_mfcc(mel)
+    assert found.shape == (50, 13)
+    assert np.allclose(found.mean(0), 0, atol=1e-5) and np.allclose(found.std(0), 1, atol=1e-4)
+    assert np.allclose(found, phoneme_scores.normalized_mfcc(3 * mel + np.linspace(0, 1, 40, dtype=np.float32)), atol=1e-3)
+    cosine = np.cos(np.pi * 2 * (np.arange(40) + 0.5) / 40) * np.array([[1.0], [-1.0]])  # the third basis vector
+    assert np.allclose(np.abs(phoneme_scores.normalized_mfcc(cosine)[:, 2]), 1)
+
+
 def test_kmeans_codes_name_what_lies_in_heaps():
     train, others = speech(10, 0), speech(5, 1)
     generator = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """Speech: every program on a tiny corpus, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_codes_are_named_after_phonemes(corpus, run, tmp_path, capsys):
     )
     phonemes(f"{run},{other}", str(corpus), str(tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "phonemes.json").read_text())["rows"]
-    assert [len(found) for found in rows.values()] == [1, 2, 2, 2, 2]
+    assert [len(found) for found in rows.values()] == [1, 2, 2, 2, 2, 2]
     frequent = rows["majority"][0]
     assert frequent["train"]["mean"] == pytest.approx(0.5, abs=0.05)  # aa and s are equally long
     known, guessed = (rows[name][0]["held_out"]["mean"] for name in ("kmeans", "random_codes"))
@@ -166,6 +167,29 @@ def test_codes_are_named_after_phonemes(corpus, run, tmp_path, capsys):
     train(str(corpus), str(different), RATE, sizes, train_config(steps=1), batch_size=4, segment_length=256)
     with pytest.raises(ValueError, match="--runs must agree"):
         phonemes(f"{run},{different}", str(corpus), str(tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_recordings_without_phonemes_are_trained_on_and_not_scored(corpus, run, tmp_path):
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus.parent, copy)
+    labels = sorted(copy.rglob("*.phn"))
+    for path in labels[::3]:
+        path.unlink()
+    phonemes(str(run), str(copy / corpus.name), str(tmp_path / "out"))
+    every = scored_frames(corpus, run, tmp_path / "all")
+    some = json.loads((tmp_path / "out" / "phonemes.json").read_text())["frames"]
+    assert all(0 < some[split] < count for split, count in every.items())
+    for path in labels:
+        path.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=r"none of the \d+ train recordings, such as .*, has phonemes"):
+        phonemes(str(run), str(copy / corpus.name), str(tmp_path / "out"))
+
+
+def scored_frames(corpus: Path, run: Path, out: Path) -> dict[str, int]:
+    """Return the number of frames of each split that were scored."""
+    phonemes(str(run), str(corpus), str(out))
+    return json.loads((out / "phonemes.json").read_text())["frames"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ ROWS = {  # of the table: titles
     "random_codes": "random codes",
     "kmeans": "k-means of log-mel",
     "kmeans_centered": "k-means of log-mel, less its mean",
+    "kmeans_mfcc": "k-means of MFCCs, normalized per recording",
     "vqvae": "VQ-VAE",
 }
 Codes = dict[str, list[np.ndarray]]  # split: codes of each recording
@@ -29,7 +30,7 @@ Codes = dict[str, list[np.ndarray]]  # split: codes of each recording
 
 @dataclass(frozen=True)
 class PhonemeData:
-    """Evenly spaced recordings of each split of a corpus, with their phonemes.
+    """Evenly spaced recordings of each split of a corpus that have phonemes beside them.
 
     Args:
         hop: samples per frame.
@@ -42,9 +43,24 @@ class PhonemeData:
 
     @cached_property
     def splits(self) -> dict[str, tuple[Recordings, list[int]]]:
-        """Recordings of each split, and the indices of those to evaluate."""
-        splits = {name: part for name in SPLITS if (part := getattr(self.speech, name))}
-        return {name: (part, evenly_spaced(len(part), self.max_recordings).tolist()) for name, part in splits.items()}
+        """Recordings of each split, and the indices of those to evaluate.
+
+        Raises:
+            FileNotFoundError: if the training or the held-out recordings have no phonemes.
+        """
+        splits = {}
+        for name in SPLITS:
+            part: Recordings | None = getattr(self.speech, name)
+            if part is None:
+                continue
+            if labeled := part.find_labeled():
+                splits[name] = part, [labeled[n] for n in evenly_spaced(len(labeled), self.max_recordings)]
+            elif name != "unseen_speakers":
+                raise FileNotFoundError(
+                    f"none of the {len(part)} {name} recordings, such as {part.paths[0]}, has phonemes in a .phn file "
+                    "beside it; give TIMIT, or what python -m worldmodel.experiments.speech synthesize makes"
+                )
+        return splits
 
     def map_recordings(self, function: Callable[[Recordings, int], np.ndarray]) -> dict[str, list[np.ndarray]]:
         """Return ``function(recordings, index)`` for each recording of each split."""
@@ -68,6 +84,13 @@ class PhonemeData:
         return [part.texts[n] or str(n) for n in indices]
 
 
+FEATURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of log-mel frames (n, bands), for each row of k-means
+    "kmeans": lambda mel: mel,
+    "kmeans_centered": lambda mel: mel - mel.mean(0),
+    "kmeans_mfcc": scores.normalized_mfcc,
+}
+
+
 def random_baseline(data: PhonemeData, size: int, seed: int) -> Codes:
     """Return random codes, one per frame."""
     return {
@@ -76,9 +99,9 @@ def random_baseline(data: PhonemeData, size: int, seed: int) -> Codes:
     }
 
 
-def kmeans_codes(data: PhonemeData, size: int, seed: int, centered: bool) -> Codes:
-    """Return k-means codes of log-mel frames; the codebook is fitted on the training split."""
-    features = {split: [mel - mel.mean(0) * centered for mel in mels] for split, mels in data.mels.items()}
+def kmeans_codes(data: PhonemeData, size: int, seed: int, features_of: Callable[[np.ndarray], np.ndarray]) -> Codes:
+    """Return k-means codes of features of each recording's log-mel frames; fitted on the training split."""
+    features = {split: [features_of(mel) for mel in mels] for split, mels in data.mels.items()}
     codebook = scores.kmeans(features["train"], size, seed)
     return {split: scores.nearest_codes(codebook, part) for split, part in features.items()}
 

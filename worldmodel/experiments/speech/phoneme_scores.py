@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2, vq
+from scipy.fft import dct
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from worldmodel.models.quantizers.interface import perplexity
 from worldmodel.stats import bootstrap_interval
 
 Utterances = Sequence[np.ndarray | Tensor]
+NUM_CEPSTRA = 13
 
 
 def fit_map(codes: Utterances, labels: Utterances, size: int, classes: int) -> np.ndarray:
@@ -78,6 +80,12 @@ def mel_features(waveform: Tensor | np.ndarray, rate: int, hop: int) -> np.ndarr
     area = F.pad(frames.cumsum(0), (0, 0, 1, 0))[whole] + (edges - whole)[:, None] * frames[whole]  # (count + 1, bands)
     means = area.diff(dim=0) / edges.diff()[:, None]
     return means.float().numpy(force=True)
+
+
+def normalized_mfcc(mel: np.ndarray) -> np.ndarray:
+    """Return the first NUM_CEPSTRA cepstra of log-mel frames, with mean 0 and variance 1: (n, bands) -> (n, cepstra)."""
+    cepstra = dct(mel, norm="ortho", axis=1)[:, :NUM_CEPSTRA]
+    return (cepstra - cepstra.mean(0)) / np.maximum(cepstra.std(0), 1e-6)
 
 
 def kmeans(features: Utterances, size: int, seed: int = 0, steps: int = 30) -> np.ndarray:

@@ -13,13 +13,14 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
 
     The map is fitted on the training recordings and tested on other sentences (held_out) and other speakers
     (unseen_speakers). The baselines are the most frequent phoneme, random codes, and k-means codes of log-mel
-    spectrograms, with and without each recording's mean, with as many codes and seeds as the runs, which should differ
-    in their seeds only. A linear probe predicts the speaker from an utterance's codes, and from its spectrogram.
+    spectrograms, with and without each recording's mean, and of 13 MFCCs whose mean and variance are normalized per
+    recording, with as many codes and seeds as the runs, which should differ in their seeds only. A linear probe predicts the speaker from an utterance's codes, and from its spectrogram.
     Intervals are 95 %, over sentences. The folder ``out`` gets phonemes.json and phonemes.txt.
 
     Args:
         runs: run folders of speech VQ-VAEs, separated by commas.
-        speech: folder or CSV file of the recordings, each with a .phn file beside it, as synthesize makes them.
+        speech: folder or CSV file of the recordings that the runs were trained on. Those with a .phn file beside them
+            are scored: TIMIT's, or those that synthesize makes.
         out: folder to write.
         recordings: maximum number of recordings per split, evenly spaced.
         device: device of the VQ-VAEs, cpu or cuda.
@@ -29,6 +30,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
     from worldmodel.experiments.speech.codec import SpeechCodec, check_same_speech
     from worldmodel.experiments.speech.data.dataset import open_speech
     from worldmodel.experiments.speech.phoneme_maps import (
+        FEATURES,
         ROWS,
         PhonemeData,
         format_table,
@@ -58,9 +60,9 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
     labeled, seeds = PhonemeData(data, hop, recordings), range(len(codecs))
     rows = {"majority": [score_majority(labeled)]}
     rows["random_codes"] = [score_codes(labeled, random_baseline(labeled, size, seed), size) for seed in seeds]
-    for name, centered in (("kmeans", False), ("kmeans_centered", True)):
+    for name, features_of in FEATURES.items():
         bar = tqdm(seeds, unit="seed", desc=ROWS[name], leave=False)
-        rows[name] = [score_codes(labeled, kmeans_codes(labeled, size, seed, centered), size) for seed in bar]
+        rows[name] = [score_codes(labeled, kmeans_codes(labeled, size, seed, features_of), size) for seed in bar]
     rows["vqvae"] = [score_codes(labeled, model_codes(labeled, codec), size) for codec in codecs.values()]
     mel_moments = {split: scores.moments_over_time(features) for split, features in labeled.mels.items()}
     result = {

@@ -71,6 +71,10 @@ class Recordings:
         file_rate = audio.read_header(path)[1]
         return Phonemes(starts * self.rate // file_rate, stops * self.rate // file_rate, classes)
 
+    def find_labeled(self) -> list[int]:
+        """Return the indices of the recordings that have a .phn file beside them."""
+        return [n for n, path in enumerate(self.paths) if path.with_suffix(".phn").is_file()]
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of samples of each recording, (N,) int64, according to the file headers."""

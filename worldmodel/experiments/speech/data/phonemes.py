@@ -1,4 +1,4 @@
-"""Phonemes: 41 classes of English sounds, the map from espeak-ng's mnemonics, and .phn files of phoneme times.
+"""Phonemes: 41 classes of English sounds, the maps of espeak-ng's mnemonics and TIMIT's phones, and .phn files.
 
 The names are ARPABET's in lower case: 16 vowels, 24 consonants and the pause. The map covers what eight English accents
 of espeak-ng 1.51 produced in 80,000 phonemes of captions: stress and length marks are dropped, r-colored vowels become
@@ -57,7 +57,21 @@ MNEMONICS = {  # class: its espeak-ng mnemonics
     "zh": "Z",
 }
 CLASSES = tuple(MNEMONICS)
+TIMIT_CLASSES = {  # class: TIMIT's phones that have another name, folded as by Lee & Hon 1989, a flap with its t
+    PAUSE: "h# epi bcl dcl gcl pcl tcl kcl q",
+    "ax": "ax-h",
+    "er": "axr",
+    "hh": "hv",
+    "ih": "ix",
+    "l": "el",
+    "m": "em",
+    "n": "en nx",
+    "ng": "eng",
+    "t": "dx",
+    "uw": "ux",
+}
 _CLASS_OF = {mnemonic: name for name, mnemonics in MNEMONICS.items() for mnemonic in mnemonics.split()}
+_CLASS_OF_PHONE = {phone: name for name, phones in TIMIT_CLASSES.items() for phone in phones.split()}
 
 
 class Phonemes(NamedTuple):
@@ -89,11 +103,11 @@ def format_phn(phonemes: Phonemes) -> str:
 
 
 def read_phn(path: str | Path) -> Phonemes:
-    """Read a .phn file.
+    """Read a .phn file of CLASSES or of TIMIT's 61 phones.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the line, if it is not start, stop and one of CLASSES, or out of order.
+        ValueError: naming the line, if it is not start, stop and a known phoneme, or out of order.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,11 +118,12 @@ def read_phn(path: str | Path) -> Phonemes:
         if len(fields) != 3 or not (fields[0] + fields[1]).isdecimal():
             raise ValueError(f"{path}, line {number}: expected START STOP PHONEME, got {line!r}")
         start, stop = int(fields[0]), int(fields[1])
-        if fields[2] not in CLASSES:
+        name = _CLASS_OF_PHONE.get(fields[2], fields[2])
+        if name not in CLASSES:
             raise ValueError(f"{path}, line {number}: {unknown_name('phoneme', fields[2], CLASSES)}")
         if not before <= start < stop:
             raise ValueError(f"{path}, line {number}: must start at {before} or later and end after that, got {line!r}")
-        rows.append((start, stop, CLASSES.index(fields[2])))
+        rows.append((start, stop, CLASSES.index(name)))
         before = stop
     return Phonemes(*np.array(rows, np.int64).reshape(-1, 3).T)
 
