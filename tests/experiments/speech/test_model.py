@@ -1,5 +1,6 @@
 """The speech VQ-VAE: its encoder's input, its decoder's condition, its losses and its samples."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,24 @@ def test_a_spectrum_is_centered_on_its_codes(strides):
     assert changed[0] == changed[8] == 0
     loss, metrics = net(SpeechBatch(samples, torch.tensor([9 * hop]), torch.tensor([0])))
     assert torch.isfinite(loss) and metrics["spectral_error"] > 0
+
+
+def test_an_encoder_of_log_mel_hears_no_constant_filter():
+    torch.manual_seed(0)
+    sizes = replace(SMALL, strides=(2, 2, 5, 4), encoder_input="mel", sample_rate=4000, aux_weight=0.5)
+    net = SpeechVQVAE(sizes).eval()
+    noise = 0.05 * np.random.default_rng(0).normal(size=(1, 80 * 12))
+    soft, loud = (net.spectra(torch.from_numpy(audio.mu_law_encode(gain * noise)).long()) for gain in (1, 4))
+    assert soft.shape == (1, 24, 40)  # every 10 ms
+    assert (loud - soft).median() == pytest.approx(math.log(4), abs=0.02)
+    vectors = [net.encoder((part - part.mean(1, keepdim=True)).movedim(-1, 1)) for part in (soft, soft + 1)]
+    assert torch.allclose(vectors[0], vectors[1], atol=1e-4)
+    samples = torch.from_numpy(audio.mu_law_encode(noise))
+    assert torch.equal(net.encode_to_vectors(samples.long()), vectors[0])
+    loss, metrics = net(SpeechBatch(samples, torch.tensor([960]), torch.tensor([0])))
+    assert torch.isfinite(loss) and metrics["spectral_error"] > 0 and net.encode(samples).shape == (1, 12)
+    with pytest.raises(ValueError, match="needs a multiple of 160 samples per code, 10 ms, got 80"):
+        SpeechVQVAE(replace(sizes, sample_rate=16_000))
 
 
 def test_a_tone_is_loudest_in_the_band_of_its_frequency():

@@ -15,8 +15,10 @@ class SpeechConfig:
     Attributes:
         num_speakers: number of speakers that the decoder is conditioned on.
         strides: strides of the encoder's convolutions; their product is the number of samples per code.
-        encoder_input: input of the encoder: waveform, as in the paper, or spectrum, which trains much faster (Chorowski
-            et al. 2019 use cepstra); the spectrum's hop replaces the first strides.
+        encoder_input: input of the encoder: waveform, as in the paper, spectrum or mel, which train much faster (Chorowski
+            et al. 2019 use cepstra). The hop of the spectra replaces the first strides. mel is log-mel every 10 ms,
+            less its mean over time, which depends on voice and microphone; the readout of aux_weight is of log-mel, too.
+        sample_rate: sample rate in Hz, for encoder_input mel.
         hidden_channels: channels of the encoder.
         residual_channels: channels between the two convolutions of a residual block.
         num_residual_blocks: number of residual blocks in the encoder, and again before the decoder.
@@ -39,7 +41,8 @@ class SpeechConfig:
 
     num_speakers: int = 1
     strides: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
-    encoder_input: Literal["waveform", "spectrum"] = "waveform"
+    encoder_input: Literal["waveform", "spectrum", "mel"] = "waveform"
+    sample_rate: int = 16_000
     hidden_channels: int = 128
     residual_channels: int = 64
     num_residual_blocks: int = 2
@@ -61,6 +64,7 @@ class SpeechConfig:
             raise ValueError(f"model.strides must be numbers of 2 or more, got {list(self.strides)}")
         counts = (
             "num_speakers",
+            "sample_rate",
             "hidden_channels",
             "residual_channels",
             "condition_channels",

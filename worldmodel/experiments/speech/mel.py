@@ -36,15 +36,21 @@ def log_mel(waveform: Tensor | np.ndarray, rate: int) -> Tensor:
     waveform = torch.as_tensor(waveform, dtype=torch.float32)
     if waveform.ndim != 1 or not len(waveform):
         raise ValueError(f"expected a mono waveform (N,) of one sample or more, got {tuple(waveform.shape)}")
+    return log_mel_of_batch(waveform[None], rate)[0]
+
+
+def log_mel_of_batch(waveforms: Tensor, rate: int) -> Tensor:
+    """Return the :func:`log_mel` of waveforms of one length: (B, N) -> (B, frames, NUM_BANDS) float32."""
     if rate < MIN_RATE:
         raise ValueError(f"expected a rate of {MIN_RATE} Hz or more, got {rate}; resample the sound")
     hop, length = mel_hop(rate), round(rate / 40)
     size = 1 << (length - 1).bit_length()
-    frames, left = -(-len(waveform) // hop), (size - hop) // 2
-    padded = F.pad(waveform, (left, (frames - 1) * hop + size - left - len(waveform)))
+    samples, left = waveforms.shape[1], (size - hop) // 2
+    frames = -(-samples // hop)
+    padded = F.pad(waveforms, (left, (frames - 1) * hop + size - left - samples))
     window = torch.hann_window(length, device=padded.device)
-    spectrum = torch.stft(padded, size, hop, length, window, center=False, return_complex=True)  # (bins, frames)
-    power = (spectrum.abs() / window.sum()).square().T  # (frames, bins)
+    spectrum = torch.stft(padded, size, hop, length, window, center=False, return_complex=True)  # (B, bins, frames)
+    power = (spectrum.abs() / window.sum()).square().mT  # (B, frames, bins)
     return (power @ mel_filterbank(rate, size).to(power.device)).clamp_min(POWER_FLOOR).log()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.experiments.speech.config import SpeechConfig
+from worldmodel.experiments.speech.mel import NUM_BANDS, log_mel_of_batch, mel_hop
 from worldmodel.models.autoregressive.wavenet import WaveNet
 from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.layers import TRANSPOSED_CONVOLUTION, ResidualBlock, init_he
@@ -51,11 +52,12 @@ class SpeechVQVAE(nn.Module):
             quantizer=config.quantizer,
         )
         self.spectrum_hop = _spectrum_hop(config)
+        num_bands = NUM_BANDS if config.encoder_input == "mel" else self.spectrum_hop + 1
         if config.encoder_input == "waveform":
             self.encoder: nn.Module = Encoder(sizes, dims=1, strides=config.strides)
         else:
             self.encoder = nn.Sequential(
-                nn.Conv1d(self.spectrum_hop + 1, config.hidden_channels, 3, padding=1),
+                nn.Conv1d(num_bands, config.hidden_channels, 3, padding=1),
                 nn.ReLU(),
                 Encoder(
                     replace(sizes, in_channels=config.hidden_channels),
@@ -77,7 +79,7 @@ class SpeechVQVAE(nn.Module):
             config.dilation_cycle,
         )
         if config.aux_weight:
-            self.plain = nn.Linear(config.condition_channels, self.spectrum_hop + 1)
+            self.plain = nn.Linear(config.condition_channels, num_bands)
             nn.init.constant_(self.plain.bias, math.log(MAGNITUDE_FLOOR))
 
     def forward(self, batch: SpeechBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -101,7 +103,7 @@ class SpeechVQVAE(nn.Module):
         condition = self.condition_on_vectors(vectors, batch.speakers)
         if self.config.aux_weight:
             per_code = vectors.shape[2], -1
-            target = log_spectra(samples, self.spectrum_hop).unflatten(1, per_code).mean(2)  # (B, N / hop, bins)
+            target = self.spectra(samples).unflatten(1, per_code).mean(2)  # (B, N / hop, bands)
             error = F.mse_loss(self.plain(condition.unflatten(1, per_code).mean(2)).float(), target)
             loss, metrics["spectral_error"] = loss + self.config.aux_weight * error, error.detach()
         if aux_only:
@@ -119,7 +121,16 @@ class SpeechVQVAE(nn.Module):
         """Encode samples (B, N) into the vectors (B, D, N / hop) to be quantized."""
         if self.config.encoder_input == "waveform":
             return self.encoder(mu_law_to_float(samples))
-        return self.encoder((log_spectra(samples, self.spectrum_hop) - math.log(MAGNITUDE_FLOOR)).movedim(-1, 1))
+        spectra = self.spectra(samples)
+        mean = spectra.mean(1, keepdim=True) if self.config.encoder_input == "mel" else math.log(MAGNITUDE_FLOOR)
+        return self.encoder((spectra - mean).movedim(-1, 1))
+
+    def spectra(self, samples: Tensor) -> Tensor:
+        """Return log-magnitude spectra (B, N / spectrum_hop, bands) float32 of mu-law codes (B, N), in nepers."""
+        if self.config.encoder_input == "mel":
+            with torch.autocast(samples.device.type, enabled=False):
+                return log_mel_of_batch(expand_mu_law(samples), self.config.sample_rate) / 2  # of power
+        return log_spectra(samples, self.spectrum_hop)
 
     def encode(self, samples: Tensor) -> Tensor:
         """Encode samples (B, N) into codes (B, N / hop) int64.
@@ -160,16 +171,20 @@ def mu_law_to_float(samples: Tensor) -> Tensor:
     return samples[:, None].float() * (2 / (MU_LAW_LEVELS - 1)) - 1
 
 
+def expand_mu_law(samples: Tensor) -> Tensor:
+    """Return the waveform in [-1, 1] of mu-law codes, both (B, N)."""
+    companded = mu_law_to_float(samples)[:, 0]
+    magnitudes = torch.expm1(companded.abs() * math.log(MU_LAW_LEVELS)) / (MU_LAW_LEVELS - 1)
+    return companded.sign() * magnitudes
+
+
 def log_spectra(samples: Tensor, hop: int) -> Tensor:
     """Return log-magnitude spectra (B, N / hop, hop + 1) float32 of mu-law codes (B, N).
 
     Each window is two hops wide and centered on its hop: too short to resolve the pitch of most voices.
     """
     with torch.autocast(samples.device.type, enabled=False):
-        companded = mu_law_to_float(samples)[:, 0]
-        magnitudes = torch.expm1(companded.abs() * math.log(MU_LAW_LEVELS)) / (MU_LAW_LEVELS - 1)
-        x = companded.sign() * magnitudes
-        x = F.pad(x, (hop // 2, hop - hop // 2))  # (B, N + hop)
+        x = F.pad(expand_mu_law(samples), (hop // 2, hop - hop // 2))  # (B, N + hop)
         window = torch.hann_window(2 * hop, device=x.device)
         spectra = torch.stft(x, 2 * hop, hop, window=window, center=False, return_complex=True)
         return (spectra.abs() / hop + MAGNITUDE_FLOOR).log().movedim(1, -1)
@@ -185,7 +200,18 @@ def jitter(vectors: Tensor, probability: float, generator: torch.Generator | Non
 
 
 def _spectrum_hop(config: SpeechConfig) -> int:
-    """Return the samples between two spectra: a multiple of the conditioning hop that divides a code's samples."""
+    """Return the samples between two spectra: a multiple of the conditioning hop that divides a code's samples.
+
+    Raises:
+        ValueError: if the 10 ms of log-mel do not divide them.
+    """
+    if config.encoder_input == "mel":
+        if config.hop % mel_hop(config.sample_rate):
+            raise ValueError(
+                f"model.encoder_input mel needs a multiple of {mel_hop(config.sample_rate)} samples per code, 10 ms, "
+                f"got {config.hop}, the product of model.strides"
+            )
+        return mel_hop(config.sample_rate)
     hop = _condition_hop(config)
     while hop < MIN_SPECTRUM_HOP and config.hop % (2 * hop) == 0:
         hop *= 2

@@ -25,7 +25,7 @@ def train(
             subfolder per speaker; or a CSV file with the columns path and speaker.
         run: folder to write checkpoints and metrics into.
         rate: sample rate in Hz; recordings of another rate are resampled.
-        model: architecture and losses; num_speakers is taken from the recordings.
+        model: architecture and losses; num_speakers and sample_rate are taken from the recordings.
         train: training settings.
         batch_size: number of segments per batch.
         segment_length: samples per segment, a multiple of the samples per code.
@@ -46,6 +46,8 @@ def train(
     data, folder = open_speech(speech, rate), Path(run).absolute()
     check_same_speech(folder, data)
     model = replace(model, num_speakers=len(data.speakers))
+    if model.encoder_input == "mel":
+        model = replace(model, sample_rate=rate)
     if model.aux_only_steps >= train.steps:
         print(f"model.aux_only_steps covers all {train.steps} steps: only codes will be usable, the WaveNet not")
     torch.manual_seed(train.seed)
