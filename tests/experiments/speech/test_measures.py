@@ -238,7 +238,9 @@ def test_normalized_cepstra_forget_loudness_and_filters():
     found = phoneme_scores.normalized_mfcc(mel)
     assert found.shape == (50, 13)
     assert np.allclose(found.mean(0), 0, atol=1e-5) and np.allclose(found.std(0), 1, atol=1e-4)
-    assert np.allclose(found, phoneme_scores.normalized_mfcc(3 * mel + np.linspace(0, 1, 40, dtype=np.float32)), atol=1e-3)
+    assert np.allclose(
+        found, phoneme_scores.normalized_mfcc(3 * mel + np.linspace(0, 1, 40, dtype=np.float32)), atol=1e-3
+    )
     cosine = np.cos(np.pi * 2 * (np.arange(40) + 0.5) / 40) * np.array([[1.0], [-1.0]])  # the third basis vector
     assert np.allclose(np.abs(phoneme_scores.normalized_mfcc(cosine)[:, 2]), 1)
 
