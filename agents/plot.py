@@ -36,7 +36,7 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     if len(names) != len(folders):
         raise ValueError(f"--labels must be one for each of {len(folders)} runs, got {len(names)}")
     plots.check_plot_path(Path(out))
-    figure = Figure((5.5, 3.5), layout="constrained")
+    figure = Figure((5.5, 3.5))
     axes = figure.subplots()
     for folder, name in zip(folders, names, strict=True):
         rows = read_returns(folder)
@@ -55,7 +55,6 @@ def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     plots.save_plot(figure, Path(out))
 

@@ -304,12 +304,16 @@ def load_vqvae(run: Path) -> "VQVAE":
 
 
 def load_tokenizer(run: Path) -> "VQVAE":
-    """The VQ-VAE of a run, as :func:`load_vqvae`, checked to have one code per position, as the priors expect."""
+    """The VQ-VAE of a run, as :func:`load_vqvae`, whose codes a prior can model.
+
+    Raises:
+        ValueError: if it has several codes at each position.
+    """
     network = load_vqvae(run)
     if getattr(network, "codes_per_position", 1) > 1:
         raise ValueError(
             f"{run} has {network.codes_per_position} codes at each position; priors and world models need a VQ-VAE "
-            f"with model.codes_per_position 1"
+            "with model.codes_per_position 1"
         )
     return network
 

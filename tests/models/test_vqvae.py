@@ -63,13 +63,27 @@ def test_a_decoder_mirrors_its_encoder_for_every_kernel(kernel, unstrided):
     network = VQVAE.from_config(replace(TINY, kernel_size=kernel, num_unstrided=unstrided))
     assert network.encode(frames()).shape == (4, 5, 5)
     assert network.reconstruct(frames())[0].shape == (4, 20, 20, 3)
-    for part in (network.encoder, network.decoder):
-        strided = [layer for layer in part if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
-        assert sum(layer.kernel_size == (kernel, kernel) for layer in strided) >= 2 + unstrided
+    transposed = [layer for layer in network.decoder if isinstance(layer, nn.ConvTranspose2d)]
+    convolutions = [layer for layer in network.encoder if isinstance(layer, nn.Conv2d)][:-1]  # without the last, 1×1
+    for layers, strides in ((convolutions, [2, 2] + [1] * unstrided), (transposed, [1] * unstrided + [2, 2])):
+        assert [layer.stride[0] for layer in layers] == strides
+        assert all(layer.kernel_size == (kernel, kernel) for layer in layers)
 
 
-@pytest.mark.parametrize(("kernel", "unstrided"), [(2, 0), (6, 0), (4, 1)])
-def test_kernels_that_do_not_divide_the_grid_exactly_are_refused(kernel, unstrided):
+@pytest.mark.parametrize("quantizer", [{"update": "soft_em"}, {"kind": "gumbel"}, {"kind": "semhash"}])
+def test_several_codes_are_trained_by_every_quantizer(quantizer):
+    torch.manual_seed(0)
+    config = replace(TINY, codes_per_position=3, quantizer=QuantizerConfig(codebook_size=16, code_dim=8, **quantizer))
+    network = VQVAE.from_config(config).train()
+    loss, metrics = network(frames(), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert all(part.grad.abs().sum() > 0 for part in network.encoder.parameters())
+    assert 1 <= metrics["perplexity"] <= 16
+    assert network.quantizer(network._encode_to_vectors(normalize(frames()))).counts.sum() == 4 * 3 * 25
+
+
+@pytest.mark.parametrize(("kernel", "unstrided"), [(1, 0), (2, 0), (6, 0), (4, 1)])
+def test_kernels_of_other_sizes_are_refused(kernel, unstrided):
     with pytest.raises(ValueError, match=r"model\.kernel_size must be .*odd"):
         VQVAEConfig(kernel_size=kernel, num_unstrided=unstrided)
 

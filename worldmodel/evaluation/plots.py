@@ -43,8 +43,7 @@ def check_plot_path(path: Path) -> None:
     """Check that a plot can be written there.
 
     Raises:
-        ValueError: if the name does not end in .png or .svg.
-        NotADirectoryError, IsADirectoryError: as :func:`worldmodel.files.check_file`.
+        ValueError: if the name does not end in .png or .svg, or as :func:`worldmodel.files.check_file`.
     """
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"{path} must end in .png or .svg")
@@ -52,7 +51,7 @@ def check_plot_path(path: Path) -> None:
 
 
 def save_plot(figure: Figure, path: Path) -> None:
-    """Write a figure, the same bytes each time, and say so."""
+    """Write a figure as .png or .svg, the same bytes each time, and say so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     print(f"wrote {path}")

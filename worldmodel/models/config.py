@@ -23,11 +23,11 @@ class VQVAEConfig:
         residual_channels: number of channels between the two convolutions of a residual block.
         num_residual_blocks: number of residual blocks in the encoder, and again in the decoder.
         num_downsamples: number of stride-2 convolutions; each halves the grid, so two turn 84×84 into 21×21.
-        num_unstrided: number of further convolutions, with stride 1, after those of the encoder and before those of the
-            decoder.
-        kernel_size: side of the kernels of all these convolutions: 4, or an odd number, which any with stride 1 needs.
-        codes_per_position: number of codes at each position, which share one codebook: of a vector of so many times
-            ``quantizer.code_dim``, each part is quantized by itself. Priors need 1.
+        num_unstrided: number of stride-1 convolutions after the encoder's stride-2 ones, and before the decoder's.
+        kernel_size: side of the kernels of the stride-2 and stride-1 convolutions, not of the residual blocks: 4, or an
+            odd number of 3 or more, which num_unstrided needs.
+        codes_per_position: number of codes at each position of the grid: the encoder's vector has so many parts of
+            ``quantizer.code_dim``, quantized with one codebook. Priors and world models need 1.
         data_variance: variance of the images in [0, 1]; the squared error is divided by it, which sets its weight
             relative to the quantizer's loss; 0 measures it when training starts.
         quantizer: quantizer between encoder and decoder.
@@ -51,9 +51,9 @@ class VQVAEConfig:
             counts=("in_channels", "hidden_channels", "residual_channels", "kernel_size", "codes_per_position"),
             non_negative=("num_residual_blocks", "num_downsamples", "num_unstrided", "data_variance"),
         )
-        if self.kernel_size % 2 == 0 and (self.kernel_size != 4 or self.num_unstrided):
-            odd = "odd with model.num_unstrided" if self.num_unstrided else "4 or odd"
-            raise ValueError(f"model.kernel_size must be {odd}, got {self.kernel_size}")
+        if self.kernel_size < 3 or (self.kernel_size % 2 == 0 and (self.kernel_size != 4 or self.num_unstrided)):
+            known = "odd with model.num_unstrided, 3 or more" if self.num_unstrided else "4, or odd and 3 or more"
+            raise ValueError(f"model.kernel_size must be {known}, got {self.kernel_size}")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def module_list(layers: Iterable[M]) -> Sequence[M]:
 
 
 def strided_convolutions(
-    dims: int, in_channels: int, hidden_channels: int, strides: Sequence[int], kernel_size: int = 0
+    dims: int, in_channels: int, hidden_channels: int, strides: Sequence[int], kernel_size: int | None = None
 ) -> list[nn.Module]:
     """Build convolutions and ReLUs, each dividing the grid by its stride: (B, channels, *grid) -> (B, hidden, …).
 

@@ -14,7 +14,7 @@ from worldmodel.models.quantizers.kinds import Quantizer, VectorQuantizer, build
 
 
 class Encoder(nn.Sequential):
-    """Strided 4×4 convolutions, then residual blocks: (B, channels, *grid) -> (B, D, *grid / 2^num_downsamples).
+    """Strided convolutions, then residual blocks: (B, channels, *grid) -> (B, D, *grid / 2^num_downsamples).
 
     With several codes per position, D is their vectors' dimension times their number.
 
@@ -24,7 +24,7 @@ class Encoder(nn.Sequential):
     """
 
     def __init__(self, config: VQVAEConfig, dims: int = 2, strides: Sequence[int] | None = None) -> None:
-        hidden, kernel = config.hidden_channels, config.kernel_size if config.kernel_size % 2 else 0
+        hidden, kernel = config.hidden_channels, config.kernel_size if config.kernel_size % 2 else None
         strides = [2] * config.num_downsamples + [1] * config.num_unstrided if strides is None else strides
         layers = strided_convolutions(dims, config.in_channels, hidden, strides, kernel)
         layers[-1:] = [ResidualBlock(dims, hidden, config.residual_channels) for _ in range(config.num_residual_blocks)]
@@ -33,7 +33,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Residual blocks, then transposed 4×4 convolutions: (B, D, *grid) -> (B, channels, *grid · 2^num_downsamples)."""
+    """Residual blocks, then transposed convolutions: (B, D, *grid) -> (B, channels, *grid · 2^num_downsamples)."""
 
     def __init__(self, config: VQVAEConfig, dims: int = 2) -> None:
         transposed, hidden = TRANSPOSED_CONVOLUTION[dims], config.hidden_channels

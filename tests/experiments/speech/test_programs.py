@@ -64,6 +64,22 @@ def test_training_that_was_stopped_goes_on(corpus, tmp_path, aux_only_steps):
     assert tensor_io.digest(whole) == tensor_io.digest(parted)
 
 
+@pytest.mark.slow
+def test_an_encoder_of_log_mel_is_trained_at_the_rate_of_the_recordings(corpus, tmp_path):
+    model = replace(SMALL, strides=(40, 2), encoder_input="mel", aux_weight=1.0, aux_only_steps=4)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    for folder, steps in ((whole, 4), (parted, 2), (parted, 4)):
+        settings = replace(train_config(steps=steps), decay_fraction=0.0)
+        train(str(corpus), str(folder), RATE, model, settings, batch_size=4, segment_length=320)
+    assert tensor_io.digest(whole) == tensor_io.digest(parted)
+    speech_codec = SpeechCodec.load(whole)
+    assert speech_codec.network.config.sample_rate == RATE
+    assert speech_codec.encode(np.zeros(900, np.uint8)).shape == (12,)
+    with pytest.raises(ValueError, match="mel needs --rate 4000 or more, got 2000"):
+        train(str(corpus), str(tmp_path / "low"), 2000, model, train_config(steps=1), 4, 320)
+    assert not (tmp_path / "low").exists()
+
+
 def test_an_utterance_is_the_same_alone_and_among_others(run):
     speech_codec = SpeechCodec.load(run)
     codes = [torch.arange(length) % 16 for length in (5, 3, 9)]

@@ -267,6 +267,19 @@ def test_a_plot_has_a_curve_for_each_run_and_a_color_for_each_model(teacher, run
         assert line.get_ydata().tolist() == [row["bleu_true_latents"] for row in measured]
     assert len(lines) == 2 and lines[0].get_color() == lines[1].get_color()
     assert path == tmp_path / "curves.png" and len(figure.axes[0].get_legend().texts) == 1
+    for name, changes in (("longer", {"steps: 4": "steps: 5"}), ("hard", {"update: soft_em": "update: ema"})):
+        shutil.copytree(run, tmp_path / name)
+        text = (run / "config.yaml").read_text()
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / name / "config.yaml").write_text(text)
+    plot(f"{run},{tmp_path / 'longer'},{other},{tmp_path / 'hard'}", str(tmp_path / "curves.png"))
+    colors = [line.get_color() for line in drawn[1][0].axes[0].lines]
+    assert colors[0] == colors[2] and len(set(colors)) == 3
+    (tmp_path / "hard" / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="has not been evaluated yet"):
+        plot(str(tmp_path / "hard"), str(tmp_path / "curves.png"))
     with pytest.raises(ValueError, match="must be the run of a translation model with latents"):
         plot(str(teacher), str(tmp_path / "curves.png"))
     with pytest.raises(ValueError, match="must end in"):

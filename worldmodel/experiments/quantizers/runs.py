@@ -47,6 +47,8 @@ def reconstruct_from_samples(network: VQVAE, frames: Tensor) -> Tensor:
     reconstructions = []
     for part in frames.split(64):
         images = part.to(generator.device)
-        codes = network.sample_codes(images, network.quantizer.config.num_samples, generator)  # (B, m, h, w)
+        codes = network.sample_codes(
+            images, network.quantizer.config.num_samples, generator
+        )  # (B, m, h, w), maybe n before h
         reconstructions.append(network.decode_samples(codes).cpu())
     return torch.cat(reconstructions)

@@ -76,7 +76,7 @@ class SpeechCodec:
     def encode(self, samples: np.ndarray) -> Tensor:
         """Encode mu-law samples (N,) uint8, padded with silence to whole codes, into codes (M,) int64."""
         padded = torch.from_numpy(pad_to_hop(samples, self.hop))[None].to(self.device)
-        return self.network.encode(padded)[0].cpu()
+        return self.network.encode(padded, torch.tensor([max(1, len(samples))], device=self.device))[0].cpu()
 
     def decode(
         self,

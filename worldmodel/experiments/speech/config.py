@@ -15,10 +15,11 @@ class SpeechConfig:
     Attributes:
         num_speakers: number of speakers that the decoder is conditioned on.
         strides: strides of the encoder's convolutions; their product is the number of samples per code.
-        encoder_input: input of the encoder: waveform, as in the paper, spectrum or mel, which train much faster (Chorowski
-            et al. 2019 use cepstra). The hop of the spectra replaces the first strides. mel is log-mel every 10 ms,
-            less its mean over time, which depends on voice and microphone; the readout of aux_weight is of log-mel, too.
-        sample_rate: sample rate in Hz, for encoder_input mel.
+        encoder_input: input of the encoder: waveform, as in the paper, or spectrum or mel, which train much faster
+            (Chorowski et al. 2019 use cepstra); their hop replaces the first strides. mel is log-mel every 10 ms, less
+            its mean over the segment in training and over the recording afterwards, which depends on voice and
+            microphone; the readout of aux_weight then predicts log-mel.
+        sample_rate: sample rate in Hz of input mel, taken from --rate; 0 for other inputs.
         hidden_channels: channels of the encoder.
         residual_channels: channels between the two convolutions of a residual block.
         num_residual_blocks: number of residual blocks in the encoder, and again before the decoder.
@@ -42,7 +43,7 @@ class SpeechConfig:
     num_speakers: int = 1
     strides: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
     encoder_input: Literal["waveform", "spectrum", "mel"] = "waveform"
-    sample_rate: int = 16_000
+    sample_rate: int = 0
     hidden_channels: int = 128
     residual_channels: int = 64
     num_residual_blocks: int = 2
@@ -64,7 +65,6 @@ class SpeechConfig:
             raise ValueError(f"model.strides must be numbers of 2 or more, got {list(self.strides)}")
         counts = (
             "num_speakers",
-            "sample_rate",
             "hidden_channels",
             "residual_channels",
             "condition_channels",
@@ -73,7 +73,7 @@ class SpeechConfig:
             "dilation_cycle",
             "skip_channels",
         )
-        weights = ("num_residual_blocks", "aux_weight", "aux_only_steps", "quantizer_warmup_steps")
+        weights = ("sample_rate", "num_residual_blocks", "aux_weight", "aux_only_steps", "quantizer_warmup_steps")
         check_ranges("model", self, counts, weights, fractions=("jitter", "code_dropout"))
         if self.aux_only_steps and not self.aux_weight:
             raise ValueError(

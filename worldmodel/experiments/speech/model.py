@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.experiments.speech.config import SpeechConfig
-from worldmodel.experiments.speech.mel import NUM_BANDS, log_mel_of_batch, mel_hop
+from worldmodel.experiments.speech.mel import MIN_RATE, NUM_BANDS, log_mel_of_batch, mel_hop
 from worldmodel.models.autoregressive.wavenet import WaveNet
 from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.layers import TRANSPOSED_CONVOLUTION, ResidualBlock, init_he
@@ -90,7 +90,7 @@ class SpeechVQVAE(nn.Module):
         """
         samples = batch.samples.long()
         aux_only = self.training and self.steps < self.config.aux_only_steps
-        vectors, metrics = self.encode_to_vectors(samples), {}
+        vectors, metrics = self.encode_to_vectors(samples, batch.lengths), {}
         loss = torch.zeros((), device=samples.device)
         if not self.training or self.steps >= self.config.quantizer_warmup_steps:
             quantized = self.quantizer(vectors, generator)
@@ -117,23 +117,32 @@ class SpeechVQVAE(nn.Module):
         mean = (nats * valid).sum() / valid.sum()
         return loss + mean, {"bits_per_sample": mean.detach() / math.log(2), **metrics}
 
-    def encode_to_vectors(self, samples: Tensor) -> Tensor:
-        """Encode samples (B, N) into the vectors (B, D, N / hop) to be quantized."""
+    def encode_to_vectors(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encode samples (B, N) into the vectors (B, D, N / hop) to be quantized.
+
+        Args:
+            lengths: (B,) int64, numbers of samples before the padding, all N by default; of use to input mel alone.
+        """
         if self.config.encoder_input == "waveform":
             return self.encoder(mu_law_to_float(samples))
         spectra = self.spectra(samples)
-        mean = spectra.mean(1, keepdim=True) if self.config.encoder_input == "mel" else math.log(MAGNITUDE_FLOOR)
-        return self.encoder((spectra - mean).movedim(-1, 1))
+        if self.config.encoder_input == "spectrum":
+            return self.encoder((spectra - math.log(MAGNITUDE_FLOOR)).movedim(-1, 1))
+        starts = torch.arange(spectra.shape[1], device=samples.device) * self.spectrum_hop
+        ends = torch.full_like(samples[:, 0], samples.shape[1]) if lengths is None else lengths
+        heard = (starts < ends[:, None])[..., None]  # (B, N / spectrum_hop, 1)
+        mean = (spectra * heard).sum(1, keepdim=True) / heard.sum(1, keepdim=True)
+        return self.encoder(((spectra - mean) * heard).movedim(-1, 1))
 
     def spectra(self, samples: Tensor) -> Tensor:
         """Return log-magnitude spectra (B, N / spectrum_hop, bands) float32 of mu-law codes (B, N), in nepers."""
         if self.config.encoder_input == "mel":
             with torch.autocast(samples.device.type, enabled=False):
-                return log_mel_of_batch(expand_mu_law(samples), self.config.sample_rate) / 2  # of power
+                return log_mel_of_batch(expand_mu_law(samples), self.config.sample_rate) / 2  # power to magnitude
         return log_spectra(samples, self.spectrum_hop)
 
-    def encode(self, samples: Tensor) -> Tensor:
-        """Encode samples (B, N) into codes (B, N / hop) int64.
+    def encode(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encode samples (B, N) into codes (B, N / hop) int64; ``lengths`` as in :meth:`encode_to_vectors`.
 
         Raises:
             ValueError: if N is not a multiple of the hop.
@@ -142,7 +151,7 @@ class SpeechVQVAE(nn.Module):
             raise ValueError(
                 f"{samples.shape[1]} samples must be a multiple of the {self.config.hop} samples of a code"
             )
-        return self.quantizer.encode(self.encode_to_vectors(samples.long()))
+        return self.quantizer.encode(self.encode_to_vectors(samples.long(), lengths))
 
     @torch.no_grad()
     def bits(self, samples: Tensor, speakers: Tensor, codes: Tensor | None) -> Tensor:
@@ -200,12 +209,16 @@ def jitter(vectors: Tensor, probability: float, generator: torch.Generator | Non
 
 
 def _spectrum_hop(config: SpeechConfig) -> int:
-    """Return the samples between two spectra: a multiple of the conditioning hop that divides a code's samples.
+    """Return the samples between two spectra, which divide a code's samples: 10 ms for log-mel.
+
+    For other spectra, they are a multiple of the conditioning hop.
 
     Raises:
-        ValueError: if the 10 ms of log-mel do not divide them.
+        ValueError: if log-mel needs a higher rate or other strides.
     """
     if config.encoder_input == "mel":
+        if config.sample_rate < MIN_RATE:
+            raise ValueError(f"model.encoder_input mel needs --rate {MIN_RATE} or more, got {config.sample_rate}")
         if config.hop % mel_hop(config.sample_rate):
             raise ValueError(
                 f"model.encoder_input mel needs a multiple of {mel_hop(config.sample_rate)} samples per code, 10 ms, "

@@ -83,7 +83,7 @@ def mel_features(waveform: Tensor | np.ndarray, rate: int, hop: int) -> np.ndarr
 
 
 def normalized_mfcc(mel: np.ndarray) -> np.ndarray:
-    """Return the first NUM_CEPSTRA cepstra of log-mel frames, with mean 0 and variance 1: (n, bands) -> (n, cepstra)."""
+    """Return NUM_CEPSTRA cepstra of log-mel frames, each with mean 0 and variance 1: (n, bands) -> (n, cepstra)."""
     cepstra = np.asarray(dct(mel, norm="ortho", axis=1))[:, :NUM_CEPSTRA]
     return (cepstra - cepstra.mean(0)) / np.maximum(cepstra.std(0), 1e-6)
 

@@ -14,8 +14,9 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
     The map is fitted on the training recordings and tested on other sentences (held_out) and other speakers
     (unseen_speakers). The baselines are the most frequent phoneme, random codes, and k-means codes of log-mel
     spectrograms, with and without each recording's mean, and of 13 MFCCs whose mean and variance are normalized per
-    recording, with as many codes and seeds as the runs, which should differ in their seeds only. A linear probe predicts the speaker from an utterance's codes, and from its spectrogram.
-    Intervals are 95 %, over sentences. The folder ``out`` gets phonemes.json and phonemes.txt.
+    recording, with as many codes and seeds as the runs, which should differ in their seeds only. A linear probe
+    predicts the speaker from an utterance's codes, and from its spectrogram. Intervals are 95 %, over sentences. The
+    folder ``out`` gets phonemes.json and phonemes.txt.
 
     Args:
         runs: run folders of speech VQ-VAEs, separated by commas.
@@ -28,6 +29,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
     """
     from worldmodel.experiments.speech import phoneme_scores as scores
     from worldmodel.experiments.speech.codec import SpeechCodec, check_same_speech
+    from worldmodel.experiments.speech.data.corpora import SPLITS
     from worldmodel.experiments.speech.data.dataset import open_speech
     from worldmodel.experiments.speech.phoneme_maps import (
         FEATURES,
@@ -58,6 +60,9 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
             )
         check_same_speech(codec.run, data)
     labeled, seeds = PhonemeData(data, hop, recordings), range(len(codecs))
+    counts = {split: len(indices) for split, (_, indices) in labeled.splits.items()}
+    totals = {split: len(part) for split in SPLITS if (part := getattr(data, split))}
+    print(f"scored: {', '.join(f'{counts.get(split, 0)} of {total} {split}' for split, total in totals.items())}")
     rows = {"majority": [score_majority(labeled)]}
     rows["random_codes"] = [score_codes(labeled, random_baseline(labeled, size, seed), size) for seed in seeds]
     for name, features_of in FEATURES.items():
@@ -69,6 +74,7 @@ def phonemes(runs: str, speech: str, out: str, recordings: int = 1000, device: s
         "settings": {"runs": runs, "speech": speech, "recordings": recordings},
         "codebook_size": size,
         "codes_per_second": first.rate / hop,
+        "recordings": counts,
         "frames": {split: sum(map(len, labels)) for split, labels in labeled.labels.items()},
         "rows": rows,
         "log_mel_speaker_accuracy": probe_speaker(labeled, mel_moments),

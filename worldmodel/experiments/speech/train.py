@@ -25,7 +25,7 @@ def train(
             subfolder per speaker; or a CSV file with the columns path and speaker.
         run: folder to write checkpoints and metrics into.
         rate: sample rate in Hz; recordings of another rate are resampled.
-        model: architecture and losses; num_speakers and sample_rate are taken from the recordings.
+        model: architecture and losses; num_speakers is taken from the recordings, sample_rate from --rate.
         train: training settings.
         batch_size: number of segments per batch.
         segment_length: samples per segment, a multiple of the samples per code.
@@ -45,9 +45,8 @@ def train(
         )
     data, folder = open_speech(speech, rate), Path(run).absolute()
     check_same_speech(folder, data)
-    model = replace(model, num_speakers=len(data.speakers))
-    if model.encoder_input == "mel":
-        model = replace(model, sample_rate=rate)
+    sample_rate = rate if model.encoder_input == "mel" else 0
+    model = replace(model, num_speakers=len(data.speakers), sample_rate=sample_rate)
     if model.aux_only_steps >= train.steps:
         print(f"model.aux_only_steps covers all {train.steps} steps: only codes will be usable, the WaveNet not")
     torch.manual_seed(train.seed)
@@ -64,7 +63,7 @@ def train(
     def evaluate(network: SpeechVQVAE, step: int) -> dict[str, float]:
         device = next(network.parameters()).device
         samples, lengths, speakers = (part.to(device) for part in eval_batch)
-        codes = network.encode(samples)
+        codes = network.encode(samples, lengths)
         conditions: dict[str, torch.Tensor | None] = {"": codes, "_shuffled": codes.roll(len(codes) // 2, 0)}
         if network.config.code_dropout:
             conditions["_none"] = None

@@ -17,23 +17,25 @@ def plot(runs: str, out: str) -> None:
 
     from worldmodel import checkpoint
     from worldmodel.evaluation import plots
-    from worldmodel.experiments.translation.table import describe_system
+    from worldmodel.experiments.translation.table import label_systems
 
     plots.check_plot_path(Path(out))
-    figure = Figure((5.5, 3.5), layout="constrained")
+    figure = Figure((5.5, 3.5))
     axes = figure.subplots()
     colors: dict[str, str] = {}
-    for run in map(Path, runs.split(",")):
-        settings = checkpoint.read_config(run)
+    folders = [Path(run) for run in runs.split(",")]
+    settings = [checkpoint.read_config(run) for run in folders]
+    for run, one in zip(folders, settings, strict=True):
+        if one["kind"] != "translation":
+            raise ValueError(f"{run} must be the run of a translation model with latents, got kind {one['kind']}")
+    for run, name in zip(folders, label_systems(settings), strict=True):
         rows = [row for row in checkpoint.read_metrics(run) if "bleu_true_latents" in row]
-        if settings["kind"] != "translation" or not rows:
-            raise ValueError(f"{run} must be the run of a translation model with latents that has been evaluated")
-        name = describe_system({**settings, "settings": {"beam": 1}})
+        if not rows:
+            raise ValueError(f"{run} has not been evaluated yet: train it for train.evaluate_every steps or more")
         label = "_" + name if name in colors else name  # a leading underscore keeps it out of the legend
         points = [(row["step"], row["bleu_true_latents"]) for row in rows]
         color = colors.setdefault(name, f"C{len(colors)}")
         axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, color=color, label=label)
     axes.set(xlabel="training steps", ylabel="BLEU from true latents", xlim=(0, None), ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
     plots.save_plot(figure, Path(out))

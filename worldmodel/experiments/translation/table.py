@@ -39,9 +39,7 @@ def table(scores: str, out: str) -> None:
     paths = [Path(name) / "scores.json" if Path(name).is_dir() else Path(name) for name in scores.split(",")]
     found = [read_scores(path) for path in paths]
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for one in found:
-        peers = [other for other in found if other["kind"] == one["kind"]]
-        label = describe_system(one) + describe_sizes(one, peers)
+    for label, one in zip(label_systems(found), found, strict=True):
         rows.setdefault((label, json.dumps(_settings_of(one), sort_keys=True)), []).append(one)
     cells = [["model", "runs", *COLUMNS]]
     results = []
@@ -77,7 +75,7 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 def describe_system(scores: dict[str, Any]) -> str:
     """Return a short name of an evaluated model, from its settings without the seed."""
-    model, beam = scores["model"], scores["settings"]["beam"]
+    model, beam = scores["model"], scores.get("settings", {}).get("beam", 1)
     if scores["kind"] == "translation_teacher":
         depths = f"{model['encoder_layers']}+{model['decoder_layers']} layers"
         return f"autoregressive, {depths}, {f'beam {beam}' if beam > 1 else 'greedy'}"
@@ -93,6 +91,12 @@ def describe_system(scores: dict[str, Any]) -> str:
     return ", ".join(parts) + (" + distillation" if scores["data"].get("distilled") else "")
 
 
+def label_systems(found: list[dict[str, Any]]) -> list[str]:
+    """Return names of models that tell them apart, from their scores or the configurations of their runs."""
+    kinds = {one["kind"]: [other for other in found if other["kind"] == one["kind"]] for one in found}
+    return [describe_system(one) + describe_sizes(one, kinds[one["kind"]]) for one in found]
+
+
 def describe_sizes(scores: dict[str, Any], peers: list[dict[str, Any]]) -> str:
     """Return the sizes and lengths of training of a model that not all of its peers have, as text to append."""
     mine, others = _sizes_of(scores), [_sizes_of(other) for other in peers]
@@ -102,7 +106,7 @@ def describe_sizes(scores: dict[str, Any], peers: list[dict[str, Any]]) -> str:
 
 def _sizes_of(scores: dict[str, Any]) -> dict[str, Any]:
     model = scores["model"]
-    split = {"split": scores["settings"].get("split")}
+    split = {"split": scores.get("settings", {}).get("split")}
     sizes = {**model.get("transformer", {}), **model, **scores["train"], **scores["data"], **split}
     if scores["kind"] == "translation_teacher":  # its depths are in its name
         sizes = {**sizes, "encoder_layers": None, "decoder_layers": None}

@@ -67,13 +67,13 @@ class Recordings:
     def phonemes(self, index: int) -> Phonemes:
         """Return the phonemes of the .phn file beside a recording; raises as :func:`phonemes.read_phn`."""
         path = self.paths[index]
-        starts, stops, classes = read_phn(path.with_suffix(".phn"))
+        starts, stops, classes = read_phn(_phn_path(path))
         file_rate = audio.read_header(path)[1]
         return Phonemes(starts * self.rate // file_rate, stops * self.rate // file_rate, classes)
 
     def find_labeled(self) -> list[int]:
         """Return the indices of the recordings that have a .phn file beside them."""
-        return [n for n, path in enumerate(self.paths) if path.with_suffix(".phn").is_file()]
+        return [n for n, path in enumerate(self.paths) if _phn_path(path).is_file()]
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -140,6 +140,12 @@ def describe(speech: Speech) -> dict[str, Any]:
         "unseen_speakers": len(speech.unseen_speakers) if speech.unseen_speakers else 0,
         "recordings": _digest(speech),
     }
+
+
+def _phn_path(sound: Path) -> Path:
+    """Return the path of a recording's phonemes: .phn, or .PHN as on TIMIT's own disc."""
+    upper = sound.with_suffix(".PHN")
+    return upper if upper.is_file() else sound.with_suffix(".phn")
 
 
 def _digest(speech: Speech) -> str:

@@ -57,7 +57,7 @@ MNEMONICS = {  # class: its espeak-ng mnemonics
     "zh": "Z",
 }
 CLASSES = tuple(MNEMONICS)
-TIMIT_CLASSES = {  # class: TIMIT's phones that have another name, folded as by Lee & Hon 1989, a flap with its t
+TIMIT_CLASSES = {  # class: TIMIT's phones of another name; closures and the glottal stop q are pauses
     PAUSE: "h# epi bcl dcl gcl pcl tcl kcl q",
     "ax": "ax-h",
     "er": "axr",
