@@ -108,7 +108,8 @@ def folder(tmp_path_factory):
     write_cifar(path / "data" / "cifar-10-batches-py")
     names = path / "data" / "cifar-10-batches-py" / "batches.meta"
     names.unlink()  # so that they are CIFAR-10's own
-    tones(path / "data" / "speech")
+    for corpus in ("speech", "timit"):
+        tones(path / "data" / corpus)
     for digit in range(2):
         for speaker, pitch in (("george", 200), ("theo", 400)):
             for number in range(8):
