@@ -16,11 +16,30 @@ from tests.player.serving import STRIPES
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.play import play
 
+PROGRAM = ("-m", "worldmodel.play")
+STOPPED_WHILE_IT_ANSWERS = """
+import os, signal
+from worldmodel import config
+from worldmodel.play import play
+from worldmodel.player.session_handler import SessionHandler
+
+send, answers = SessionHandler._send, []
+
+async def send_and_stop(self, message):
+    await send(self, message)
+    answers.append(message)
+    if len(answers) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+SessionHandler._send = send_and_stop
+config.run(play)
+"""
+
 
 @contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
+def running(*arguments: str, program: tuple[str, ...] = PROGRAM) -> Iterator[tuple[subprocess.Popen, str]]:
     """The program in a process of its own, and the address that it prints."""
-    command = [sys.executable, "-m", "worldmodel.play", "--open_browser", "false", *arguments]
+    command = [sys.executable, *program, "--open_browser", "false", *arguments]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -40,9 +59,16 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_episode_is_kept_when_the_program_is_stopped_while_it_is_played(tmp_path, stop, code):
-    with running("--env", STRIPES, "--store", str(tmp_path / "store")) as (process, address):
+@pytest.mark.parametrize(
+    ("stop", "code", "program"),
+    [
+        (signal.SIGINT, 130, PROGRAM),
+        (signal.SIGTERM, 143, PROGRAM),
+        (None, 143, ("-c", STOPPED_WHILE_IT_ANSWERS)),
+    ],
+)
+def test_an_episode_is_kept_when_the_program_is_stopped_while_it_is_played(tmp_path, stop, code, program):
+    with running("--env", STRIPES, "--store", str(tmp_path / "store"), program=program) as (process, address):
         with urllib.request.urlopen(address, timeout=60) as answer:
             assert answer.status == 200
 
@@ -51,7 +77,8 @@ def test_an_episode_is_kept_when_the_program_is_stopped_while_it_is_played(tmp_p
             for message in ('{"do": "start"}', '{"do": "step", "action": "right"}'):
                 await socket.write_message(message)
                 assert await socket.read_message()
-            process.send_signal(stop)
+            if stop is not None:
+                process.send_signal(stop)
             assert await asyncio.to_thread(process.wait, 60) == code
 
         asyncio.run(play())

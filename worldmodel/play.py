@@ -1,7 +1,9 @@
 """Play a dream, or a real environment, in the browser: ``python -m worldmodel.play``."""
 
 import asyncio
+import signal
 import sys
+import threading
 import webbrowser
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +80,7 @@ async def _serve(
     temperature: float,
     open_browser: bool,
 ) -> None:
-    """Serve until the program is interrupted."""
+    """Serve until the program is interrupted or stopped."""
     from worldmodel.player.access import is_loopback
     from worldmodel.player.server import PlayServer
 
@@ -91,9 +93,18 @@ async def _serve(
     if open_browser:
         webbrowser.open(server.address)
     try:
-        await asyncio.Event().wait()
+        await _sigterm()
     finally:
         await server.close()
+    sys.exit(config.SIGTERM_EXIT_CODE)
+
+
+async def _sigterm() -> None:
+    """Wait for SIGTERM; if its handler raised in a callback of the loop, the server might not be closed."""
+    received = asyncio.Event()
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, received.set)
+    await received.wait()
 
 
 if __name__ == "__main__":
