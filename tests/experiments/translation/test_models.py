@@ -112,8 +112,8 @@ def test_the_target_of_soft_em_is_the_average_of_its_samples():
     counts = torch.tensor([2, 1])
     samples = torch.tensor([[[1, 1, 3], [0, 2, 2]], [[5, 5, 5], [8, 8, 8]]])  # (B, M, m); 8 is the end
     source = network.encode_source(BATCH.source[:2]).predictor
-    nats = network.predictor_nats(samples, counts, source)
-    log_probs = network.code_logits(samples[..., 0], source).log_softmax(-1)
+    logits = network.code_logits(samples[..., 0], source)
+    nats, log_probs = network.predictor_nats(logits, samples, counts), logits.log_softmax(-1)
     by_hand = [
         -(2 * log_probs[0, 0, 1] + log_probs[0, 0, 3]) / 3,
         -(log_probs[0, 1, 0] + 2 * log_probs[0, 1, 2]) / 3,
@@ -134,9 +134,23 @@ def test_soft_em_trains_its_predictor_on_samples_and_hard_em_on_codes():
     assert hard._target_codes(rows, codes, generator) is codes
     assert soft.eval()._target_codes(rows, codes, generator) is codes
     given = []
-    soft.predictor_nats = lambda samples, *_: given.append(samples) or samples.new_zeros(()).float()
+    soft.predictor_nats = lambda logits, samples, _: given.append(samples) or samples.new_zeros(()).float()
     soft.train()(BATCH, generator)
     assert given[0].shape == (3, 3, 3) and (given[0].amin(2) != given[0].amax(2)).any()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_the_decoder_is_trained_on_a_fraction_of_predicted_latents(fraction):
+    network = build_latent(config=replace(LATENTS, predicted_fraction=fraction))
+    rows, counts = torch.randn(600, 16, 1), torch.tensor([400, 200])
+    logits = torch.randn(2, 401, 9)
+    logits[..., 8] = 9.0  # the end, which is no latent
+    assert network.eval()._mix_in_predicted(rows, logits, counts, None) is rows
+    mixed = network.train()._mix_in_predicted(rows, logits, counts, torch.Generator().manual_seed(0))
+    codes = torch.cat([logits[0, :400, :8].argmax(-1), logits[1, :200, :8].argmax(-1)])
+    predicted = (mixed == network.quantizer.decode(codes[:, None])).all(1)[:, 0]
+    assert abs(predicted.float().mean() - fraction) < 0.07
+    assert torch.equal(mixed[~predicted], rows[~predicted])
 
 
 def test_a_sentence_without_latents_is_empty_and_disturbs_no_other():

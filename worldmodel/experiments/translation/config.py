@@ -58,6 +58,9 @@ class LatentConfig:
             twice_source pads targets to twice the source's subwords, as the paper does, and predicts that many.
         word_dropout: probability that the encoder of targets does not see a subword in training.
         word_shuffle: reach of the permutation of target subwords before their encoder in training; 0 keeps their order.
+        predicted_fraction: fraction of the latents that the decoder of words is trained on which are not those of the
+            target but the predictor's, given the target's before them: it learns to live with wrong ones. Ours; the
+            paper has 0.
         quantizer_warmup_steps: training steps at the start without quantization, and without training the predictor.
         predictor_warmup_steps: training steps at the start without training the predictor, while codes change fast.
     """
@@ -70,12 +73,13 @@ class LatentConfig:
     latent_length: Literal["end_symbol", "twice_source"] = "end_symbol"
     word_dropout: float = 0.0
     word_shuffle: float = 0.0
+    predicted_fraction: float = 0.0
     quantizer_warmup_steps: int = 0
     predictor_warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         counts = ("predictor_layers", "num_downsamples")
         optional = ("num_residual_blocks", "word_shuffle", "quantizer_warmup_steps", "predictor_warmup_steps")
-        check_ranges("model", self, counts, optional, fractions=("word_dropout",))
+        check_ranges("model", self, counts, optional, fractions=("word_dropout", "predicted_fraction"))
         if self.num_downsamples > 8:
             raise ValueError(f"model.num_downsamples must be 8 or less, got {self.num_downsamples}")

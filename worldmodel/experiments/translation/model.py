@@ -93,10 +93,11 @@ class LatentTranslator(nn.Module):
             metrics = {"quantizer_loss": loss.detach(), "perplexity": perplexity(quantized.counts)}
             if not self.training or self.steps >= self.config.predictor_warmup_steps:
                 samples = self._target_codes(rows.detach(), quantized.codes, generator)  # (L, m)
-                nats = self.predictor_nats(
-                    _to_sequences(samples, counts, self.end), counts, source.predictor, generator
-                )
+                sequences = _to_sequences(samples, counts, self.end)
+                logits = self.code_logits(sequences[..., 0], source.predictor, generator)
+                nats = self.predictor_nats(logits, sequences, counts)
                 loss, metrics["bits_per_latent"] = loss + nats, nats.detach() / math.log(2)
+                vectors = self._mix_in_predicted(vectors, logits, counts, generator)
         if self.training:
             self.steps += 1
         features = self.decode_vectors(_to_sequences(vectors[..., 0], counts, 0.0), counts, source.decoder, generator)
@@ -189,14 +190,13 @@ class LatentTranslator(nn.Module):
         features, _ = self.predictor(self.code_embedding, previous, source, generator=generator)
         return self._code_logits(features)
 
-    def predictor_nats(
-        self, codes: Tensor, counts: Tensor, source: Source, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Return the mean nats per latent, given m samples of each, (B, M, m), filled with ``end``.
+    def predictor_nats(self, logits: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
+        """Return the mean nats per latent, from logits (B, M + 1, K + 1) given the first of m samples, (B, M, m).
 
-        The target is the average of their one-hot vectors (Roy et al. 2018, section 3.2); the first is the context.
+        The target is the average of the samples' one-hot vectors (Roy et al. 2018, section 3.2); they are filled with
+        ``end`` beyond the ``counts`` (B,) of each sentence.
         """
-        logits = self.code_logits(codes[..., 0], source, generator).float()
+        logits = logits.float()
         targets = F.pad(codes, (0, 0, 0, 1), value=self.end)
         if self.config.latent_length == "end_symbol":
             counts = counts + 1
@@ -215,6 +215,18 @@ class LatentTranslator(nn.Module):
         if self.training and isinstance(self.quantizer, VectorQuantizer) and quantizer.update == "soft_em":
             return self.quantizer.sample_codes(rows, quantizer.num_samples, generator)[..., 0]
         return codes
+
+    def _mix_in_predicted(
+        self, vectors: Tensor, logits: Tensor, counts: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Replace some of the vectors (L, D, 1) in training by those of the codes that the logits make most likely."""
+        fraction = self.config.predicted_fraction
+        if not self.training or not fraction:
+            return vectors
+        codes = logits[:, :-1, : self.end].argmax(-1)  # (B, M)
+        predicted = self.quantizer.decode(codes[_mask(counts, codes.shape[1])][:, None])
+        replaced = torch.rand(len(vectors), 1, 1, generator=generator, device=vectors.device) < fraction
+        return torch.where(replaced, predicted, vectors)
 
     def _latents_of(self, lengths: Tensor) -> Tensor:
         """Return the number of latents that cover so many subwords."""
