@@ -21,8 +21,10 @@ from worldmodel.experiments.speech.data.espeak import load_library
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-if os.environ.get("WORLDMODEL_TEST_PAGES") == "core":  # the experiments' trainings take the most time
-    PAGES = [page for page in PAGES if page.stem not in ("images", "speech", "translation")]
+if os.environ.get("WORLDMODEL_TEST_PAGES") == "core":  # the others take the most time, and other tests do much the same
+    PAGES = [
+        page for page in PAGES if page.stem not in ("agents", "images", "results", "speech", "speed", "translation")
+    ]
 
 TRAIN = "--train.steps 1 --train.evaluate_every 1 --train.warmup_steps 1 --batch_size 2"
 PRIOR = f"""{TRAIN} --seq_length 4 --model.embed_dim 24 --model.num_heads 2 --model.motion_channels 12

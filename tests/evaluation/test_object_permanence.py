@@ -161,14 +161,10 @@ def test_evaluate_follows_objects_where_a_store_knows_them(squares, tmp_path, mo
     evaluate(
         store,
         run,
-        segments=8,
-        length=8,
         clips=2,
         samples=1,
-        horizon=4,
-        frames=4,
-        drift_rollouts=0,
         objects=3,
+        only="objects",
         out=str(out),
     )
     rows = json.loads((out / "scores.json").read_text())["objects"]["square"]
