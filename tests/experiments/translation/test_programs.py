@@ -73,9 +73,9 @@ def test_training_with_latents_measures_them(run):
 @pytest.mark.parametrize("program", [train_teacher, train])
 @pytest.mark.slow
 def test_training_that_was_stopped_goes_on_as_if_it_had_not(corpus, tmp_path, program):
-    model = SIZES if program is train_teacher else replace(
-        LATENTS, quantizer_warmup_steps=1, predictor_warmup_steps=2, word_dropout=0.2, word_shuffle=0.5
-    )  # fmt: skip
+    noise = {"word_dropout": 0.2, "word_shuffle": 0.5, "predicted_fraction": 0.5}
+    latents = replace(LATENTS, quantizer_warmup_steps=1, predictor_warmup_steps=2, **noise)
+    model = SIZES if program is train_teacher else latents
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     for folder, steps in ((whole, 6), (parted, 3), (parted, 6)):
         settings = replace(train_config(steps), decay_fraction=0.0)

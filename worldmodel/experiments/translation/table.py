@@ -7,7 +7,7 @@ from typing import Any
 from worldmodel.files import check_folder, write_atomically
 
 SIZES = ("embed_dim", "vocab_size", "encoder_layers", "decoder_layers", "predictor_layers")
-SIZES += ("steps", "learning_rate", "batch_tokens", "num_pairs", "split")
+SIZES += ("steps", "optimizer", "learning_rate", "batch_tokens", "num_pairs", "split")
 RUN_SETTINGS = ("seed", "allow_changes", "device", "threads", "data_workers", "log_every", "evaluate_every")
 COLUMNS = {  # heading: the place of its number in scores.json, and the decimals shown
     "BLEU": (("bleu", "score"), 1),
@@ -86,8 +86,8 @@ def describe_system(scores: dict[str, Any]) -> str:
         f"n_c={model['num_downsamples']}",
         f"K={quantizer['codebook_size']}",
     ]
-    defaults = {"latent_length": "end_symbol", "word_dropout": 0.0, "word_shuffle": 0.0}
-    parts += [f"{name} {model[name]}" for name, usual in defaults.items() if model[name] != usual]
+    defaults = {"latent_length": "end_symbol", "word_dropout": 0.0, "word_shuffle": 0.0, "predicted_fraction": 0.0}
+    parts += [f"{name} {value}" for name, usual in defaults.items() if (value := model.get(name, usual)) != usual]
     return ", ".join(parts) + (" + distillation" if scores["data"].get("distilled") else "")
 
 
