@@ -21,10 +21,9 @@ from worldmodel.experiments.speech.data.espeak import load_library
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-if os.environ.get("WORLDMODEL_TEST_PAGES") == "core":  # the others take the most time, and other tests do much the same
-    PAGES = [
-        page for page in PAGES if page.stem not in ("agents", "images", "results", "speech", "speed", "translation")
-    ]
+LONG_PAGES = ("agents", "images", "results", "speech", "speed", "translation")  # whose commands take the longest
+if os.environ.get("WORLDMODEL_TEST_PAGES") == "core":
+    PAGES = [page for page in PAGES if page.stem not in LONG_PAGES]
 
 TRAIN = "--train.steps 1 --train.evaluate_every 1 --train.warmup_steps 1 --batch_size 2"
 PRIOR = f"""{TRAIN} --seq_length 4 --model.embed_dim 24 --model.num_heads 2 --model.motion_channels 12

@@ -28,8 +28,8 @@ send, answers = SessionHandler._send, []
 async def send_and_stop(self, message):
     await send(self, message)
     answers.append(message)
-    if len(answers) == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
+    for name in os.environ["SIGNALS"].split() if len(answers) == 2 else ():
+        os.kill(os.getpid(), signal.Signals[name])
 
 SessionHandler._send = send_and_stop
 config.run(play)
@@ -60,14 +60,14 @@ def running(*arguments: str, program: tuple[str, ...] = PROGRAM) -> Iterator[tup
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stop", "code", "program"),
-    [
-        (signal.SIGINT, 130, PROGRAM),
-        (signal.SIGTERM, 143, PROGRAM),
-        (None, 143, ("-c", STOPPED_WHILE_IT_ANSWERS)),
-    ],
+    ("signals", "code", "answering"),
+    [("SIGINT", 130, False), ("SIGTERM", 143, False), ("SIGTERM SIGINT", 143, True), ("SIGHUP", 129, True)],
 )
-def test_an_episode_is_kept_when_the_program_is_stopped_while_it_is_played(tmp_path, stop, code, program):
+def test_an_episode_is_kept_when_the_program_is_stopped_while_it_is_played(
+    tmp_path, monkeypatch, signals, code, answering
+):
+    monkeypatch.setenv("SIGNALS", signals)
+    program = ("-c", STOPPED_WHILE_IT_ANSWERS) if answering else PROGRAM
     with running("--env", STRIPES, "--store", str(tmp_path / "store"), program=program) as (process, address):
         with urllib.request.urlopen(address, timeout=60) as answer:
             assert answer.status == 200
@@ -77,8 +77,8 @@ def test_an_episode_is_kept_when_the_program_is_stopped_while_it_is_played(tmp_p
             for message in ('{"do": "start"}', '{"do": "step", "action": "right"}'):
                 await socket.write_message(message)
                 assert await socket.read_message()
-            if stop is not None:
-                process.send_signal(stop)
+            if not answering:
+                process.send_signal(signal.Signals[signals])
             assert await asyncio.to_thread(process.wait, 60) == code
 
         asyncio.run(play())

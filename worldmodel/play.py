@@ -93,18 +93,26 @@ async def _serve(
     if open_browser:
         webbrowser.open(server.address)
     try:
-        await _sigterm()
+        stopped_by = await _stop_signal()
     finally:
         await server.close()
-    sys.exit(config.SIGTERM_EXIT_CODE)
+    if stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + stopped_by)  # the shell's convention
 
 
-async def _sigterm() -> None:
-    """Wait for SIGTERM; if its handler raised in a callback of the loop, the server might not be closed."""
-    received = asyncio.Event()
+async def _stop_signal() -> int:
+    """Wait for Control-C, SIGTERM, or SIGHUP of a closed terminal; return the signal's number.
+
+    A handler that raises inside a callback of the event loop could keep the server from being closed.
+    """
+    loop = asyncio.get_running_loop()
+    received: asyncio.Queue[int] = asyncio.Queue()
     if threading.current_thread() is threading.main_thread():
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, received.set)
-    await received.wait()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                loop.add_signal_handler(number, received.put_nowait, number)
+    return await received.get()
 
 
 if __name__ == "__main__":

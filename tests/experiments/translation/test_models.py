@@ -139,8 +139,8 @@ def test_soft_em_trains_its_predictor_on_samples_and_hard_em_on_codes():
     assert given[0].shape == (3, 3, 3) and (given[0].amin(2) != given[0].amax(2)).any()
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
-def test_the_decoder_is_trained_on_a_fraction_of_predicted_latents(fraction):
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.9])
+def test_a_fraction_of_latents_is_predicted(fraction):
     network = build_latent(config=replace(LATENTS, predicted_fraction=fraction))
     rows, counts = torch.randn(600, 16, 1), torch.tensor([400, 200])
     logits = torch.randn(2, 401, 9)
@@ -151,6 +151,31 @@ def test_the_decoder_is_trained_on_a_fraction_of_predicted_latents(fraction):
     predicted = (mixed == network.quantizer.decode(codes[:, None])).all(1)[:, 0]
     assert abs(predicted.float().mean() - fraction) < 0.07
     assert torch.equal(mixed[~predicted], rows[~predicted])
+
+
+def test_the_decoder_is_trained_on_predicted_latents_once_the_predictor_is_trained():
+    network = build_latent(config=replace(LATENTS, predicted_fraction=0.9, predictor_warmup_steps=1)).train()
+    mixed, decoded = [], []
+    mix, decode = network._mix_in_predicted, network.decode_vectors
+    network._mix_in_predicted = lambda *given: mixed.append(mix(*given)) or mixed[-1]
+    network.decode_vectors = lambda vectors, *given: decoded.append(vectors) or decode(vectors, *given)
+    network(BATCH, torch.Generator().manual_seed(0))
+    assert not mixed
+    network(BATCH, torch.Generator().manual_seed(0))
+    counts = network.count_latents(BATCH)
+    assert torch.equal(decoded[1], _to_sequences(mixed[0][..., 0], counts, 0.0))
+
+
+def test_words_do_not_train_the_codebook_of_nearest_codes():
+    quantizer = QuantizerConfig(codebook_size=8, code_dim=16, update="loss", codebook_weight=0.0)
+    network = build_latent(config=replace(LATENTS, predicted_fraction=0.5, quantizer=quantizer)).train()
+    network(BATCH, torch.Generator().manual_seed(0))[0].backward()
+    assert not network.quantizer.codebook.grad.any()
+
+
+def test_an_encoder_without_a_gradient_is_refused():
+    with pytest.raises(ValueError, match="predicted_fraction must be below 1"):
+        replace(LATENTS, predicted_fraction=1.0)
 
 
 def test_a_sentence_without_latents_is_empty_and_disturbs_no_other():

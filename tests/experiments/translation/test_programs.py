@@ -24,7 +24,7 @@ from worldmodel.experiments.translation.plot import plot
 from worldmodel.experiments.translation.scores import compare_translations, score_translations
 from worldmodel.experiments.translation.ship import ship
 from worldmodel.experiments.translation.subwords import Subwords
-from worldmodel.experiments.translation.table import describe_system, table
+from worldmodel.experiments.translation.table import _settings_of, describe_system, label_systems, table
 from worldmodel.experiments.translation.train import train, train_teacher
 from worldmodel.experiments.translation.translate import translate
 from worldmodel.experiments.translation.translator import Translator
@@ -91,7 +91,7 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not(corpus, tmp_path, pr
 def test_every_quantizer_trains(corpus, tmp_path, kind):
     choice = {"update": kind} if kind in ("ema", "loss") else {"kind": kind}
     quantizer = QuantizerConfig(codebook_size=8, code_dim=16, **choice)
-    model = replace(LATENTS, quantizer=quantizer, latent_length="twice_source")
+    model = replace(LATENTS, quantizer=quantizer, latent_length="twice_source", predicted_fraction=0.5)
     train(str(tmp_path / kind), str(corpus), model=model, train=train_config(2), batch_tokens=BATCH_TOKENS)
     assert "bits_per_latent" in metrics(tmp_path / kind)
 
@@ -293,6 +293,12 @@ def test_models_are_named_after_what_differs():
     }  # fmt: skip
     found = {"settings": {"beam": 1}, "kind": "translation", "model": model, "data": {"distilled": "a.de"}}
     assert describe_system(found) == "semhash, n_c=3, K=256, word_shuffle 0.5 + distillation"
+    old = {**found, "train": {"steps": 5}}  # before there was a choice of optimizers
+    same = {**old, "model": {**model, "predicted_fraction": 0.0}, "train": {"steps": 5, "optimizer": "adamw"}}
+    other = {**old, "model": {**model, "predicted_fraction": 0.5}, "train": {"steps": 5, "optimizer": "muon"}}
+    assert _settings_of(old) == _settings_of(same) != _settings_of(other)
+    ends = [", predicted_fraction 0.0, optimizer adamw"] * 2 + [", predicted_fraction 0.5, optimizer muon"]
+    assert label_systems([old, same, other]) == [describe_system(found) + end for end in ends]
 
 
 def test_scores_are_those_of_sacrebleu():

@@ -58,9 +58,9 @@ class LatentConfig:
             twice_source pads targets to twice the source's subwords, as the paper does, and predicts that many.
         word_dropout: probability that the encoder of targets does not see a subword in training.
         word_shuffle: reach of the permutation of target subwords before their encoder in training; 0 keeps their order.
-        predicted_fraction: fraction of the latents that the decoder of words is trained on which are not those of the
-            target but the predictor's, given the target's before them: it learns to live with wrong ones. Ours; the
-            paper has 0.
+        predicted_fraction: fraction of latents, once the predictor is trained, that the decoder of words gets from the
+            predictor (its most likely code, given the target's latents before it) instead of from the target, so that
+            it learns to cope with wrong ones; below 1. Not in the paper.
         quantizer_warmup_steps: training steps at the start without quantization, and without training the predictor.
         predictor_warmup_steps: training steps at the start without training the predictor, while codes change fast.
     """
@@ -81,5 +81,9 @@ class LatentConfig:
         counts = ("predictor_layers", "num_downsamples")
         optional = ("num_residual_blocks", "word_shuffle", "quantizer_warmup_steps", "predictor_warmup_steps")
         check_ranges("model", self, counts, optional, fractions=("word_dropout", "predicted_fraction"))
+        if self.predicted_fraction == 1:
+            raise ValueError(
+                "model.predicted_fraction must be below 1, or the words do not train the encoder of targets"
+            )
         if self.num_downsamples > 8:
             raise ValueError(f"model.num_downsamples must be 8 or less, got {self.num_downsamples}")

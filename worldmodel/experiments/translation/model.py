@@ -219,12 +219,14 @@ class LatentTranslator(nn.Module):
     def _mix_in_predicted(
         self, vectors: Tensor, logits: Tensor, counts: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Replace some of the vectors (L, D, 1) in training by those of the codes that the logits make most likely."""
+        """Replace some of the vectors (L, D, 1) in training by those of the most likely codes."""
         fraction = self.config.predicted_fraction
         if not self.training or not fraction:
             return vectors
         codes = logits[:, :-1, : self.end].argmax(-1)  # (B, M)
         predicted = self.quantizer.decode(codes[_mask(counts, codes.shape[1])][:, None])
+        if isinstance(self.quantizer, VectorQuantizer):  # its codebook is not trained by the words
+            predicted = predicted.detach()
         replaced = torch.rand(len(vectors), 1, 1, generator=generator, device=vectors.device) < fraction
         return torch.where(replaced, predicted, vectors)
 

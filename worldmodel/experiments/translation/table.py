@@ -7,8 +7,9 @@ from typing import Any
 from worldmodel.files import check_folder, write_atomically
 
 SIZES = ("embed_dim", "vocab_size", "encoder_layers", "decoder_layers", "predictor_layers")
-SIZES += ("steps", "optimizer", "learning_rate", "batch_tokens", "num_pairs", "split")
+SIZES += ("predicted_fraction", "steps", "optimizer", "learning_rate", "batch_tokens", "num_pairs", "split")
 RUN_SETTINGS = ("seed", "allow_changes", "device", "threads", "data_workers", "log_every", "evaluate_every")
+OLD_RUNS = {"optimizer": "adamw", "predicted_fraction": 0.0}  # settings that they lack
 COLUMNS = {  # heading: the place of its number in scores.json, and the decimals shown
     "BLEU": (("bleu", "score"), 1),
     "lower-cased": (("bleu_lowercase", "score"), 1),
@@ -86,8 +87,8 @@ def describe_system(scores: dict[str, Any]) -> str:
         f"n_c={model['num_downsamples']}",
         f"K={quantizer['codebook_size']}",
     ]
-    defaults = {"latent_length": "end_symbol", "word_dropout": 0.0, "word_shuffle": 0.0, "predicted_fraction": 0.0}
-    parts += [f"{name} {value}" for name, usual in defaults.items() if (value := model.get(name, usual)) != usual]
+    defaults = {"latent_length": "end_symbol", "word_dropout": 0.0, "word_shuffle": 0.0}
+    parts += [f"{name} {model[name]}" for name, usual in defaults.items() if model[name] != usual]
     return ", ".join(parts) + (" + distillation" if scores["data"].get("distilled") else "")
 
 
@@ -107,7 +108,7 @@ def describe_sizes(scores: dict[str, Any], peers: list[dict[str, Any]]) -> str:
 def _sizes_of(scores: dict[str, Any]) -> dict[str, Any]:
     model = scores["model"]
     split = {"split": scores.get("settings", {}).get("split")}
-    sizes = {**model.get("transformer", {}), **model, **scores["train"], **scores["data"], **split}
+    sizes = {**OLD_RUNS, **model.get("transformer", {}), **model, **scores["train"], **scores["data"], **split}
     if scores["kind"] == "translation_teacher":  # its depths are in its name
         sizes = {**sizes, "encoder_layers": None, "decoder_layers": None}
     return {name: sizes.get(name) for name in SIZES}
@@ -115,10 +116,11 @@ def _sizes_of(scores: dict[str, Any]) -> dict[str, Any]:
 
 def _settings_of(scores: dict[str, Any]) -> dict[str, Any]:
     """Return everything that two runs of one system have in common."""
-    train = {name: value for name, value in scores["train"].items() if name not in RUN_SETTINGS}
+    model = {name: value for name, value in scores["model"].items() if name not in SIZES}
+    train = {name: value for name, value in scores["train"].items() if name not in (*RUN_SETTINGS, *SIZES)}
     data = {name: value for name, value in scores["data"].items() if name not in ("corpus", "source", "target")}
     distilled = bool(data.pop("distilled", ""))
-    return {"model": scores["model"], "train": train, "data": data, "distilled": distilled, **_sizes_of(scores)}
+    return {"model": model, "train": train, "data": data, "distilled": distilled, **_sizes_of(scores)}
 
 
 def _column_stats(runs: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float] | None:
