@@ -36,6 +36,12 @@ config.run(play)
 """
 
 
+def default_signals() -> None:
+    """Undo what the tests may run with: Control-C is ignored in the background, and SIGHUP under nohup."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def running(*arguments: str, program: tuple[str, ...] = PROGRAM) -> Iterator[tuple[subprocess.Popen, str]]:
     """The program in a process of its own, and the address that it prints."""
@@ -45,7 +51,7 @@ def running(*arguments: str, program: tuple[str, ...] = PROGRAM) -> Iterator[tup
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if the tests run in the background
+        preexec_fn=default_signals,
     )
     try:
         assert process.stdout is not None
