@@ -80,6 +80,7 @@ EARLIER = {  # runs that a page takes for made, and how
 }
 COPIES = {  # and those that stand for others
     "stores/seekavoid": "stores/doom",
+    "stores/nav-maze": "stores/doom",
     "runs/take-cover-vqvae": "runs/doom-vqvae",
     "runs/doom128-pixelcnn": "runs/cifar10-pixelcnn",
 }
