@@ -74,10 +74,7 @@ def inspect_env(env: str, env_kwargs: dict[str, Any]) -> "tuple[WorldModel, gym.
 
     if env not in rollouts.ENCODED_ENVS:
         raise ValueError(f"--env must be one of {', '.join(rollouts.ENCODED_ENVS)}, got {env!r}")
-    try:
-        made = gym.make(env, **env_kwargs)
-    except TypeError as error:
-        raise ValueError(f"cannot make --env {env} with {env_kwargs}: {error}") from error
+    made = rollouts.make_encoded_env(env, **env_kwargs)
     made.close()
     return made.get_wrapper_attr("world"), made.observation_space
 
@@ -161,9 +158,9 @@ def run_training(
 
     with rllib.start_algorithm(run, env, env_kwargs, train) as algorithm:
         done = algorithm.resume()  # environment steps
-        rows = checkpoint.read_metrics(run)
-        if rows and not done:
-            raise ValueError(f"{run} has taken {rows[-1]['step']} steps and lost its checkpoint; use another --run")
+        steps = {row["step"] for row in checkpoint.read_metrics(run)}
+        if len(steps) > 1 and not done:  # a single one: stopped before the first save
+            raise ValueError(f"{run} has taken {max(steps)} steps and lost its checkpoint; use another --run")
         log = MetricsLog(run, done)
         with tqdm(
             total=train.total_timesteps, initial=min(done, train.total_timesteps), unit="step", smoothing=0.05

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from envs.observations import make_observation_space, make_observations
+from worldmodel.checks import check_temperature
 from worldmodel.episodes.segments import read_clip, split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.config import NUM_CONTEXT_FRAMES, Precision
@@ -63,6 +64,7 @@ class DreamVectorEnv(VectorEnv):
         for name, count in counts.items():
             if not isinstance(count, int | np.integer) or count < 1:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {count}")
+        check_temperature(temperature)
         if not 0 <= termination_cost < math.inf:
             raise ValueError(f"termination_cost must be 0 or more, got {termination_cost}")
         if not 0 <= starts_near_termination <= 1:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from worldmodel import config
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.files import check_file
+from worldmodel.files import check_file, write_atomically
 from worldmodel.models.config import Precision
 from worldmodel.shipped import DEFAULT_WORLD
 from worldmodel.suggest import unknown_name
@@ -96,7 +96,9 @@ def benchmark(
         section = run_section(name, settings, best)
         best = best or limits.peak_flops(section.rows)
         result["sections"][name] = {"rows": [row.summary() for row in section.rows], "remarks": section.remarks}
-        Path(out).write_text(json.dumps(result, indent=2) + "\n", "utf-8")  # after each section, to keep results
+        write_atomically(
+            Path(out), json.dumps(result, indent=2).encode() + b"\n"
+        )  # after each section, to keep results
 
 
 def run_section(name: str, settings: "Settings", best: dict[str, float]) -> "Section":

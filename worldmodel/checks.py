@@ -1,7 +1,7 @@
 """Range checks of settings, with messages that name the setting and the range."""
 
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 
 MAX_WIDTH, WIDTH_SUFFIXES = 1 << 16, ("_channels", "_dim", "_units")
 MAX_DEPTH, DEPTH_SUFFIXES = 1000, ("_layers", "_blocks", "_downsamples")  # each layer takes time to build
@@ -68,5 +68,5 @@ def check_temperature(temperature: float) -> None:
     Raises:
         ValueError: if it is negative, too large for a float32, or not a number.
     """
-    if not isinstance(temperature, int | float) or not 0 <= temperature < FLOAT_LIMIT:
+    if not isinstance(temperature, Real) or isinstance(temperature, bool) or not 0 <= float(temperature) < FLOAT_LIMIT:
         raise ValueError(f"temperature must be a number of 0 or more, got {temperature}")

@@ -22,7 +22,11 @@ LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors of
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step: readers see the old or the new content, even if this process is killed."""
+    """Replace a file in one step: readers see the old or the new content, even if this process is killed.
+
+    Folders above it are created if necessary.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:

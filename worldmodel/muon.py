@@ -51,7 +51,10 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     by_shape[weight.flatten(1).shape].append(weight)
             for shape, weights in by_shape.items():
-                momenta = [self.state[weight].setdefault("momentum", torch.zeros_like(weight)) for weight in weights]
+                for weight in weights:
+                    if "momentum" not in self.state[weight]:
+                        self.state[weight]["momentum"] = torch.zeros_like(weight)
+                momenta = [self.state[weight]["momentum"] for weight in weights]
                 gradients = [weight.grad for weight in weights if weight.grad is not None]  # all of them
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 lookahead = torch._foreach_lerp(gradients, momenta, group["momentum"])

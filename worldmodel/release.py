@@ -31,14 +31,16 @@ def release(
 
     from worldmodel import checkpoint
     from worldmodel.episodes.segments import split_held_out
+    from worldmodel.models.config import NUM_CONTEXT_FRAMES
     from worldmodel.world_model import WorldModel
 
     origin, target, episodes = Path(run), Path(out), EpisodeStore(store)
     held_out = {entry.number: entry for entry in split_held_out(episodes)[1]}
     starts = [tuple(map(int, match.groups())) for clip in clips if (match := re.fullmatch(r"(\d+):(\d+)", clip))]
-    if not clips or length < 2:
+    if not clips or length < NUM_CONTEXT_FRAMES:
         raise ValueError(
-            f"--clips must name one or more clips, and --length must be 2 or more frames, got {clips} and {length}"
+            f"--clips must name one or more clips, and --length must be {NUM_CONTEXT_FRAMES} or more frames, "
+            f"got {clips} and {length}"
         )
     if len(starts) < len(clips):
         raise ValueError(
@@ -48,6 +50,11 @@ def release(
     for number, start in starts:
         if number not in held_out:
             raise ValueError(f"episode {number} was not held out: expected one of {', '.join(map(str, held_out))}")
+        if (left := held_out[number].observations - start) < NUM_CONTEXT_FRAMES:
+            raise ValueError(
+                f"clip {number}:{start} has {max(0, left)} frames, a dream needs {NUM_CONTEXT_FRAMES}; "
+                "give an earlier start"
+            )
         clip = cut_clip(episodes, number, start, length)
         if redrawn:
             reconstruction = world.decode(world.encode(torch.from_numpy(clip.observations.copy())))

@@ -317,6 +317,17 @@ def test_two_who_record_into_one_store_see_each_others_episodes(tmp_path):
     assert all(not fault for _, fault in EpisodeStore(tmp_path).verify())
 
 
+def test_two_who_append_to_one_store_take_different_numbers(tmp_path):
+    one = EpisodeStore.create(tmp_path, FRAMES)
+    other = EpisodeStore(tmp_path)
+    assert one.append(episode(4, seed=1)).number == 0
+    assert other.append(episode(5, seed=2)).number == 1
+    assert one.append(episode(6, seed=3)).number == 2
+    store = EpisodeStore(tmp_path)
+    assert [entry.seed for entry in store.entries] == [1, 2, 3]
+    assert all(not fault for _, fault in store.verify())
+
+
 def test_recording_waits_for_whoever_holds_the_index(filled):
     number = max(entry.number for entry in filled.entries) + 1
     entry = filled.write(number, filled.read(filled.entries[0].number))

@@ -51,6 +51,15 @@ def test_videos_are_imported_with_their_actions_rewards_and_ends(tmp_path):
     assert np.abs(first.observations.astype(int) - expected).max() <= 3, "every frame once, in order"
 
 
+def test_a_table_from_a_spreadsheet_is_read(tmp_path):
+    film(tmp_path / "1.mp4", 3, [])
+    rows = "action, reward, terminated\nleft, 0.5, false\nright, 2, TRUE\n"
+    (tmp_path / "1.csv").write_text(rows, encoding="utf-8-sig")
+    episodes.import_(str(tmp_path / "store"), str(tmp_path), format="video", env="Game-v0")
+    (episode,) = EpisodeStore(tmp_path / "store")
+    assert episode.rewards.tolist() == [0.5, 2.0] and episode.terminated
+
+
 def test_numbered_actions_are_all_numbers_up_to_the_largest(tmp_path):
     film(tmp_path / "a.mp4", 3, [{"action": 0}, {"action": 4}, {"action": 2}])
     source = from_video(str(tmp_path))

@@ -107,9 +107,13 @@ def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
         release(str(world_run), str(store), ["9"], str(tmp_path / "out"), "")
     with pytest.raises(ValueError, match="episode 3 was not held out: expected one of 9"):
         release(str(world_run), str(store), ["3:0"], str(tmp_path / "out"), "")
-    for clips, length in (([], 5), (["9:0"], 1)):
-        with pytest.raises(ValueError, match="--clips must name one or more clips, and --length must be 2 or more"):
+    for clips, length in (([], 8), (["9:0"], 5)):
+        with pytest.raises(ValueError, match="--clips must name one or more clips, and --length must be 6 or more"):
             release(str(world_run), str(store), clips, str(tmp_path / "out"), "", length=length)
+    frames = EpisodeStore(store).read(9).observations
+    for start, left in ((len(frames) - 5, 5), (len(frames) + 9, 0)):
+        with pytest.raises(ValueError, match=f"clip 9:{start} has {left} frames, a dream needs 6"):
+            release(str(world_run), str(store), [f"9:{start}"], str(tmp_path / "out"), "")
     assert not (tmp_path / "out").exists()
 
 

@@ -27,8 +27,8 @@ class Deadly:
         self.context = codes[:, -1, 0, 0], actions.shape[1]
         return None
 
-    def imagine_steps(self, state, actions):
-        self.length = actions.shape[1]
+    def imagine_steps(self, state, actions, seed, temperature):
+        self.length, self.sampling = actions.shape[1], (seed, temperature)
         for action in actions.T:
             yield SimpleNamespace(termination_probs=(action == FATAL).float())
 
@@ -42,9 +42,10 @@ def test_the_hazard_after_dreamed_frames_is_that_of_the_step_that_ended_the_epis
     for terminated in (True, False):
         store.append(Episode(observations, actions, np.zeros(STEPS), terminated, not terminated, 0))
     world = Deadly()
-    probabilities, ends = _dreamed_probabilities(world, store, store.entries, num_frames)
+    probabilities, ends = _dreamed_probabilities(world, store, store.entries, num_frames, temperature=0.5, seed=7)
     assert ends.tolist() == [True, False], "the last step and an earlier one of the episode that ended in time"
     assert probabilities.tolist() == [1.0, 0.0]
     assert world.length == num_frames + 1, "so many imagined frames, and the step that is judged"
+    assert world.sampling == (7, 0.5)
     assert world.context[0][0] == STEPS - 1 - num_frames, "the frame that the fatal action was taken in is imagined"
-    assert _dreamed_probabilities(world, store, store.entries[1:], num_frames) is None
+    assert _dreamed_probabilities(world, store, store.entries[1:], num_frames, 1.0, 0) is None

@@ -23,19 +23,20 @@ STRIPES = "tests.player.serving:Stripes-v0"
 
 
 class StripesWorld(gym.Env):
-    """The stripes of the tiny world as an environment, for thirty steps; it is rewarded to shift right."""
+    """The stripes of the tiny world as an environment, for ``length`` steps; it is rewarded to shift right."""
 
     metadata = {"render_modes": []}
     action_names = ("left", "stay", "right")
     frame_size = 24
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = 30) -> None:
+        self.length = length
         self.observation_space = gym.spaces.Box(0, 255, (48, 48, 3), np.uint8)
         self.action_space = gym.spaces.Discrete(3)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.left = 30
+        self.left = self.length
         self.picture = self.np_random.integers(0, 256, (1, 6, 3), np.uint8).repeat(8, 1).repeat(48, 0)
         return self.picture, {}
 

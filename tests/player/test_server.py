@@ -145,6 +145,10 @@ def test_wrong_requests_get_400_and_the_session_goes_on(server):
         client = await Client.connect(server)
         header, _ = await client.ask(do="step", action="left")
         assert (header["status"], header["error"]) == (400, "the first message must be a start, got a step")
+        await client.ask(do="start", clip=999)
+        for request in ("step", "film"):
+            header, _ = await client.ask(do=request)
+            assert (header["status"], header["error"]) == (400, f"the first message must be a start, got a {request}")
         await client.ask(do="start")
         header, pictures = await client.ask(do="step", action="lefd")
         assert header["status"] == 400

@@ -177,6 +177,22 @@ def test_beside_ends_when_the_real_episode_does(world):
     session.close()
 
 
+def test_beside_says_that_an_episode_is_too_short_to_dream_from(world):
+    session = BesideSession(world, STRIPES, {"length": FIRST_FRAMES - 3})
+    with pytest.raises(ValueError, match="the episode ended within 8 frames: start with another seed"):
+        session.start(Start())
+    session.close()
+
+
+def test_arguments_are_added_to_those_of_the_recorded_environment(world, monkeypatch):
+    monkeypatch.setattr("worldmodel.player.beside.recorded_environment", lambda world: (STRIPES, {"length": 3}))
+    session = BesideSession(world, env_kwargs={"length": 12})
+    session.start(Start())
+    session.close()
+    with pytest.raises(ValueError, match="the episode ended"):
+        BesideSession(world).start(Start())
+
+
 def test_the_surprise_of_one_frame_needs_a_window_only(world):
     episode = sliding_stripes(2)
     codes, actions = world.encode(episode.observations), episode.actions.tolist()

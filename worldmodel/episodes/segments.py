@@ -138,7 +138,10 @@ def read_clip(store: EpisodeStore, episode: int, start: int, length: int) -> tup
     """
     numbers = [entry.number for entry in store.entries]
     if episode not in numbers:
-        raise ValueError(f"{store.path} has no episode {episode}: expected one of {', '.join(map(str, numbers[:20]))}")
+        known = (
+            f"its {len(numbers)} episodes have numbers from {numbers[0]} to {numbers[-1]}" if numbers else "it is empty"
+        )
+        raise ValueError(f"{store.path} has no episode {episode}; {known}")
     frames = store.observations(episode, start, length)
     actions, _ = store.steps(episode)
     return torch.from_numpy(frames.copy()), torch.from_numpy(actions[start : start + length - 1].copy())

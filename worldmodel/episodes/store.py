@@ -22,7 +22,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import zstandard
@@ -161,27 +161,22 @@ class EpisodeStore:
         Raises:
             ValueError: if this or another process has already added an episode with this number.
         """
-        with open(self.path / "index.jsonl", "rb+") as file:
-            lock(file)
-            size = file.seek(0, os.SEEK_END)
-            if size != self._index_bytes:  # others added lines, or part of a line before being killed
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-                self._load_index()
+        with self._locked_index() as file:
             if entry.number in self._entries:
                 raise ValueError(
                     f"{self.path} already holds episode {entry.number}: is another process recording there?"
                 )
-            file.seek(0, os.SEEK_END)
-            file.write(json.dumps(asdict(entry)).encode() + b"\n")
-            self._index_bytes = file.tell()
-        self._entries[entry.number] = entry
-        self._num_frames += entry.observations
+            self._add_line(file, entry)
 
     def append(self, episode: Episode, source: str = "") -> Entry:
-        """Write an episode under the next free number and add it to the index."""
-        entry = self.write(max(self._entries, default=-1) + 1, episode, source)
-        self.add_to_index(entry)
+        """Write an episode under the next free number, which no other process takes, and add it to the index.
+
+        Raises:
+            ValueError: if the episode does not match the store's schema.
+        """
+        with self._locked_index() as file:
+            entry = self.write(max(self._entries, default=-1) + 1, episode, source)
+            self._add_line(file, entry)
         return entry
 
     def read(self, number: int) -> Episode:
@@ -307,6 +302,25 @@ class EpisodeStore:
                 f"{self.path} knows actions 0 to {len(self.schema.action_names) - 1}, got "
                 f"{episode.actions.min()} to {episode.actions.max()}"
             )
+
+    @contextmanager
+    def _locked_index(self) -> Iterator[IO[bytes]]:
+        """Yield the index file, locked and up to date with what other processes added."""
+        with open(self.path / "index.jsonl", "rb+") as file:
+            lock(file)
+            size = file.seek(0, os.SEEK_END)
+            if size != self._index_bytes:  # others added lines, or part of a line before being killed
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+                self._load_index()
+            yield file
+
+    def _add_line(self, file: IO[bytes], entry: Entry) -> None:
+        file.seek(0, os.SEEK_END)
+        file.write(json.dumps(asdict(entry)).encode() + b"\n")
+        self._index_bytes = file.tell()
+        self._entries[entry.number] = entry
+        self._num_frames += entry.observations
 
     def _load_index(self) -> None:
         self._entries = {entry.number: entry for entry in self._read_index()}

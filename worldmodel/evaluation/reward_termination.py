@@ -17,8 +17,15 @@ DREAMED_FRAMES = (10, 20)  # imagined frames before the step whose termination i
 
 
 @torch.no_grad()
-def reward_termination(world: WorldModel, codes: EpisodeStore, episodes: int) -> dict:
+def reward_termination(
+    world: WorldModel, codes: EpisodeStore, episodes: int, temperature: float = 1.0, seed: int = 0
+) -> dict:
     """Score the reward and termination heads on whole held-out episodes, given the true codes and actions.
+
+    Args:
+        episodes: maximum number of episodes.
+        temperature: sampling temperature of the imagined frames before a predicted step.
+        seed: random seed of the imagined frames.
 
     Returns:
         ``reward``: ``rmse``, and ``baseline_rmse`` of always predicting the mean; for ``gains`` and ``losses``, steps
@@ -46,7 +53,7 @@ def reward_termination(world: WorldModel, codes: EpisodeStore, episodes: int) ->
     base_rate, threshold = terminated.float().mean(), _threshold(probability[~terminated])
     detected = {"0": detection(probability, terminated, threshold)}
     for frames in DREAMED_FRAMES:
-        after = _dreamed_probabilities(world, codes, entries, frames)
+        after = _dreamed_probabilities(world, codes, entries, frames, temperature, seed)
         if after is not None:
             detected[str(frames)] = detection(*after, threshold)
     return {
@@ -74,7 +81,7 @@ def _threshold(probabilities: Tensor) -> float:
 
 
 def _dreamed_probabilities(
-    world: WorldModel, codes: EpisodeStore, entries: list[Entry], num_frames: int
+    world: WorldModel, codes: EpisodeStore, entries: list[Entry], num_frames: int, temperature: float, seed: int
 ) -> tuple[Tensor, Tensor] | None:
     """Predict a termination after ``num_frames`` imagined frames, under the recorded actions.
 
@@ -97,5 +104,5 @@ def _dreamed_probabilities(
         return None
     contexts, actions = (torch.stack(part) for part in zip(*clips, strict=True))
     state = world.start_from_codes(contexts, actions[:, : NUM_CONTEXT_FRAMES - 1])
-    *_, last = world.imagine_steps(state, actions[:, NUM_CONTEXT_FRAMES - 1 :])
+    *_, last = world.imagine_steps(state, actions[:, NUM_CONTEXT_FRAMES - 1 :], seed, temperature)
     return last.termination_probs.cpu(), torch.tensor(ends)

@@ -137,7 +137,9 @@ def add_drift(evaluation: Evaluation) -> None:
 def add_reward_termination(evaluation: Evaluation) -> None:
     """Add the scores of predicted rewards and terminations, and a reliability diagram."""
     report = evaluation.report
-    found = reward_termination(evaluation.world, evaluation.codes, evaluation.settings["episodes"])
+    found = reward_termination(
+        evaluation.world, evaluation.codes, evaluation.settings["episodes"], **evaluation.sampling
+    )
     report.scores["reward_termination"] = found
     report.plots["reliability"] = plots.to_svg(plots.plot_reliability(found["termination"]["calibration"]))
 

@@ -124,6 +124,11 @@ class DynamicsConfig:
             positive=("termination_pos_weight",),
             fractions=("token_noise", "scheduled_sampling", "action_dropout"),
         )
+        if self.ar_layers < 2 or (self.context_length and not self.num_layers):
+            raise ValueError(
+                "model.ar_layers must be 2 or more, and model.num_layers 1 or more with a context, "
+                f"got {self.ar_layers} and {self.num_layers}"
+            )
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"model.embed_dim must be a multiple of model.num_heads, got {self.embed_dim} and {self.num_heads}"

@@ -36,7 +36,7 @@ def check_device(name: str | torch.device) -> torch.device:
         if torch.zeros((), device=name).is_meta:
             raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"there is no device {str(name)!r} here ({error}); use --device cpu") from error
+        raise ValueError(f"there is no device {str(name)!r} here ({error}); use the device cpu") from error
     return torch.device(name)
 
 

@@ -23,7 +23,7 @@ class BesideSession:
 
     Args:
         env: Gymnasium id; by default the environment that the world was trained on.
-        env_kwargs: arguments of that environment.
+        env_kwargs: arguments of that environment, added to the recorded ones if ``env`` is not given.
 
     Raises:
         ValueError: if the environment cannot be made, is not trusted, or has other actions than the world.
@@ -35,7 +35,8 @@ class BesideSession:
 
     def __init__(self, world: WorldModel, env: str = "", env_kwargs: dict[str, Any] | None = None) -> None:
         self.world, self.action_names = world, world.action_names
-        env, kwargs = (env_wrappers.canonical_id(env), env_kwargs or {}) if env else recorded_environment(world)
+        env, recorded = (env_wrappers.canonical_id(env), {}) if env else recorded_environment(world)
+        kwargs = {**recorded, **(env_kwargs or {})}
         self.rate, self._source = env_wrappers.native_rate(env, kwargs), f"dream of {world.run.name}"
         self._env = env_wrappers.make_env(env, **kwargs)
         try:
@@ -57,9 +58,9 @@ class BesideSession:
         frames, actions = [np.array(self._recording.observation)], np.full(FIRST_FRAMES - 1, self._waiting)
         for action in actions:
             self._recording.step(int(action))
+            if self._recording.over:
+                raise ValueError(f"the episode ended within {FIRST_FRAMES} frames: start with another seed")
             frames.append(np.array(self._recording.observation))
-        if self._recording.over:
-            raise ValueError(f"the episode ended within {FIRST_FRAMES} frames: start with another seed")
         first = np.stack(frames)
         self._dream = Dream(self.world, first, actions, start)
         window = max(self.world.dynamics.config.context_length, 2)

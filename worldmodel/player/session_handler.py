@@ -24,7 +24,7 @@ class SessionHandler(CheckedHandler, websocket.WebSocketHandler):  # pyright: ig
         """Start without a session."""
         super().initialize(shared)
         self._session: Session | None = None
-        self._world, self._closed = "", False
+        self._world, self._started, self._closed = "", False, False
         self._films: list[str] = []
 
     def check_origin(self, origin: str) -> bool:
@@ -91,24 +91,27 @@ class SessionHandler(CheckedHandler, websocket.WebSocketHandler):  # pyright: ig
         if self._session is None or world != self._world:
             opened = self.shared.factory.open(world)
             self._close_session()
-            self._session, self._world = opened, world
-        return self._session.start(start)
+            self._session, self._world, self._started = opened, world, False
+        view = self._session.start(start)
+        self._started = True
+        return view
 
     def _step(self, request: dict[str, Any]) -> View:
-        if self._session is None:
-            raise ValueError("the first message must be a start, got a step")
-        return self._session.step(str(request.get("action", "")))
+        return self._started_session("step").step(str(request.get("action", "")))
 
     def _save_film(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._session is None:
-            raise ValueError("the first message must be a start, got a film")
         kind, name = str(request.get("kind", "gif")), secrets.token_urlsafe(16)
-        data = self._session.film.save(kind)
+        data = self._started_session("film").film.save(kind)
         self._films.append(name)
         self.shared.films[name] = kind, data
         if len(self._films) > MAX_FILMS:
             self.shared.films.pop(self._films.pop(0), None)
         return {"status": 200, "film": f"films/{name}", "file": file_name(kind), "bytes": len(data)}
+
+    def _started_session(self, request: str) -> Session:
+        if self._session is None or not self._started:
+            raise ValueError(f"the first message must be a start, got a {request}")
+        return self._session
 
     def _describe(self) -> dict[str, Any]:
         """Return what the page must know about the session."""

@@ -4,7 +4,7 @@ from worldmodel import checkpoint
 from worldmodel.episodes.collect import Policy
 from worldmodel.player.film import Film
 from worldmodel.player.sessions import Session, Start, View
-from worldmodel.shipped import find_agent
+from worldmodel.shipped import DEFAULT_WORLD, find_agent
 
 AGENT = "agent"  # the action that leaves the choice to the agent
 
@@ -62,7 +62,6 @@ def world_of(agent: str) -> str:
         ValueError: if it is no agent.
     """
     values = checkpoint.read_config(find_agent(agent))
-    world = values.get("world") or values["data"].get("env_kwargs", {}).get("world")
-    if values["kind"] != "agent" or not world:
-        raise ValueError(f"--agent must be an agent, {agent} is a {values['kind']}")
-    return world
+    if values["kind"] != "agent":
+        raise ValueError(f"--agent must be the run of an agent, {agent} is a run of kind {values['kind']}")
+    return values.get("world") or values["data"].get("env_kwargs", {}).get("world") or DEFAULT_WORLD

@@ -75,13 +75,17 @@ def _read_table(video: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{video} has no table of actions beside it; expected {video.stem}.csv or .jsonl")
     rows: list[dict[str, Any]] = []
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         lines = text.splitlines()
-        table = csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, filter(str.strip, lines))
+        table = (
+            csv.DictReader(lines, skipinitialspace=True)
+            if path.suffix == ".csv"
+            else map(json.loads, filter(str.strip, lines))
+        )
         for row in table:
             if str(row.get("action") if row.get("action") is not None else "").strip() == "":
                 raise ValueError(f"step {len(rows)} has no action; expected a column named action")
-            flags = [FLAGS.get(str(row.get(name) or "").lower()) for name in ("terminated", "truncated")]
+            flags = [FLAGS.get(str(row.get(name) or "").strip().lower()) for name in ("terminated", "truncated")]
             if None in flags:
                 raise ValueError(f"step {len(rows)}: terminated and truncated must be true or false, got {row}")
             rows.append(

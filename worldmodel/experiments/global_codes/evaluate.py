@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel import media
+from worldmodel.checks import check_seed, check_temperature
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import check_folder, write_atomically
 
@@ -67,6 +68,8 @@ def evaluate(
 
     if min(frames, drawn, threads) < 1:
         raise ValueError("--frames, --drawn and --threads must be 1 or more")
+    check_temperature(temperature)
+    check_seed(seed)
     check_folder(Path(out))
     torch.set_num_threads(threads)
     torch_device = check_device(device)

@@ -44,7 +44,8 @@ class Variant(NamedTuple):
 def read_scores(run: Path, steps: int) -> dict[str, Any]:
     """Read the last held-out scores of a finished run, and ``nmse_train``, its relative error on training batches.
 
-    The latter is the mean over the last tenth of the run, with the noise of training.
+    The latter is the mean over the last tenth of the run, with the noise of training; it is left out if nothing was
+    logged there.
 
     Raises:
         ValueError: if the run was not evaluated after this many steps.
@@ -54,7 +55,8 @@ def read_scores(run: Path, steps: int) -> dict[str, Any]:
     if last is None:
         raise ValueError(f"{run} was not evaluated at step {steps}; give the --train.steps it had, or another --out")
     errors = [line["reconstruction_error"] for line in lines if line["part"] == "train" and line["step"] > 0.9 * steps]
-    return {"run": f"{run.parent.name}/{run.name}", **last, "nmse_train": sum(errors) / max(1, len(errors))}
+    train = {"nmse_train": sum(errors) / len(errors)} if errors else {}
+    return {"run": f"{run.parent.name}/{run.name}", **last, **train}
 
 
 def summarize(scores: dict[Variant, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ function connect() {
   socket.onclose = (event) => {
     if (socket !== player.socket) return;
     stop();
-    player.waiting = [];
+    for (const request of player.waiting.splice(0)) if (request.failed) request.failed();
     if (event.code === 1013 && player.retries++ < RETRIES) setTimeout(connect, 1000);
     else if (at("message").hidden) say("The connection is closed. A new start opens another, unless the program has ended.");
   };
@@ -44,6 +44,10 @@ function connect() {
 }
 
 function ask(request, answer, extra = {}) {
+  if (player.socket.readyState !== WebSocket.OPEN) {
+    if (extra.failed) extra.failed();
+    return;
+  }
   player.waiting.push({ answer, asked: performance.now(), ...extra });
   player.socket.send(JSON.stringify(request));
 }
