@@ -34,8 +34,8 @@ def evaluate(
         horizon: steps after which an episode is cut off; 0 for the agent's evaluation_horizon, or 4000.
         greedy: take the agent's most probable action instead of a sampled one.
         video: video file of the agent's first episode to write, .gif, .mp4 or .png.
-        dream_beside: video with an episode of the agent in its own dream at the right; the shorter one is dimmed at its
-            end.
+        dream_beside: also show an episode of the agent in its own dream, at the right of --video; the shorter one is
+            dimmed at its end.
         out: JSON file to write all returns to.
     """
     import torch

@@ -198,13 +198,13 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 def test_a_yaml_file_that_is_damaged_or_endless_is_named(text, message, tmp_path, program, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"config.yaml is no YAML that can be used: .*{message}"):
+    with pytest.raises(ValueError, match=rf"config.yaml cannot be read as YAML: .*{message}"):
         config.read_yaml(path)
-    with pytest.raises(ValueError, match=r"config\.yaml is no YAML that can be used"):
+    with pytest.raises(ValueError, match=r"config\.yaml cannot be read as YAML"):
         read_config(tmp_path)
     with pytest.raises(SystemExit, match="1"):
         config.run(program, ["--store", "s", "--config", str(path)])
-    assert capsys.readouterr().err.startswith(f"error: {path} is no YAML")
+    assert capsys.readouterr().err.startswith(f"error: {path} cannot be read as YAML")
 
 
 def test_the_version_is_that_of_the_package(program, capsys):

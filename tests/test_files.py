@@ -107,6 +107,11 @@ def test_a_lock_is_held_or_waited_for(tmp_path):
         pass
 
 
+def test_the_folders_of_a_new_file_are_made(tmp_path):
+    write_atomically(tmp_path / "new" / "folder" / "file", b"new")
+    assert (tmp_path / "new" / "folder" / "file").read_bytes() == b"new"
+
+
 def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
     done = []
     sync, replace = os.fsync, os.replace

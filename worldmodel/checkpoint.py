@@ -156,8 +156,8 @@ def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> Non
         old = begun.get(name, asked)
         if not train.allow_changes and _plain(old) != _plain(asked):
             raise ValueError(
-                f"{run} was begun with {name} {old}, got {asked}; give that again, use another --run, or go on with "
-                "what changed: --train.allow_changes true"
+                f"{run} was begun with {name} {old}, got {asked}; use the old value, another --run, or "
+                "--train.allow_changes true to continue anyway"
             )
 
 

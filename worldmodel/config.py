@@ -99,7 +99,7 @@ def read_yaml(path: Path) -> Any:
         _expanded(yaml.compose(text, yaml.SafeLoader), {})
         return yaml.safe_load(text)
     except Exception as error:  # damage can make the parser raise anything
-        raise ValueError(f"{path} is no YAML that can be used: {error}") from error
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
 
 
 def _expanded(node: yaml.Node | None, sizes: dict[int, float]) -> float:

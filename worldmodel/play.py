@@ -44,17 +44,17 @@ def play(
             the world of --agent, or lab-seekavoid.
         store: folder of recorded episodes to dream from, by default the world's own clips; with --env, the folder that
             your episodes are recorded into.
-        beside: real environment beside the dream, under the same actions, with its PSNR and surprise.
+        beside: show the real environment next to the dream, under the same actions, with PSNR and surprise.
         env: Gymnasium id of the environment to play, as in worldmodel.collect; with --beside, by default the one that
             the world was trained on.
         env_kwargs: arguments of the environment; --env.NAME VALUE is short for --env_kwargs.NAME VALUE.
         agent: name of a shipped agent, or run folder of one, that plays while you hold no key.
         seed: random seed of the first dream, or of all recorded episodes.
         temperature: sampling temperature of the first dream, 0 or more; 0 always takes the most probable code.
-        host: address to listen on; another than 127.0.0.1 lets others play who know the token in the printed address.
+        host: address to listen on; with any other than 127.0.0.1, whoever has the printed address can play.
         port: port to listen on, or 0 for a free one.
-        open_browser: browser window with the page, opened at once; false only prints the address.
-        max_dreams: number of players at once; a store is recorded by one.
+        open_browser: open the page in a browser; false only prints its address.
+        max_dreams: maximum number of players at once; always 1 when recording into a store.
         device: device to dream on, cpu or cuda.
         precision: number format of the dynamics model: float32, bfloat16, or auto for bfloat16 if the hardware has it.
     """

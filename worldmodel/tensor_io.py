@@ -58,7 +58,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
     if facts.get("sha256", _checksum(tensors)) != _checksum(tensors):
-        raise ValueError(f"{path} is damaged (its checksum is another); restore it, or train again")
+        raise ValueError(f"{path} is damaged (checksum mismatch); restore it, or train again")
     return tensors
 
 

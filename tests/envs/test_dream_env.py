@@ -228,6 +228,12 @@ def test_the_temperature_reaches_the_prior(settings):
         assert [call.args[4] for call in step.call_args_list] == [temperature]
 
 
+def test_a_temperature_is_checked_when_dreams_are_made(settings):
+    DreamVectorEnv(1, temperature=np.float32(0.5), **settings)
+    with pytest.raises(ValueError, match="temperature must be a number of 0 or more, got -1"):
+        DreamVectorEnv(1, temperature=-1, **settings)
+
+
 def test_rewards_are_those_the_prior_expects(settings):
     env = DreamVectorEnv(3, **settings)
     env.reset(seed=0)

@@ -73,7 +73,8 @@ def dynamics(
         )
     if seq_length <= model.context_length:
         print(
-            f"note: segments of --seq_length {seq_length} train less than the {model.context_length} frames of context"
+            f"note: --seq_length {seq_length} is too short to train the full context of {model.context_length} frames; "
+            f"{model.context_length + 1} or more would"
         )
     folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
     data = {
