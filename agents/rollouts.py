@@ -62,16 +62,16 @@ class RandomPolicy:
     choose = act
 
 
-def make_encoded_env(env: str, **kwargs: Any) -> gym.Env:
+def make_encoded_env(env_id: str, kwargs: dict[str, Any]) -> gym.Env:
     """Make an environment of ENCODED_ENVS.
 
     Raises:
         ValueError: if its arguments are unknown or out of range.
     """
     try:
-        return gym.make(env, **kwargs)
+        return gym.make(env_id, **kwargs)
     except TypeError as error:
-        raise ValueError(f"cannot make --env {env} with {kwargs}: {error}") from error
+        raise ValueError(f"cannot make --env {env_id} with {kwargs}: {error}") from error
 
 
 def make_evaluation_env(
@@ -91,7 +91,7 @@ def make_evaluation_env(
         shared = {"world", "observation", "history", "action_repeat"}
         kept = trained.keys() - TRAINING_ONLY if env == data["env"] else shared & trained.keys()
         env_kwargs = {**{name: trained[name] for name in kept}, "horizon": horizon, **env_kwargs}
-        made = make_encoded_env(env, render_mode="rgb_array", **env_kwargs)
+        made = make_encoded_env(env, {"render_mode": "rgb_array", **env_kwargs})
         return EvaluationEnv(made, env, True, horizon, env_kwargs)
     if env in ("", data["environment"]):
         env_kwargs = {**data["kwargs"], **env_kwargs}

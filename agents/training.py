@@ -74,7 +74,7 @@ def inspect_env(env: str, env_kwargs: dict[str, Any]) -> "tuple[WorldModel, gym.
 
     if env not in rollouts.ENCODED_ENVS:
         raise ValueError(f"--env must be one of {', '.join(rollouts.ENCODED_ENVS)}, got {env!r}")
-    made = rollouts.make_encoded_env(env, **env_kwargs)
+    made = rollouts.make_encoded_env(env, env_kwargs)
     made.close()
     return made.get_wrapper_attr("world"), made.observation_space
 

@@ -83,7 +83,7 @@ def test_an_agent_that_is_shared_plays_as_before_without_its_run(agent, tiny_wor
 
 
 def test_evaluation_plays_in_the_agents_own_dream(agent, capsys):
-    with pytest.raises(ValueError, match="cannot make --env envs:Dream-v0 with .*'tempratur'"):
+    with pytest.raises(ValueError, match=r"cannot make --env envs:Dream-v0 with .*'tempratur'"):
         evaluate(str(agent), "envs:Dream-v0", {"tempratur": 2}, episodes=1)
     evaluate(str(agent), "envs:Dream-v0", episodes=1, horizon=5)
     assert "envs:Dream-v0, 1 episodes of 5 steps at most" in capsys.readouterr().out

@@ -174,6 +174,21 @@ def test_a_run_goes_on_where_it_was(tiny_world, tmp_path):
     assert [row["step"] for row in lines(run, "train")] == steps
 
 
+def test_a_run_that_was_stopped_in_its_first_evaluation_begins_again(tiny_world, tmp_path, monkeypatch):
+    run, env, settings = tmp_path / "run", {"world": str(tiny_world), "horizon": 8}, replace(SETTINGS, evaluate_every=1)
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.rollouts.play_episodes", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(str(run), env_kwargs=env, model=SIZES, train=settings, real=TINY)
+    assert len(lines(run, "train")) == 1 and not lines(run, "real")
+    train(str(run), env_kwargs=env, model=SIZES, train=settings, real=TINY)
+    assert [row["step"] for row in lines(run, "real")] == [row["step"] for row in lines(run, "train")] == [32, 64]
+
+
 def test_the_real_world_trains_through_the_same_program(tiny_world, tmp_path):
     env = {"world": str(tiny_world), "env": TINY, "horizon": 8}
     train(str(tmp_path / "run"), "envs:Encoded-v0", env, model=SIZES, train=replace(SETTINGS, evaluate_every=9))

@@ -388,7 +388,7 @@ def test_a_training_step_runs_in_bfloat16_and_compiled():
 
 @pytest.mark.parametrize("sizes", [{"ar_layers": 1}, {"num_layers": 0}])
 def test_too_few_layers_are_refused_before_training(sizes):
-    with pytest.raises(ValueError, match="model.ar_layers must be 2 or more, and model.num_layers 1 or more"):
+    with pytest.raises(ValueError, match=r"model.ar_layers must be 2 or more, and model.num_layers 1 or more"):
         DynamicsConfig(**sizes)
     with pytest.raises(ValueError, match="a wavefront network must have 2 layers or more, got 1"):
         WavefrontNet(torch.nn.Embedding(11, 8), condition_channels=6, hidden_channels=8, num_layers=1)
