@@ -114,3 +114,8 @@ def test_another_host_is_warned_about(world_run):
 def test_wrong_settings_are_refused_before_anything_is_served(settings, message):
     with pytest.raises(ValueError, match=message):
         play(open_browser=False, **settings)
+
+
+def test_an_agent_that_does_not_exist_is_named_also_with_a_world():
+    with pytest.raises(FileNotFoundError, match="unknown agent 'take-covr': .*did you mean 'take-cover'"):
+        play("doom-take-cover", agent="take-covr", open_browser=False)

@@ -65,8 +65,8 @@ def play(
     from worldmodel.player.factory import SessionFactory
     from worldmodel.player.watch import world_of
 
-    world = world or (world_of(agent) if agent else DEFAULT_WORLD)
-    factory = SessionFactory(world, store, beside, env, env_kwargs, seed, device, precision, agent)
+    default = world_of(agent) if agent else DEFAULT_WORLD  # also checks the agent
+    factory = SessionFactory(world or default, store, beside, env, env_kwargs, seed, device, precision, agent)
     factory.open().close()  # whatever is wrong is said here, not in the browser
     asyncio.run(_serve(factory, host, port, max_dreams, seed, temperature, open_browser))
 

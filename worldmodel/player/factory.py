@@ -15,7 +15,7 @@ from worldmodel.player.beside import BesideSession
 from worldmodel.player.record import RecordSession
 from worldmodel.player.sessions import DreamSession, Session
 from worldmodel.player.watch import WatchedSession
-from worldmodel.shipped import DEFAULT_WORLD, find_agent, find_world, shipped_worlds
+from worldmodel.shipped import DEFAULT_WORLD, find_world, shipped_worlds
 from worldmodel.suggest import unknown_name
 from worldmodel.world_model import WorldModel
 
@@ -59,8 +59,6 @@ class SessionFactory:
             raise ValueError("--beside starts from the real environment, got --store as well; leave one of them out")
         if self.env_kwargs and not (self.env or self.beside):
             raise ValueError("--env.NAME needs an environment: give its id as --env, or --beside")
-        if self.agent:
-            find_agent(self.agent)
         if self.mode != "record":
             find_world(self.world)
         if self.mode == "dream" and self.store:
