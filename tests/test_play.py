@@ -117,5 +117,5 @@ def test_wrong_settings_are_refused_before_anything_is_served(settings, message)
 
 
 def test_an_agent_that_does_not_exist_is_named_also_with_a_world():
-    with pytest.raises(FileNotFoundError, match="unknown agent 'take-covr': .*did you mean 'take-cover'"):
+    with pytest.raises(FileNotFoundError, match=r"unknown agent 'take-covr': .*did you mean 'take-cover'"):
         play("doom-take-cover", agent="take-covr", open_browser=False)
