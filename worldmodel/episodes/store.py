@@ -318,6 +318,7 @@ class EpisodeStore:
     def _add_line(self, file: IO[bytes], entry: Entry) -> None:
         file.seek(0, os.SEEK_END)
         file.write(json.dumps(asdict(entry)).encode() + b"\n")
+        file.flush()  # fails now if the disk is full
         self._index_bytes = file.tell()
         self._entries[entry.number] = entry
         self._num_frames += entry.observations
