@@ -96,9 +96,8 @@ def benchmark(
         section = run_section(name, settings, best)
         best = best or limits.peak_flops(section.rows)
         result["sections"][name] = {"rows": [row.summary() for row in section.rows], "remarks": section.remarks}
-        write_atomically(
-            Path(out), json.dumps(result, indent=2).encode() + b"\n"
-        )  # after each section, to keep results
+        text = json.dumps(result, indent=2) + "\n"
+        write_atomically(Path(out), text.encode())  # after each section, to keep results
 
 
 def run_section(name: str, settings: "Settings", best: dict[str, float]) -> "Section":

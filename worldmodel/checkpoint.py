@@ -84,7 +84,8 @@ def export(run: Path, out: Path, half: str | None = None, **more: Any) -> None:
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError(f"{run} has weights that float16 cannot hold; export it in float32")
     out.mkdir(exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump({**more, **values, **more}, sort_keys=False), "utf-8")
+    values = {**more, **values, **more}  # in front, and in place of older ones
+    (out / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
     write_tensors(out / "model.safetensors", tensors)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel import shipped, worlds
+from worldmodel import checkpoint, shipped, worlds
 from worldmodel.baselines import Bigram, CopyLast, Unigram
 from worldmodel.episodes.segments import SegmentSampler, split_held_out
 from worldmodel.episodes.store import EpisodeStore
@@ -115,6 +115,12 @@ def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):
         with pytest.raises(ValueError, match=f"clip 9:{start} has {left} frames, a dream needs 6"):
             release(str(world_run), str(store), [f"9:{start}"], str(tmp_path / "out"), "")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_world_that_is_exported_again_takes_its_new_description(world_run, tmp_path):
+    checkpoint.export(world_run, tmp_path / "first", about="old")
+    checkpoint.export(tmp_path / "first", tmp_path / "second", about="new")
+    assert (tmp_path / "second" / "config.yaml").read_text().startswith("about: new\n")
 
 
 def test_a_bigram_knows_what_follows_what_and_a_unigram_does_not():
