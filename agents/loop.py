@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.config import AgentConfig, NetworkConfig
 from worldmodel.episodes.collect import collect as collect_episodes
+from worldmodel.episodes.recording import MAX_EPISODE_STEPS
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import write_atomically
 from worldmodel.models.config import DynamicsConfig, VQVAEConfig
@@ -39,7 +40,7 @@ class CollectStage:
     first_episodes: int = 200
     first_policy: str = "sticky"
     epsilon: float = 0.1
-    max_episode_steps: int = 4000
+    max_episode_steps: int = MAX_EPISODE_STEPS
     seed: int = 0
     workers: int = 0
 

@@ -72,13 +72,9 @@ class Policy:
         self._num_frames += 1
         return self._held
 
-    def observe(self, frame: np.ndarray) -> np.ndarray:
-        """Return the observation of ``Encoded-v0``: this frame and those before it, as codes or reconstructed."""
-        self._recent_frames.append(frame.copy())
-        return self._observation()
-
     @torch.no_grad()
     def _observation(self) -> np.ndarray:
+        """Return the observation of ``Encoded-v0``: the latest frames as codes, or reconstructed."""
         frames = [self._recent_frames[0]] * (self.history - len(self._recent_frames)) + list(self._recent_frames)
         codes = self.vqvae.encode(torch.from_numpy(np.stack(frames)))  # (history, h, w)
         if not self.network.config.codebook_size:

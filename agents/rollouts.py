@@ -9,11 +9,11 @@ import torch
 from tqdm import tqdm
 
 from worldmodel import env_wrappers, media
+from worldmodel.episodes.recording import MAX_EPISODE_STEPS
 from worldmodel.stats import bootstrap_interval
 
 DREAM_ENV, ENCODED_ENV = "envs:Dream-v0", "envs:Encoded-v0"
 ENCODED_ENVS = (DREAM_ENV, ENCODED_ENV)  # give an agent's observations; others give frames, which the agent encodes
-MAX_EPISODE_STEPS = 4000
 TRAINING_ONLY = {"device", "threads", "precision", "termination_cost", "starts_near_termination"}
 EVALUATION_STREAM = 1  # keeps the seeds of evaluation apart from those of recording
 

@@ -11,7 +11,7 @@ from worldmodel.files import write_folder_atomically
 
 
 def release(
-    run: str, store: str, clips: list[str], out: str, about: str, length: int = 56, redrawn: bool = False
+    run: str, store: str, clips: list[str], out: str, about: str, length: int = 56, reconstructed: bool = False
 ) -> None:
     """Export a trained world model, with a few recorded clips to start dreams from, into a folder.
 
@@ -25,7 +25,7 @@ def release(
         out: folder to write, named after the world.
         about: one-line description for python -m worldmodel.worlds, with the source of the images.
         length: maximum number of frames in a clip; a clip also ends with its episode.
-        redrawn: ship VQ-VAE reconstructions of the clips, if the recording itself must not be redistributed.
+        reconstructed: release VQ-VAE reconstructions of the clips, if the recording itself must not be redistributed.
     """
     import torch
 
@@ -56,12 +56,12 @@ def release(
                 "give an earlier start"
             )
         clip = cut_clip(episodes, number, start, length)
-        if redrawn:
+        if reconstructed:
             reconstruction = world.decode(world.encode(torch.from_numpy(clip.observations.copy())))
             clip = replace(clip, observations=reconstruction.numpy())
         episode_clips.append(clip)
     schema = episodes.schema
-    schema = replace(schema, provenance={**schema.provenance, "clips": clips, "redrawn": redrawn})
+    schema = replace(schema, provenance={**schema.provenance, "clips": clips, "reconstructed": reconstructed})
     with write_folder_atomically(target) as folder:
         checkpoint.export(origin, folder, half="", about=about)
         checkpoint.export(origin / "vqvae", folder / "vqvae", half="decoder.")
@@ -77,7 +77,8 @@ def cut_clip(store: EpisodeStore, number: int, start: int, length: int) -> Episo
     entry = next(entry for entry in store.entries if entry.number == number)
     length = min(length, entry.observations - start)
     actions, rewards = (part[start : start + length - 1] for part in store.steps(number))
-    return Episode(store.observations(number, start, length), actions, rewards, False, False, entry.seed)
+    frames, reproducible = store.observations(number, start, length), entry.reproducible and start == 0
+    return Episode(frames, actions, rewards, False, False, entry.seed, reproducible=reproducible)
 
 
 if __name__ == "__main__":

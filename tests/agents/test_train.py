@@ -117,7 +117,7 @@ def test_using_an_agent_loads_no_ray(agent):
 
 
 @pytest.mark.parametrize("observation", ["codes", "frame"])
-def test_an_agent_sees_of_a_real_frame_what_encoded_worlds_show(tiny_world, tmp_path, observation):
+def test_an_agent_sees_of_a_real_frame_what_encoded_worlds_show(tiny_world, tmp_path, observation, monkeypatch):
     settings = {"world": str(tiny_world), "observation": observation, "history": 2}
     train(
         str(tmp_path / "run"),
@@ -126,11 +126,14 @@ def test_an_agent_sees_of_a_real_frame_what_encoded_worlds_show(tiny_world, tmp_
         train=replace(SETTINGS, total_timesteps=16, batch_size=16, num_envs=2),
     )
     policy, encoded, real = Policy.load(tmp_path / "run"), EncodedEnv(env=TINY, **settings), TinyWorld()
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(policy, "choose", lambda observation: seen.append(observation) or 0)
     for seed in (1, 2):
         policy.start(seed)
         shown, frame = encoded.reset(seed=seed)[0], real.reset(seed=seed)[0]
         for action in (1, 0, 2):
-            np.testing.assert_array_equal(policy.observe(frame), shown)
+            policy.act(frame)
+            np.testing.assert_array_equal(seen[-1], shown)
             shown, frame = encoded.step(action)[0], real.step(action)[0]
 
 

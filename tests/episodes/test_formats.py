@@ -201,16 +201,18 @@ def minari(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_a_store_exported_to_minari_and_imported_again_is_equal_byte_for_byte(schema, minari, tmp_path):
     one = make(tmp_path / "one", schema)
     one.append(replace(episode(5, schema), seed=-1))
+    one.append(replace(episode(6, schema), reproducible=False))
     episodes.export(str(tmp_path / "one"), "test/store-v0")
     dataset = minari.load_dataset("test/store-v0")
-    assert not dataset.storage.jpeg_encoding and dataset.total_steps == 17 + 18 + 19 + 5
+    assert not dataset.storage.jpeg_encoding and dataset.total_steps == 17 + 18 + 19 + 5 + 6
     assert np.array_equal(dataset[1].observations, one.read(1).observations)
     for _ in range(2):
         episodes.import_(str(tmp_path / "two"), "test/store-v0", "minari")
     two = EpisodeStore(tmp_path / "two")
-    assert [entry.source.split(" ")[:2] for entry in two.entries] == [["episode", str(number)] for number in range(4)]
+    assert [entry.source.split(" ")[:2] for entry in two.entries] == [["episode", str(number)] for number in range(5)]
     assert two.schema == one.schema and [replace(entry, source="") for entry in two.entries] == one.entries
     assert all(same(a, b) for a, b in zip(one, two, strict=True))
+    assert [entry.reproducible for entry in two.entries] == [True, True, True, False, False]
 
 
 def test_episodes_without_a_last_frame_are_exported_only_with_padding(minari, tmp_path):

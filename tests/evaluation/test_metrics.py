@@ -94,7 +94,7 @@ def test_a_released_world_is_its_run_with_all_but_the_encoder_in_half_precision(
 
 
 def test_clips_can_be_shipped_as_the_vqvae_shows_them(store, world_run, tmp_path):
-    release(str(world_run), str(store), ["9:2"], str(tmp_path / "out"), "", length=8, redrawn=True)
+    release(str(world_run), str(store), ["9:2"], str(tmp_path / "out"), "", length=8, reconstructed=True)
     world = WorldModel.load(world_run)
     original = torch.from_numpy(EpisodeStore(store).observations(9, 2, 8).copy())
     written = torch.from_numpy(EpisodeStore(tmp_path / "out" / "context").read(0).observations.copy())

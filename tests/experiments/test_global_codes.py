@@ -196,7 +196,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(run, store, 
 
 @pytest.mark.slow
 def test_evaluate_writes_its_numbers_and_its_picture(run, without, store, tmp_path, capsys):
-    evaluate(str(run), str(store), str(tmp_path), str(without), frames=16, drawn=6)
+    evaluate(str(run), str(store), str(tmp_path), str(without), frames=16, psnr_frames=6)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert (tmp_path / "reconstructions.png").exists()
     assert capsys.readouterr().out.endswith(f"wrote {tmp_path / 'reconstructions.png'} and scores.json\n")
@@ -216,7 +216,7 @@ def test_evaluate_writes_its_numbers_and_its_picture(run, without, store, tmp_pa
 
 @pytest.mark.slow
 def test_a_run_without_latents_can_be_measured_alone(without, store, tmp_path):
-    evaluate(str(without), str(store), str(tmp_path), frames=8, drawn=4)
+    evaluate(str(without), str(store), str(tmp_path), frames=8, psnr_frames=4)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["bits_per_code"]["true"] == scores["bits_per_code"]["shuffled"]
     assert scores["bits_per_frame"]["latents"] == 0
@@ -228,7 +228,7 @@ def test_runs_and_stores_of_another_kind_are_refused(run, without, store, world_
     with pytest.raises(ValueError, match="must be the run of a global_codes, it is that of a dynamics"):
         evaluate(str(world_run), str(store), out)
     with pytest.raises(ValueError, match=r"must be trained with --model\.num_latents 0, it has 2 latents"):
-        evaluate(str(run), str(store), out, without=str(run))
+        evaluate(str(run), str(store), out, baseline=str(run))
     other = EpisodeStore.create(tmp_path / "larger", Schema((48, 24, 3), "uint8", ("left", "stay", "right"), "stripes"))
     for seed in range(2):
         episode = sliding_stripes(seed, 4)
@@ -248,7 +248,7 @@ def test_runs_and_stores_of_another_kind_are_refused(run, without, store, world_
         batch_size=8,
     )
     with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
-        evaluate(str(run), str(store), out, without=str(stranger))
+        evaluate(str(run), str(store), out, baseline=str(stranger))
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -48,7 +49,6 @@ def page(server: PlayServer) -> str:
 
 
 def test_it_listens_on_this_machine_only(server):
-    assert server.bound_hosts == ["127.0.0.1"]
     listening = {c.laddr.ip for c in psutil.Process().net_connections() if c.laddr and c.laddr.port == server.port}
     assert listening == {"127.0.0.1"}
 
@@ -332,3 +332,25 @@ def test_pages_share_the_thread_and_the_event_loop_answers_meanwhile(tmp_path):
             assert (await client.receive())[0]["step"] == 1
 
         asyncio.run(play())
+
+
+def test_nobody_begins_to_play_while_the_server_closes(factory):
+    async def play():
+        server = PlayServer(factory)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        request = f"GET {{}} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{{}}\r\n"
+        writer.write(request.format(page(server), "").encode())
+        header = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(re.search(rb"Content-Length: (\d+)", header)[1]))
+        await server.close()
+        upgrade = (
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        )
+        writer.write(request.format(page(server).replace("/?", "/play?"), upgrade).encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        assert b"all places are taken" in await asyncio.wait_for(reader.read(), 30)
+        assert not server.shared.playing
+        writer.close()
+
+    asyncio.run(play())

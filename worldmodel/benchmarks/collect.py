@@ -11,9 +11,9 @@ import torch
 from worldmodel.benchmarks.settings import Settings
 from worldmodel.benchmarks.timing import Contestant, Section, Stopwatch, race
 from worldmodel.episodes.collect import Recorder, scripted_actions
+from worldmodel.episodes.recording import MAX_EPISODE_STEPS, episode_seeds
 
 NUM_EPISODES = 12  # per run
-MAX_EPISODE_STEPS = 4000
 
 
 def collect(settings: Settings) -> Section:
@@ -45,11 +45,11 @@ def make_recorder(folder: str, env: str) -> Recorder:
 
 def play_episode(recorder: Recorder, number: int) -> None:
     """Play the episode that ``recorder.record(number)`` records, without keeping anything."""
-    world_seed, policy_seed = np.random.SeedSequence([recorder.seed, number]).generate_state(2)
+    env_seed, policy_seed = episode_seeds(recorder.seed, number)
     actions = scripted_actions(
         recorder.policy, recorder.env.get_wrapper_attr("action_names"), np.random.default_rng(policy_seed)
     )
-    recorder.env.reset(seed=int(world_seed))
+    recorder.env.reset(seed=env_seed)
     for _ in range(recorder.max_episode_steps):
         *_, terminated, truncated, _ = recorder.env.step(next(actions))
         if terminated or truncated:

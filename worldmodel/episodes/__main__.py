@@ -113,6 +113,8 @@ def import_(store: str, source: str, format: Literal["npz", "minari", "video"] =
 def export(store: str, name: str, pad: bool = False) -> None:
     """Write a store as a Minari dataset, losslessly; import --format minari gives the same episodes back.
 
+    Minari has no place for the objects in view that an environment reports; they are left out.
+
     Args:
         store: folder of recorded episodes.
         name: id of the new dataset, NAMESPACE/NAME-v0, in MINARI_DATASETS_PATH or ~/.minari/datasets.

@@ -18,7 +18,7 @@ from tqdm import tqdm  # noqa: E402
 from worldmodel import config, env_wrappers, shipped  # noqa: E402
 from worldmodel.checks import check_seed  # noqa: E402
 from worldmodel.episodes.episode import Episode  # noqa: E402
-from worldmodel.episodes.recording import Recording, describe  # noqa: E402
+from worldmodel.episodes.recording import MAX_EPISODE_STEPS, Recording, describe, episode_seeds  # noqa: E402
 from worldmodel.episodes.store import Entry, EpisodeStore  # noqa: E402
 
 MAX_HOLD_STEPS = 12  # longest hold of an action by the sticky policy
@@ -69,7 +69,7 @@ def collect(
     policy_class: str = DEFAULT_POLICY_CLASS,
     epsilon: float = 0.0,
     seed: int = 0,
-    max_episode_steps: int = 4000,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
     address: str = "",
 ) -> None:
     """Record episodes of an environment into a store, until the store holds the requested total.
@@ -170,15 +170,15 @@ class Recorder:
 
     def record(self, number: int) -> Entry:
         """Play episode ``number`` and write its file; the caller adds it to the index."""
-        env_seed, policy_seed = np.random.SeedSequence([self.seed, number]).generate_state(2)
+        env_seed, policy_seed = episode_seeds(self.seed, number)
         names, random = self.env.get_wrapper_attr("action_names"), np.random.default_rng(policy_seed)
         if self.agent:
-            self.agent.start(int(policy_seed))
+            self.agent.start(policy_seed)
             choose = add_exploration(self.agent, self.epsilon, names, random)
         else:
             actions = scripted_actions(self.policy, names, random)
             choose = lambda frame: next(actions)  # noqa: E731
-        return self.store.write(number, play_episode(self.env, choose, int(env_seed), self.max_episode_steps))
+        return self.store.write(number, play_episode(self.env, choose, env_seed, self.max_episode_steps))
 
 
 def load_policy(run: str, epsilon: float, policy_class: str = DEFAULT_POLICY_CLASS) -> tuple[Policy, dict[str, Any]]:

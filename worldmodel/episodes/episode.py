@@ -68,7 +68,7 @@ class Episode:
         truncated: whether the episode was cut off by a time limit.
         seed: seed of the environment's reset, or -1 if unknown.
         objects: objects in view, if the environment reports them.
-        reproducible: whether the same seed and actions reproduce the episode.
+        reproducible: whether the same seed and actions reproduce the episode; always False if the seed is unknown.
 
     Raises:
         ValueError: if the lengths or dtypes are wrong, or a reward is not finite or too large.
@@ -102,6 +102,7 @@ class Episode:
                 f"{steps} actions go with {steps + 1} observations, or {steps} if the last frame is missing, "
                 f"got {len(self.observations)}"
             )
+        object.__setattr__(self, "reproducible", self.reproducible and self.seed >= 0)
 
     def __len__(self) -> int:
         """Return the number of steps T."""

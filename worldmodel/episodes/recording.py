@@ -9,6 +9,8 @@ import numpy as np
 from worldmodel.episodes.episode import Episode, Objects
 from worldmodel.episodes.schema import Schema
 
+MAX_EPISODE_STEPS = 4000  # unless a caller gives another limit
+
 
 class Recording:
     """Plays one episode from ``env.reset(seed=seed)`` on, and keeps all of it.
@@ -74,6 +76,12 @@ class Recording:
             objects=None if self._objects[0] is None else Objects.gather(self._objects),
             reproducible=self._reproducible,
         )
+
+
+def episode_seeds(seed: int, number: int) -> tuple[int, int]:
+    """Return the seeds of the environment and of the policy for episode ``number`` of a recording with ``seed``."""
+    env_seed, policy_seed = np.random.SeedSequence([seed, number]).generate_state(2).tolist()
+    return env_seed, policy_seed
 
 
 def describe(env: gym.Env, name: str, kwargs: dict[str, Any], provenance: dict[str, Any]) -> Schema:

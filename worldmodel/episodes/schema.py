@@ -83,6 +83,7 @@ class Entry:
             raise ValueError("a number is too large")
         if self.number < 0 or self.bytes < 0 or self.steps < 1 or self.observations - self.steps not in (0, 1):
             raise ValueError(f"no episode has number {self.number}, {self.steps} steps, {self.observations} frames")
+        object.__setattr__(self, "reproducible", self.reproducible and self.seed >= 0)  # older indices say True
 
     @property
     def file(self) -> str:

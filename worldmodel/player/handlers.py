@@ -29,6 +29,7 @@ class Shared:
     """What all handlers share.
 
     Attributes:
+        max_dreams: number of places; 0 once the server closes.
         defaults: seed and temperature that the page begins with.
         executor: one thread that loads, dreams and encodes.
         playing: handlers that have a session.

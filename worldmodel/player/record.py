@@ -6,12 +6,11 @@ import numpy as np
 
 from worldmodel import env_wrappers
 from worldmodel.checks import check_seed
-from worldmodel.episodes.recording import Recording, describe
+from worldmodel.episodes.recording import MAX_EPISODE_STEPS, Recording, describe, episode_seeds
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.player.film import Film
 from worldmodel.player.sessions import Start, View, action_index, check_going
 
-MAX_EPISODE_STEPS = 4000  # as in worldmodel.collect
 HUMAN_POLICY = "human"
 
 
@@ -58,8 +57,8 @@ class RecordSession:
         """Start the next episode; what only a dream has, a clip and a temperature, has no effect."""
         self._keep()
         self._view = None
-        seed = int(np.random.SeedSequence([self._seed, self._next_number()]).generate_state(2)[0])
-        self._recording = Recording(self._env, seed)
+        env_seed, _ = episode_seeds(self._seed, self._next_number())
+        self._recording = Recording(self._env, env_seed)
         self._view = View(np.array(self._recording.observation))
         self.film = Film(self._view, self.action_names, self.rate, self._source)
         return self._view

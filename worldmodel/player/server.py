@@ -57,14 +57,10 @@ class PlayServer:
         shown = "127.0.0.1" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self.port}/?token={self.shared.token}"
 
-    @property
-    def bound_hosts(self) -> list[str]:
-        """Hosts of the listening sockets."""
-        return [socket.getsockname()[0] for socket in self._sockets]
-
     async def close(self) -> None:
         """Stop listening, and free all sessions."""
         self._server.stop()
+        self.shared.max_dreams = 0  # a connection that is still open cannot become a player any more
         for handler in list(self.shared.playing):
             handler.close()
             handler.on_close()

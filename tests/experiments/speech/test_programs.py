@@ -20,8 +20,8 @@ from worldmodel.experiments.speech.data import audio
 from worldmodel.experiments.speech.evaluate import evaluate, sample_other_texts
 from worldmodel.experiments.speech.phonemes import phonemes
 from worldmodel.experiments.speech.prior import prior
+from worldmodel.experiments.speech.release import release
 from worldmodel.experiments.speech.sample import sample
-from worldmodel.experiments.speech.ship import ship
 from worldmodel.experiments.speech.train import train
 from worldmodel.models.config import SpatialPriorConfig
 
@@ -117,14 +117,14 @@ def test_a_recording_of_anybody_is_converted(corpus, run, tmp_path, capsys):
 
 def test_voices_that_are_passed_on_name_no_folder(corpus, run, tmp_path, monkeypatch):
     wav = corpus.parent / "strange" / "up-0.wav"
-    ship(str(run), str(tmp_path / "tones"))
+    release(str(run), str(tmp_path / "tones"))
     monkeypatch.setattr(codec, "SHIPPED", tmp_path)
     for name in ("tones", str(run)):
         convert(str(wav), "high", str(tmp_path / f"{Path(name).name}.wav"), name)
     assert (tmp_path / "tones.wav").read_bytes() == (tmp_path / f"{run.name}.wav").read_bytes()
     assert str(corpus.parent) not in (tmp_path / "tones" / "config.yaml").read_text()
     with pytest.raises(ValueError, match="already exists"):
-        ship(str(run), str(tmp_path / "tones"))
+        release(str(run), str(tmp_path / "tones"))
 
 
 @pytest.mark.slow

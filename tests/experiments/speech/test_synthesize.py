@@ -75,7 +75,7 @@ def test_what_cannot_be_made_is_refused_before_anything_is(tmp_path):
         synthesize(out, count=0)
     for voices in (["en+f1"], ["gmw/en"], [".."]):
         with pytest.raises(ValueError, match=r"must be distinct and valid names of folders, got '.*'"):
-            synthesize(out, voices=voices, unheard=["en+f1"])
+            synthesize(out, voices=voices, unseen_voices=["en+f1"])
     assert not Path(out).exists()
 
 
@@ -113,7 +113,7 @@ def test_what_espeak_cannot_say_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"cannot be said by .*: espeak-ng has no voice"):
             synthesize_utterance("Hello.", voice, RATE)
     with pytest.raises(ValueError, match=r"'Hello\.' cannot be said by en\+f99"):
-        synthesize(str(tmp_path / "out"), unheard=["en+f99"])
+        synthesize(str(tmp_path / "out"), unseen_voices=["en+f99"])
     assert not (tmp_path / "out").exists(), "all voices are tried first"
     with pytest.raises(ValueError, match=r"'\.\.\.' has nothing that en can say; leave it out"):
         synthesize_utterance("...", "en", RATE)

@@ -21,8 +21,8 @@ from worldmodel.experiments.translation.evaluate import evaluate
 from worldmodel.experiments.translation.latents import mutual_information, read_latents, score_latents
 from worldmodel.experiments.translation.model import LatentTranslator
 from worldmodel.experiments.translation.plot import plot
+from worldmodel.experiments.translation.release import release
 from worldmodel.experiments.translation.scores import compare_translations, score_translations
-from worldmodel.experiments.translation.ship import ship
 from worldmodel.experiments.translation.subwords import Subwords
 from worldmodel.experiments.translation.table import _settings_of, describe_system, label_systems, table
 from worldmodel.experiments.translation.train import train, train_teacher
@@ -189,7 +189,7 @@ def test_the_translator_that_ships_translates_at_once(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_shipped_translator_is_small_and_names_no_folder(teacher, corpus, tmp_path, monkeypatch, capsys):
-    ship(str(teacher), str(tmp_path / "en-de"))
+    release(str(teacher), str(tmp_path / "en-de"))
     monkeypatch.setattr(translator, "SHIPPED", tmp_path)
     source, target = sentences()[5]
     assert Translator.load().translate([source]) == [target]
@@ -197,12 +197,12 @@ def test_a_shipped_translator_is_small_and_names_no_folder(teacher, corpus, tmp_
     weights = tensor_io.read_tensors(tmp_path / "en-de" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     with pytest.raises(ValueError, match="already exists"):
-        ship(str(teacher), str(tmp_path / "en-de"))
+        release(str(teacher), str(tmp_path / "en-de"))
     unfinished = shutil.copytree(teacher, tmp_path / "unfinished")
     text = (teacher / "config.yaml").read_text()
     (unfinished / "config.yaml").write_text(text.replace("steps: 150", "steps: 151"))
     with pytest.raises(ValueError, match="is at step 150 of 151; finish its training first"):
-        ship(str(unfinished), str(tmp_path / "other"))
+        release(str(unfinished), str(tmp_path / "other"))
 
 
 @pytest.mark.slow

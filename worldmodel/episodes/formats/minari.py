@@ -18,6 +18,7 @@ from worldmodel.episodes.formats.source import Source, check_dtype, ended_by
 from worldmodel.episodes.store import Entry, EpisodeStore, Schema
 
 MINARI_FOLDER = "MINARI_DATASETS_PATH"  # environment variable
+SCHEMA, UNREPRODUCIBLE = "worldmodel_schema", "worldmodel_unreproducible"  # what to_minari adds to the metadata
 
 
 def from_minari(name: str, env: str = "") -> Source:
@@ -43,7 +44,7 @@ def from_minari(name: str, env: str = "") -> Source:
     if not isinstance(actions, gym.spaces.Discrete):
         raise ValueError(f"{name} must have discrete actions, it has {actions}")
     spec = dataset.spec.env_spec
-    values = storage.metadata.get("worldmodel_schema") or {  # present if written by to_minari
+    values = storage.metadata.get(SCHEMA) or {
         "observation_shape": space.shape,
         "observation_dtype": check_dtype(space.dtype, space.shape, name),
         "action_names": map(str, range(actions.n)),
@@ -55,6 +56,7 @@ def from_minari(name: str, env: str = "") -> Source:
         schema = Schema(**{**values, "environment": env or values["environment"]})
     except (TypeError, KeyError) as error:
         raise ValueError(f"the Minari dataset {name} has a damaged schema: {error!r}") from error
+    unreproducible = set(storage.metadata.get(UNREPRODUCIBLE) or ())
 
     def read(number: int) -> Episode:
         try:
@@ -74,6 +76,7 @@ def from_minari(name: str, env: str = "") -> Source:
             terminated=terminated,
             truncated=truncated,
             seed=-1 if metadata.get("seed") is None else int(metadata["seed"]),
+            reproducible=number not in unreproducible,
         )
 
     return Source(schema, [f"episode {number}" for number in range(len(dataset))], read)
@@ -82,10 +85,10 @@ def from_minari(name: str, env: str = "") -> Source:
 def to_minari(
     store: EpisodeStore, name: str, pad: bool = False, progress: Callable[[list[Entry]], Iterable[Entry]] = iter
 ) -> Path:
-    """Write all episodes as a new Minari dataset, losslessly, and return its folder.
+    """Write all episodes as a new Minari dataset, losslessly but without objects in view, and return its folder.
 
     The format is Arrow (hdf5 would take a third more for short episodes) without JPEG, which is Minari's default. The
-    schema is stored as well, for :func:`from_minari`.
+    schema and the numbers of episodes that are not reproducible are stored as well, for :func:`from_minari`.
 
     Args:
         pad: repeat the last observation of episodes that have none after the last action.
@@ -145,7 +148,8 @@ def to_minari(
             )
         if short:
             schema = replace(schema, provenance={**schema.provenance, "padded": True})
-        dataset.storage.update_metadata({"worldmodel_schema": asdict(schema)})
+        unreproducible = [position for position, entry in enumerate(store.entries) if not entry.reproducible]
+        dataset.storage.update_metadata({SCHEMA: asdict(schema), UNREPRODUCIBLE: unreproducible})
         for made in sorted(temporary.rglob("namespace_metadata.json")):
             destination = folder.parents[name.count("/")] / made.relative_to(temporary)
             destination.parent.mkdir(parents=True, exist_ok=True)

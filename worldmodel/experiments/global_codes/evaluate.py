@@ -17,9 +17,9 @@ def evaluate(
     run: str,
     store: str,
     out: str,
-    without: str = "",
+    baseline: str = "",
     frames: int = 2048,
-    drawn: int = 128,
+    psnr_frames: int = 128,
     temperature: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
@@ -34,9 +34,9 @@ def evaluate(
         run: run folder of the second VQ-VAE.
         store: folder of recorded episodes.
         out: folder to write.
-        without: run folder of a model trained with --model.num_latents 0, to compare with.
+        baseline: run folder of a model trained with --model.num_latents 0, to compare with.
         frames: maximum number of evenly spaced held-out frames on which bits per code are evaluated.
-        drawn: maximum number of held-out frames to sample again from their latents and compare by PSNR.
+        psnr_frames: maximum number of held-out frames to sample again from their latents and compare by PSNR.
         temperature: sampling temperature, 0 or more.
         seed: random seed of the sampled images.
         device: device to evaluate on, cpu or cuda.
@@ -66,15 +66,15 @@ def evaluate(
     from worldmodel.models.precision import check_device
     from worldmodel.stats import bootstrap_interval
 
-    if min(frames, drawn, threads) < 1:
-        raise ValueError("--frames, --drawn and --threads must be 1 or more")
+    if min(frames, psnr_frames, threads) < 1:
+        raise ValueError("--frames, --psnr_frames and --threads must be 1 or more")
     check_temperature(temperature)
     check_seed(seed)
     check_folder(Path(out))
     torch.set_num_threads(threads)
     torch_device = check_device(device)
     network = load_global_codes(run).to(torch_device)
-    unconditional = load_unconditional(without, run, network)
+    unconditional = load_unconditional(baseline, run, network)
     first, recorded = checkpoint.load_vqvae(Path(run) / "vqvae").to(torch_device), EpisodeStore(store)
     check_grid(first, network, recorded, run)
     encoded = encode_store(recorded, Path(run) / "vqvae", torch_device)
@@ -110,7 +110,7 @@ def evaluate(
         },
         "latents": latent_usage(latents, network.config),
     }
-    chosen = evenly_spaced(len(indices), drawn)
+    chosen = evenly_spaced(len(indices), psnr_frames)
     truth = read_images(frame_source, indices[chosen])
     reconstructions = {
         "first_vqvae": codes[chosen],

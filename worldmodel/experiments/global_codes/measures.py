@@ -25,24 +25,27 @@ def load_global_codes(run: str) -> GlobalCodes:
     return cast(GlobalCodes, checkpoint.load_model(Path(run), "global_codes"))
 
 
-def load_unconditional(without: str, run: str, network: GlobalCodes) -> GlobalCodes | None:
+def load_unconditional(baseline: str, run: str, network: GlobalCodes) -> GlobalCodes | None:
     """Load the model without latents to compare with, or return None if there is none.
 
     Raises:
         ValueError: if it has latents, or predicts other codes.
     """
-    if not without:
+    if not baseline:
         return None
-    other = load_global_codes(without)
+    other = load_global_codes(baseline)
     if other.config.num_latents:
         raise ValueError(
-            f"--without {without} must be trained with --model.num_latents 0, it has {other.config.num_latents} latents"
+            f"--baseline {baseline} must be trained with --model.num_latents 0, "
+            f"it has {other.config.num_latents} latents"
         )
-    if tensor_io.digest(Path(without) / "vqvae") != tensor_io.digest(Path(run) / "vqvae"):
-        raise ValueError(f"--without {without} predicts the codes of another VQ-VAE than {run}; train one on its codes")
+    if tensor_io.digest(Path(baseline) / "vqvae") != tensor_io.digest(Path(run) / "vqvae"):
+        raise ValueError(
+            f"--baseline {baseline} predicts the codes of another VQ-VAE than {run}; train one on its codes"
+        )
     if other.config.grid != network.config.grid:
         raise ValueError(
-            f"--without {without} was trained on grids of {other.config.grid} codes, {run} on {network.config.grid}"
+            f"--baseline {baseline} was trained on grids of {other.config.grid} codes, {run} on {network.config.grid}"
         )
     return other
 

@@ -1,12 +1,12 @@
-"""``python -m worldmodel.experiments.speech {synthesize,train,convert,evaluate,phonemes,prior,sample,ship}``."""
+"""``python -m worldmodel.experiments.speech {synthesize,train,convert,evaluate,phonemes,prior,sample,release}``."""
 
 from worldmodel import config
 from worldmodel.experiments.speech.convert import convert
 from worldmodel.experiments.speech.evaluate import evaluate
 from worldmodel.experiments.speech.phonemes import phonemes
 from worldmodel.experiments.speech.prior import prior
+from worldmodel.experiments.speech.release import release
 from worldmodel.experiments.speech.sample import sample
-from worldmodel.experiments.speech.ship import ship
 from worldmodel.experiments.speech.synthesize import synthesize
 from worldmodel.experiments.speech.train import train
 
@@ -20,6 +20,6 @@ if __name__ == "__main__":
             "phonemes": phonemes,
             "prior": prior,
             "sample": sample,
-            "ship": ship,
+            "release": release,
         }
     )

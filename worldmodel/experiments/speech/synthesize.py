@@ -29,7 +29,7 @@ def synthesize(
     out: str,
     sentences: str = "",
     voices: list[str] = VOICES,
-    unheard: list[str] = UNSEEN_VOICES,
+    unseen_voices: list[str] = UNSEEN_VOICES,
     count: int = 150,
     held_out: int = 30,
     rate: int = 16_000,
@@ -47,7 +47,7 @@ def synthesize(
         sentences: text file with one sentence per line, plain or .gz; empty for sentences generated from a hundred
             words, so that the held-out ones have no new words.
         voices: training voices, espeak-ng names with variants; a voice's pitch and speed follow from its name.
-        unheard: voices of unseen speakers, which speak the held-out sentences only.
+        unseen_voices: voices of unseen speakers, which speak the held-out sentences only.
         count: number of training sentences.
         held_out: number of held-out sentences, spoken by all voices.
         rate: sample rate in Hz.
@@ -56,10 +56,10 @@ def synthesize(
     """
     if min(count, held_out, rate, workers) < 1 or not voices:
         raise ValueError("--count, --held_out, --rate and --workers must be 1 or more, and --voices one or more")
-    all_voices = voices + unheard
+    all_voices = voices + unseen_voices
     for voice in all_voices:
         if all_voices.count(voice) > 1 or re.search(r"[/\\]|^\.", voice):
-            raise ValueError(f"--voices and --unheard must be distinct and valid names of folders, got {voice!r}")
+            raise ValueError(f"--voices and --unseen_voices must be distinct and valid names of folders, got {voice!r}")
     folder = Path(out)
     check_folder(folder)
     total = held_out + count
@@ -74,15 +74,15 @@ def synthesize(
         "espeak": espeak.version(),
         "rate": rate,
         "voices": {voice: styles[voice] for voice in voices},
-        "unseen_speakers": {voice: styles[voice] for voice in unheard},
+        "unseen_speakers": {voice: styles[voice] for voice in unseen_voices},
         "held_out": texts[:held_out],
         "train": texts[held_out:],
     }
     _write_settings(folder, settings)
     rows = [
-        (voice, n, text, "unseen_speakers" if voice in unheard else "held_out" if n < held_out else "train")
+        (voice, n, text, "unseen_speakers" if voice in unseen_voices else "held_out" if n < held_out else "train")
         for voice in all_voices
-        for n, text in enumerate(texts[: held_out if voice in unheard else None])
+        for n, text in enumerate(texts[: held_out if voice in unseen_voices else None])
     ]
     _synthesize_missing(folder, rows, rate, workers)
     lines = io.StringIO()

@@ -1,10 +1,10 @@
-"""``python -m worldmodel.experiments.translation {train-teacher,distill,train,translate,evaluate,table,plot,ship}``."""
+"""``python -m worldmodel.experiments.translation``: train-teacher, distill, train, translate, evaluate and others."""
 
 from worldmodel import config
 from worldmodel.experiments.translation.distill import distill
 from worldmodel.experiments.translation.evaluate import evaluate
 from worldmodel.experiments.translation.plot import plot
-from worldmodel.experiments.translation.ship import ship
+from worldmodel.experiments.translation.release import release
 from worldmodel.experiments.translation.table import table
 from worldmodel.experiments.translation.train import train, train_teacher
 from worldmodel.experiments.translation.translate import translate
@@ -19,6 +19,6 @@ if __name__ == "__main__":
             "evaluate": evaluate,
             "table": table,
             "plot": plot,
-            "ship": ship,
+            "release": release,
         }
     )

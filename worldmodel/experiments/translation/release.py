@@ -1,11 +1,11 @@
-"""Export a translator to share: ``python -m worldmodel.experiments.translation ship``."""
+"""Export a translator to share: ``python -m worldmodel.experiments.translation release``."""
 
 from pathlib import Path
 
 from worldmodel.files import write_folder_atomically
 
 
-def ship(run: str, out: str) -> None:
+def release(run: str, out: str) -> None:
     """Export a translation model as a folder to share, in float16, without paths of this machine.
 
     Args:

@@ -1,11 +1,11 @@
-"""Export a speech codec to share: ``python -m worldmodel.experiments.speech ship``."""
+"""Export a speech codec to share: ``python -m worldmodel.experiments.speech release``."""
 
 from pathlib import Path
 
 from worldmodel.files import write_folder_atomically
 
 
-def ship(run: str, out: str) -> None:
+def release(run: str, out: str) -> None:
     """Export a codec as a folder to share, without paths of this machine.
 
     Args:
