@@ -23,7 +23,7 @@ class TrainConfig:
         log_every: number of steps between log entries.
         evaluate_every: number of steps between evaluations, each of which also saves a checkpoint.
         seed: random seed of the initial weights, the batches and all sampling.
-        allow_changes: allow an existing run to continue with a different store, batch size or seed.
+        allow_changes: allow an existing run to continue with another store, batch size or other data setting, or seed.
         device: training device: cpu, cuda, or auto for cuda if available.
         threads: number of CPU threads of torch; 0 for torch's default.
         data_workers: number of processes that load batches ahead, for a GPU that would wait for them; 0 for none.

@@ -57,6 +57,9 @@ def test_the_mirror_image_of_an_action_swaps_left_and_right():
     assert mirrored_actions(names).tolist() == [0, 1, 3, 2, 5, 4]
     with pytest.raises(ValueError, match="--mirror true needs an action 'turn_right' for 'turn_left', got"):
         mirrored_actions(("noop", "turn_left"))
+    assert mirrored_actions(("NOOP", "RIGHT", "LEFT", "UpRight", "UpLeft")).tolist() == [0, 2, 1, 4, 3]
+    with pytest.raises(ValueError, match="actions that are named left and right, got"):
+        mirrored_actions(("0", "1"))
 
 
 def test_half_of_the_pictures_are_flipped_the_same_ones_every_time(store):

@@ -83,7 +83,7 @@ def import_(store: str, source: str, format: Literal["npz", "minari", "video"] =
 
     Args:
         store: folder to copy into.
-        source: a folder of .npz files, or the id of a Minari dataset on this machine.
+        source: a folder of .npz files, a folder of videos with tables of actions, or the id of a Minari dataset.
         format: format of the source: npz, minari or video.
         env: Gymnasium id of the episodes' environment; by default the id in the source.
     """

@@ -63,10 +63,13 @@ def mirrored_actions(action_names: Sequence[str]) -> np.ndarray:
     """Return the index of each action's mirror image, (actions,) int64: for turn_left that of turn_right.
 
     Raises:
-        ValueError: if the mirror image of an action does not exist.
+        ValueError: if the mirror image of an action does not exist, or the actions have numbers instead of names.
     """
-    opposite = {"left": "right", "right": "left"}
-    mirrored = [re.sub("left|right", lambda match: opposite[match[0]], name) for name in action_names]
+    if all(name.isdigit() for name in action_names):
+        raise ValueError(f"--mirror true needs actions that are named left and right, got {list(action_names)}")
+    opposite = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+    opposite |= {image: name for name, image in opposite.items()}
+    mirrored = [re.sub("|".join(opposite), lambda match: opposite[match[0]], name) for name in action_names]
     for name, image in zip(action_names, mirrored, strict=True):
         if image not in action_names:
             raise ValueError(f"--mirror true needs an action {image!r} for {name!r}, got {list(action_names)}")
