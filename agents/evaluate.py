@@ -58,6 +58,10 @@ def evaluate(
     names = tuple(evaluation_env.env.get_wrapper_attr("action_names"))
     if names != policy.action_names:
         raise ValueError(f"the agent {agent} knows the actions {policy.action_names}, the environment has {names}")
+    if evaluation_env.encoded and policy.network.config.codebook_size:
+        world = evaluation_env.env.get_wrapper_attr("world")
+        if not torch.equal(policy.vqvae.quantizer.codebook, world.vqvae.quantizer.codebook):
+            raise ValueError(f"the agent {agent} sees the codes of another VQ-VAE than that of the world {world.run}")
     film, dream_film = [], []
     rows = {
         "agent": play_episodes(evaluation_env, policy, episodes, seed, "agent", film if video else None),

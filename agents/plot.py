@@ -72,9 +72,13 @@ def read_returns(folder: Path) -> list[dict[str, Any]]:
 
     if folder.is_file():
         try:
-            return [{**json.loads(folder.read_text("utf-8"))["agent"], "real_steps": None}]
+            values = json.loads(folder.read_text("utf-8"))
+            evaluated, env = {**values["agent"]}, values.get("env", "")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} must be a file that agents.evaluate --out wrote: {error!r}") from error
+        if env == DREAM_ENV:
+            raise ValueError(f"{folder} has returns of dreams; plots are of real returns")
+        return [{**evaluated, "real_steps": None}]
     if (folder / "table.json").is_file():
         return json.loads((folder / "table.json").read_text("utf-8"))
     if not (folder / "config.yaml").is_file():

@@ -57,5 +57,12 @@ def test_features_of_a_long_episode_are_those_of_one_pass(world_run, tmp_path, m
 def test_a_folder_that_exists_or_a_world_without_context_is_refused(world_run, short_episodes, tmp_path):
     with pytest.raises(ValueError, match="exists already; name a new folder"):
         heads(str(world_run), str(short_episodes.path), str(tmp_path))
+    for shape, actions, message in (
+        ((24, 24, 3), ("a", "b", "c"), r"knows the actions \('left', 'stay', 'right'\), the episodes have \('a'"),
+        ((48, 24, 3), ("left", "stay", "right"), r"dreams frames of \(6, 6\) codes, .*\(12, 6\)"),
+    ):
+        other = EpisodeStore.create(tmp_path / actions[0], Schema(shape, "uint8", actions, "stripes"))
+        with pytest.raises(ValueError, match=message):
+            heads(str(world_run), str(other.path), str(tmp_path / "new"))
     with pytest.raises(ValueError, match="--epochs must be 1 or more"):
         heads(str(world_run), str(short_episodes.path), str(tmp_path / "new"), epochs=0)

@@ -112,7 +112,7 @@ def evaluate(
     baseline = None
     if model:
         settings["precision"] = str(model.dtype).removeprefix("torch.")
-        model.check_actions(recorded.schema.action_names)
+        model.check_episodes(recorded.schema)
         if note := model.environment_mismatch(recorded.schema):
             print(f"note: {note}", file=sys.stderr)
         if {"dreams", "actions"} & set(sections):

@@ -148,6 +148,17 @@ class WorldModel:
                 f"the world {self.run} knows the actions {self.action_names}, the episodes have {tuple(names)}"
             )
 
+    def check_episodes(self, schema: Schema) -> None:
+        """Check that episodes, of frames, have the world's actions and give as many codes as it predicts.
+
+        Raises:
+            ValueError: if they don't.
+        """
+        self.check_actions(schema.action_names)
+        grid = tuple(side // self.vqvae.encoder.multiple for side in schema.observation_shape[:2])
+        if grid != (trained := tuple(self.dynamics.config.grid)):
+            raise ValueError(f"the world {self.run} dreams frames of {trained} codes, the episodes have {grid}")
+
     def environment_mismatch(self, schema: Schema) -> str:
         """Return a note if episodes are from another environment than the training data, else an empty string."""
         data = checkpoint.read_config(self.run)["data"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from agents.evaluate import evaluate
 from agents.plot import plot, read_returns
@@ -87,6 +88,17 @@ def test_evaluation_plays_in_the_agents_own_dream(agent, capsys):
         evaluate(str(agent), "envs:Dream-v0", {"tempratur": 2}, episodes=1)
     evaluate(str(agent), "envs:Dream-v0", episodes=1, horizon=5)
     assert "envs:Dream-v0, 1 episodes of 5 steps at most" in capsys.readouterr().out
+
+
+def test_an_agent_of_codes_is_not_evaluated_on_the_codes_of_another_vqvae(agent, tiny_world, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_world, other)
+    weights = load_file(other / "vqvae" / "model.safetensors")
+    save_file(
+        {**weights, "quantizer.codebook": weights["quantizer.codebook"] + 1}, other / "vqvae" / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"sees the codes of another VQ-VAE than that of the world .*other"):
+        evaluate(str(agent), "envs:Dream-v0", {"world": str(other)}, episodes=1, horizon=5)
 
 
 def test_an_agent_records_the_same_episodes_twice(agent, tmp_path):
@@ -188,7 +200,9 @@ def test_returns_are_plotted_against_real_steps(agent, tiny_world, tmp_path):
     plot(runs, str(out), real_steps="64,70", labels="game,loop,dream,file")
     text = out.read_text()
     assert all(f"<!-- {name} -->" in text for name in ("game", "loop", "dream", "file"))
+    (tmp_path / "dreams.json").write_text(json.dumps({"agent": {"return": 3.0}, "env": "envs:Dream-v0"}))
     for arguments, message in (
+        ({"runs": str(tmp_path / "dreams.json")}, "has returns of dreams; plots are of real returns"),
         ({"runs": dreamed}, "has no real steps of its own: --real_steps must say"),
         ({"runs": str(tmp_path / "loop" / "table.json")}, "must be a file that agents.evaluate --out wrote"),
         ({"runs": dreamed, "labels": "a,b", "real_steps": "5"}, "--labels must be one for each of 1 runs, got 2"),

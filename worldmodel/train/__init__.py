@@ -1,1 +1,1 @@
-"""Training programs: ``python -m worldmodel.train {vqvae,dynamics,spatial_prior}``."""
+"""Training programs: ``python -m worldmodel.train {vqvae,dynamics,heads,spatial_prior}``."""

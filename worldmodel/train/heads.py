@@ -61,7 +61,9 @@ def heads(world: str, store: str, run: str, epochs: int = 5, learning_rate: floa
     model = WorldModel.load(origin)
     if not model.dynamics.config.context_length:
         raise ValueError(f"--world {world} has no context, so it predicts neither rewards nor terminations")
-    codes = encode_store(EpisodeStore(store), origin / "vqvae", model.device)
+    recorded = EpisodeStore(store)
+    model.check_episodes(recorded.schema)
+    codes = encode_store(recorded, origin / "vqvae", model.device)
     training, held_out = (read_steps(model, codes, entries) for entries in split_held_out(codes))
     head = model.dynamics.outcome
     print(f"before: {describe(model, head, held_out)}")

@@ -30,6 +30,14 @@ def test_two_files_are_read_line_by_line_and_some_are_held_out(tmp_path, zipped)
     assert {*zip(*pairs, strict=True), *zip(*held_out, strict=True)} == set(sentences())
 
 
+def test_no_sentence_that_is_held_out_is_trained_on(tmp_path):
+    for side, path in enumerate(("a.en", "a.de")):
+        (tmp_path / path).write_text("".join(f"{pair[side]}\n" for pair in sentences() * 2))
+    pairs, held_out = read_training_pairs("", str(tmp_path / "a.en"), str(tmp_path / "a.de"), "en-de")
+    assert len(held_out.sources) == 4 and len(pairs.sources) == 2 * (len(sentences()) - len(set(held_out.sources)))
+    assert not set(pairs.sources) & set(held_out.sources) and not set(pairs.targets) & set(held_out.targets)
+
+
 def test_a_folder_has_splits_and_languages(corpus):
     pairs, held_out = read_training_pairs(str(corpus), "", "", "en-de")
     assert list(zip(*pairs, strict=True)) == sentences() and len(held_out.sources) == 8

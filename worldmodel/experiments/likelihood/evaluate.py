@@ -36,7 +36,6 @@ def evaluate(
         device: device to evaluate on, cpu or cuda.
         threads: number of CPU threads of PyTorch.
     """
-    import torch
 
     from worldmodel import checkpoint, tensor_io
     from worldmodel.experiments.likelihood.autoencoders import AnyAutoencoder, DiscreteAutoencoder
@@ -47,13 +46,13 @@ def evaluate(
         load_prior,
     )
     from worldmodel.images.dataset import open_images, read_evenly
-    from worldmodel.models.precision import check_device
+    from worldmodel.models.precision import check_device, use_threads
 
     if min(num_images, num_samples) < 1 or probes < 0:
         raise ValueError("--num_images and --num_samples must be 1 or more and --probes 0 or more")
     if out:
         check_file(Path(out))
-    torch.set_num_threads(threads)
+    use_threads(threads)
     folder = Path(run)
     network = cast(AnyAutoencoder, checkpoint.load_model(folder, "autoencoder")).to(check_device(device))
     values = checkpoint.read_config(folder)
@@ -61,7 +60,8 @@ def evaluate(
     frames = read_evenly(dataset.held_out, num_images)
     facts = {"steps": tensor_io.read_step(folder / "train.safetensors"), "num_images": len(frames), **values["model"]}
     if isinstance(network, DiscreteAutoencoder):
-        result = evaluate_discrete(network, dataset, frames, load_prior(Path(prior), folder) if prior else None)
+        learned = load_prior(Path(prior), folder).to(check_device(device)) if prior else None
+        result = evaluate_discrete(network, dataset, frames, learned)
         result["one_latent"] = evaluate_other_codes(network, frames, probes) if probes else {}
     elif prior or probes:
         raise ValueError(f"--prior and --probes are for a vqvae, {run} is a {network.config.kind}")

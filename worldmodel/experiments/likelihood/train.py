@@ -45,6 +45,8 @@ def train(
     from worldmodel.images.dataset import ImageBatches, dataset_facts, open_images, read_evenly
     from worldmodel.training import fit
 
+    if eval_images < 1:
+        raise ValueError(f"--eval_images must be 1 or more, got {eval_images}")
     dataset, folder = open_images(images, size), Path(run).absolute()
     data = {"images": images, "size": size, "batch_size": batch_size, "flip": flip, **dataset_facts(dataset)}
     torch.manual_seed(train.seed)

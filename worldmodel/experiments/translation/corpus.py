@@ -52,6 +52,8 @@ def read_training_pairs(
 ) -> tuple[Pairs, Pairs]:
     """Read pairs to train on and pairs to hold out: the splits train and val of a folder, or parts of two files.
 
+    Of two files, pairs that share a sentence with a held-out one are left out of training.
+
     Args:
         distilled: file of a teacher's translations of all training sources, which replace the targets to train on.
 
@@ -62,7 +64,8 @@ def read_training_pairs(
     rows, held_out_rows = list(range(len(pairs.sources))), []
     if not corpus:
         held_out_rows = evenly_spaced(len(rows), max(1, min(MAX_HELD_OUT, len(rows) // 10))).tolist()
-        rows = sorted(set(rows) - set(held_out_rows))
+        sources, targets = (set(lines) for lines in pairs.select(held_out_rows))
+        rows = [row for row in rows if pairs.sources[row] not in sources and pairs.targets[row] not in targets]
     held_out = read_pairs(corpus, "", "", languages, "val") if corpus else pairs.select(held_out_rows)
     if not rows or not held_out.sources:
         raise ValueError(f"{corpus or source} must hold two or more sentence pairs, one of them to hold out")
