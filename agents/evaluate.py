@@ -24,6 +24,8 @@ def evaluate(
 ) -> None:
     """Evaluate an agent and a random policy with the same seeds, by default in the real environment.
 
+    The random policy holds each action for as many frames as the agent does.
+
     Args:
         agent: name of a shipped agent, or run folder of one.
         env: Gymnasium id of the environment; by default the real one behind the agent's dreams, if it is part of this
@@ -65,7 +67,7 @@ def evaluate(
     film, dream_film = [], []
     rows = {
         "agent": play_episodes(evaluation_env, policy, episodes, seed, "agent", film if video else None),
-        "random": play_episodes(evaluation_env, RandomPolicy(names), episodes, seed, "random"),
+        "random": play_episodes(evaluation_env, RandomPolicy(names, policy.action_repeat), episodes, seed, "random"),
     }
     print(f"{evaluation_env.env_id}, {episodes} episodes of {evaluation_env.horizon} steps at most")
     for name, results in rows.items():

@@ -200,7 +200,7 @@ def run_round(
     )
     real_env = rollouts.make_real_env(read_agent_config(this_round / "agent")["data"], collect.env)
     policy = Policy.load(this_round / "agent", agent.train.evaluation_greedy)
-    players = {"agent": policy, "random": rollouts.RandomPolicy(policy.action_names)}
+    players = {"agent": policy, "random": rollouts.RandomPolicy(policy.action_names, policy.action_repeat)}
     agent_scores, random_scores = (
         rollouts.summary(rollouts.play_episodes(real_env, player, agent.evaluation_episodes, collect.seed, name))
         for name, player in players.items()

@@ -41,6 +41,7 @@ class Algorithm:
         done = last_checkpoint_step(self.run)
         if done:
             self.algorithm.restore_from_path(str(self.run / "checkpoint" / str(done)))
+            self._write_weights()  # the program may have been killed between the checkpoint and the weights
         return done
 
     def train_iteration(self) -> tuple[int, int, dict[str, float]]:
@@ -72,17 +73,20 @@ class Algorithm:
         return self.algorithm.get_module().network.state_dict()
 
     def save(self, done: int) -> None:
-        """Write the agent and a checkpoint after ``done`` steps, then remove older checkpoints."""
-        tensor_io.write_tensors(self.run / "model.safetensors", self.weights())
+        """Write a checkpoint after ``done`` steps and the agent's weights, then remove older checkpoints."""
         target = self.run / "checkpoint" / str(done)
         target.parent.mkdir(exist_ok=True)
         temporary = target.with_name(f".{done}")
         shutil.rmtree(temporary, ignore_errors=True)
         self.algorithm.save_to_path(str(temporary))
         os.rename(temporary, target)
+        self._write_weights()
         for path in target.parent.iterdir():
             if path != target:
                 shutil.rmtree(path)
+
+    def _write_weights(self) -> None:
+        tensor_io.write_tensors(self.run / "model.safetensors", self.weights())
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from agents.config import NetworkConfig
 from agents.network import Network
 from worldmodel import tensor_io
 
-RUNNER_SEED_STRIDE = 100_000  # between two runners: row b of a vector environment gets the runner's seed + b
+# Between the seeds of two runners. It is more than a run's environment steps, which are added to its seed when it is
+# resumed; row b of a vector environment gets the runner's seed + b.
+RUNNER_SEED_STRIDE = 15_485_863
 
 
 class AgentModule(TorchRLModule, ValueFunctionAPI):
@@ -44,7 +46,7 @@ class SeededEnvRunner(SingleAgentEnvRunner):
         torch.set_num_threads(1)
         super().__init__(*arguments, **settings)
         if self.config.seed is not None:
-            self._seed = self.config.seed + RUNNER_SEED_STRIDE * self.worker_index
+            self._seed = (self.config.seed + RUNNER_SEED_STRIDE * self.worker_index) % 2**31
 
     def sample(self, **settings: Any) -> Any:
         """Collect steps.

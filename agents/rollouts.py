@@ -46,20 +46,31 @@ class Result(NamedTuple):
 
 
 class RandomPolicy:
-    """Samples a uniformly random action at every step."""
+    """Samples uniformly random actions.
 
-    def __init__(self, action_names: tuple[str, ...]) -> None:
-        self.action_names = action_names
+    Args:
+        action_names: names of actions 0, 1, ….
+        action_repeat: number of frames that :meth:`act` holds each action for, as an agent's policy does.
+    """
+
+    def __init__(self, action_names: tuple[str, ...], action_repeat: int = 1) -> None:
+        self.action_names, self.action_repeat = action_names, action_repeat
 
     def start(self, seed: int) -> None:
         """Start an episode."""
         self._random = np.random.default_rng(seed)
+        self._num_frames, self._held = 0, 0
 
     def act(self, frame: np.ndarray) -> int:
-        """Return a random action."""
-        return int(self._random.integers(len(self.action_names)))
+        """Return the action to take after a frame of the real environment."""
+        if self._num_frames % self.action_repeat == 0:
+            self._held = self.choose(frame)
+        self._num_frames += 1
+        return self._held
 
-    choose = act
+    def choose(self, observation: np.ndarray) -> int:
+        """Return a new random action."""
+        return int(self._random.integers(len(self.action_names)))
 
 
 def make_encoded_env(env_id: str, kwargs: dict[str, Any]) -> gym.Env:

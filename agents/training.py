@@ -86,9 +86,12 @@ def describe_env(
     from agents import rollouts
     from envs.dream import DEFAULT_HORIZON
     from worldmodel import checkpoint
+    from worldmodel.shipped import DEFAULT_WORLD
 
     recorded = checkpoint.read_config(world.run)["data"]
     real = env_kwargs.get("env") or recorded["environment"]
+    env_kwargs = {"world": DEFAULT_WORLD, **env_kwargs}
+    env_kwargs |= {name: checkpoint.absolute(env_kwargs[name]) for name in ("world", "store") if name in env_kwargs}
     if env == rollouts.DREAM_ENV:
         env_kwargs = {"horizon": DEFAULT_HORIZON, **env_kwargs}
     return {
@@ -141,6 +144,8 @@ def begin_run(
             raise ValueError(f"--init must be an agent with the same network, {model}; {init} has {other}")
         tensor_io.load_weights(Path(init) / "model.safetensors", network)
     data = {**data, "algo": "PPO", "init": init}
+    if (run / "config.yaml").exists() and "world" not in read_agent_config(run)["data"].get("env_kwargs", {}):
+        data["env_kwargs"] = {name: data["env_kwargs"][name] for name in data["env_kwargs"] if name != "world"}
     checkpoint.begin_run(run, "agent", model, train, data, held=True, policy="agents.policy:Policy")
     checkpoint.copy_vqvae(run, world.run / "vqvae")
     if not (run / "model.safetensors").exists():

@@ -34,8 +34,8 @@ class EncodedEnv(gym.Wrapper):
         action_repeat: number of frames that an action is held for in each step, whose rewards are summed.
 
     Raises:
-        ValueError: if the environment's actions are not the world's, it cannot be made, or only the files of
-            ``world`` name its module.
+        ValueError: if an argument is out of range, the environment's actions are not the world's, it cannot be made,
+            or only the files of ``world`` name its module.
     """
 
     # gymnasium.make reads it from the class, whose base has a property
@@ -53,8 +53,10 @@ class EncodedEnv(gym.Wrapper):
         render_mode: str | None = None,
         action_repeat: int = 1,
     ) -> None:
-        if action_repeat < 1:
-            raise ValueError(f"action_repeat must be 1 or more, got {action_repeat}")
+        if action_repeat < 1 or horizon < 0:
+            raise ValueError(
+                f"action_repeat must be 1 or more and horizon 0 or more, got {action_repeat} and {horizon}"
+            )
         self.world = WorldModel.load(world, device)
         data = checkpoint.read_config(self.world.run)["data"]
         env = env_wrappers.canonical_id(env)

@@ -423,4 +423,17 @@ def test_a_prior_grows_from_one_run_alone(store, vqvae_run, world_run, tmp_path)
         dynamics(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(9), 2, 6, init=str(world_run))
     with pytest.raises(ValueError, match="--seq_length must be 2 or more frames"):
         dynamics(str(store), str(vqvae_run), str(tmp_path / "new"), PRIOR_SIZES, train_config(9), 2, seq_length=1)
+    other = shutil.copytree(world_run, tmp_path / "other")
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("- left\n  - stay\n  - right", "- right\n  - stay\n  - left"))
+    with pytest.raises(ValueError, match=r"other knows the actions \['right', 'stay', 'left'\], .*\['left', 'stay', "):
+        dynamics(str(store), str(vqvae_run), str(tmp_path / "new"), PRIOR_SIZES, train_config(9), 2, init=str(other))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_remembers_where_its_weights_came_from(store, vqvae_run, world_run, tmp_path):
+    run, origin = tmp_path / "run", str(world_run)
+    dynamics(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(1), 2, 6, init=origin)
+    dynamics(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(2), 2, 6)
+    assert checkpoint.read_config(run)["data"]["init"] == origin

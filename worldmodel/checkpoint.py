@@ -107,7 +107,9 @@ def begin_run(
         check_device(train.device)
     if data.get("batch_size", 1) < 1:
         raise ValueError(f"--batch_size must be 1 or more, got {data['batch_size']}")
-    data = {name: _absolute(value) if name in PATHS else value for name, value in data.items()}
+    if "init" in data and not data["init"] and (run / "config.yaml").exists():
+        data = {**data, "init": read_config(run)["data"].get("init", "")}  # where its weights came from
+    data = {name: absolute(value) if name in PATHS else value for name, value in data.items()}
     text = config.dump(format=FORMAT, kind=kind, **more, model=model, train=train, data=data)
     if (run / "config.yaml").exists():
         there, asked = read_config(run), yaml.safe_load(text)
@@ -166,10 +168,10 @@ def _plain(choice: Any) -> Any:
     """Return a value in the form that is compared: absolute paths, and no :data:`COMPUTE_KEYS`."""
     if isinstance(choice, dict):
         return {name: _plain(value) for name, value in choice.items() if name not in COMPUTE_KEYS}
-    return _absolute(choice) if isinstance(choice, str) else choice
+    return absolute(choice) if isinstance(choice, str) else choice
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
     """Return an existing path as an absolute one, and anything else, such as a shipped model's name, unchanged."""
     return str(Path(path).absolute()) if path and Path(path).exists() else path
 

@@ -6,6 +6,9 @@ from typing import Literal
 from worldmodel.checks import check_ranges
 from worldmodel.models.config import Precision
 
+# Settings that may differ between runs of one experiment
+RUN_SETTINGS = ("seed", "allow_changes", "device", "threads", "data_workers", "log_every", "evaluate_every")
+
 
 @dataclass(frozen=True)
 class TrainConfig:

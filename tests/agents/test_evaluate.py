@@ -13,7 +13,7 @@ from agents.evaluate import evaluate
 from agents.plot import plot, read_returns
 from agents.policy import Policy, read_agent_config
 from agents.release import release
-from agents.rollouts import make_evaluation_env
+from agents.rollouts import RandomPolicy, make_evaluation_env
 from agents.training import train
 from envs.encoded import EncodedEnv
 from tests.agents.conftest import SETTINGS, SIZES, TINY, lines
@@ -33,6 +33,16 @@ def test_evaluation_plays_the_agent_beside_random_actions_and_keeps_the_returns(
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
     assert one == two and len(one["agent"]["returns"]) == len(one["random"]["returns"]) == 3
     assert (tmp_path / "film.gif").stat().st_size > 0
+
+
+def test_random_actions_are_held_as_long_as_the_agents():
+    def act(action_repeat: int) -> list[int]:
+        player = RandomPolicy(("left", "stay", "right"), action_repeat)
+        player.start(0)
+        return [player.act(np.zeros((8, 8, 3), np.uint8)) for _ in range(12)]
+
+    every, held = act(1), act(3)
+    assert held == [action for action in every[:4] for _ in range(3)] and len(set(every[:4])) > 1
 
 
 def test_evaluation_names_the_world_that_the_agent_learnt_of(agent, tmp_path):

@@ -14,13 +14,15 @@ import yaml
 
 from agents.config import NetworkConfig
 from agents.network import Network
-from agents.policy import Policy
+from agents.policy import Policy, read_agent_config
 from agents.rllib import check_vectorized
+from agents.rollouts import make_evaluation_env
 from agents.training import train
 from envs.encoded import EncodedEnv
 from tests.agents.conftest import SETTINGS, SIZES, TINY, lines
 from tests.tiny_world import TinyWorld
 from worldmodel.renamed import MODELS
+from worldmodel.tensor_io import read_tensors, write_tensors
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 OLD_NAMES = {new: old for old, new in MODELS["agent"].items()}
@@ -175,6 +177,29 @@ def test_a_run_goes_on_where_it_was(tiny_world, tmp_path):
     assert last.name == str(steps[-1])
     train(str(run), env_kwargs=env, model=SIZES, train=replace(SETTINGS, total_timesteps=128))  # nothing is left to do
     assert [row["step"] for row in lines(run, "train")] == steps
+
+
+def test_a_run_finds_its_world_from_any_folder_and_goes_on_if_it_named_none(tiny_world, tmp_path, monkeypatch):
+    run, env, more = tmp_path / "run", {"world": tiny_world.name, "horizon": 8}, replace(SETTINGS, total_timesteps=96)
+    monkeypatch.chdir(tiny_world.parent)
+    train(str(run), env_kwargs=env, model=SIZES, train=SETTINGS)
+    monkeypatch.chdir(tmp_path)
+    trained = read_agent_config(run)
+    assert trained["data"]["env_kwargs"]["world"] == str(tiny_world)
+    make_evaluation_env(trained["data"], "envs:Dream-v0")
+    del trained["data"]["env_kwargs"]["world"]  # a run of earlier versions in the default world
+    (run / "config.yaml").write_text(yaml.safe_dump({**trained, "data": dict(trained["data"])}))
+    train(str(run), env_kwargs={**env, "world": str(tiny_world)}, model=SIZES, train=more)
+
+
+def test_a_run_that_was_killed_between_its_checkpoint_and_its_weights_has_both(tiny_world, tmp_path):
+    run, env = tmp_path / "run", {"world": str(tiny_world), "horizon": 8}
+    train(str(run), env_kwargs=env, model=SIZES, train=SETTINGS)
+    weights = (run / "model.safetensors").read_bytes()
+    old = {name: torch.zeros_like(tensor) for name, tensor in read_tensors(run / "model.safetensors").items()}
+    write_tensors(run / "model.safetensors", old)
+    train(str(run), env_kwargs=env, model=SIZES, train=SETTINGS)  # nothing is left to do
+    assert (run / "model.safetensors").read_bytes() == weights
 
 
 def test_a_run_that_was_stopped_in_its_first_evaluation_begins_again(tiny_world, tmp_path, monkeypatch):

@@ -350,3 +350,9 @@ def test_the_real_world_shows_what_the_dream_shows(observation):
 def test_a_real_world_with_other_actions_is_refused():
     with pytest.raises(ValueError, match="knows the actions"):
         EncodedEnv("doom-health-gathering", "envs:Doom-v0", {"actions": ["forward"]})
+
+
+@pytest.mark.parametrize("setting", [{"horizon": -1}, {"action_repeat": 0}])
+def test_a_real_world_is_not_stepped_a_negative_number_of_times(setting):
+    with pytest.raises(ValueError, match="action_repeat must be 1 or more and horizon 0 or more, got"):
+        EncodedEnv(**setting)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -300,12 +301,23 @@ def test_the_strip_of_an_action_is_where_it_is_held_longest(stripes):
         assert best >= (clips.future_actions == action).sum(1).max()
 
 
+@pytest.fixture(scope="module")
+def two_held_out(tmp_path_factory) -> Path:
+    """A store whose episodes 9 and 19 are held out."""
+    made = EpisodeStore.create(
+        tmp_path_factory.mktemp("stripes") / "store", Schema((24, 24, 3), "uint8", ("left", "stay", "right"), "stripes")
+    )
+    for seed in range(20):
+        made.append(sliding_stripes(seed))
+    return made.path
+
+
 def test_evaluate_writes_a_page_with_every_number_and_picture(
-    store, vqvae_run, world_run, tmp_path, monkeypatch, capsys
+    two_held_out, store, vqvae_run, world_run, tmp_path, monkeypatch, capsys
 ):
     out, baseline = tmp_path / "page", str(tmp_path / "baseline")
     train_prior(str(store), str(vqvae_run), baseline, replace(PRIOR_SIZES, context_length=0), train_config(1), 2, 6)
-    paths = {"store": str(store), "world": str(world_run), "no_context_prior": baseline, "out": str(out)}
+    paths = {"store": str(two_held_out), "world": str(world_run), "no_context_prior": baseline, "out": str(out)}
     with pytest.raises(ValueError, match=r"must be trained with --model\.context_length 0, got 4"):
         evaluate(**{**paths, "no_context_prior": str(world_run)}, **SETTINGS)
     evaluate(**paths, **SETTINGS, drift_rollouts=3, drift_horizon=14, episodes=1)
@@ -319,7 +331,7 @@ def test_evaluate_writes_a_page_with_every_number_and_picture(
     assert set(scores["drift"]["rows"]) == {"real", "10", "14"}
     assert scores["reward_termination"]["termination"]["steps"] == 20
     assert set(scores["reward_termination"]["termination"]["detected"]["0"]) == {"recall", "contrast"}
-    rewarded = int((EpisodeStore(store).read(9).rewards > 0).sum())
+    rewarded = int((EpisodeStore(two_held_out).read(9).rewards > 0).sum())
     assert scores["reward_termination"]["reward"]["gains"]["steps"] == rewarded > 0
     assert scores["reward_termination"]["reward"]["losses"] == {"auroc": 0.5, "steps": 0}
     assert "objects" not in scores, "nobody knows what is in view"
@@ -329,6 +341,13 @@ def test_evaluate_writes_a_page_with_every_number_and_picture(
     assert page.count("<svg") == 4
     needed = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')]+)""", page)
     assert all(place.startswith(("data:", "#")) for place in needed), "the page must need nothing from elsewhere"
+
+
+def test_drift_needs_two_held_out_episodes_to_compare(store, world_run, tmp_path, capsys):
+    sizes = {"drift_rollouts": 2, "drift_horizon": 14}
+    evaluate(str(store), str(world_run), **{**SETTINGS, **sizes}, only="drift", out=str(tmp_path / "page"))
+    assert "note: drift is left out" in capsys.readouterr().out
+    assert "drift" not in json.loads((tmp_path / "page" / "scores.json").read_text())
 
 
 def test_evaluate_measures_the_parts_that_are_asked_for_and_prints_a_table(store, world_run, tmp_path, capsys):

@@ -119,6 +119,8 @@ def test_mistakes_are_said_before_anything_is_trained(store, tmp_path):
             compare_quantizers(str(out), str(store), **settings)
     with pytest.raises(ValueError, match="give either --store or --images"):
         compare_quantizers(str(out))
+    with pytest.raises(ValueError, match="multiples of 32"):
+        compare_quantizers(str(out), str(store), **SOME, model=replace(VQVAE_SIZES, num_downsamples=5))
     assert not out.exists()
 
 

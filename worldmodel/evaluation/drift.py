@@ -40,14 +40,14 @@ def drift(
 
     Each row also has ``classifier_auroc``, 0.5 if the detector cannot tell dreams from real video, and ``perplexity``
     of the codes, which falls if dreams collapse into one texture. The row ``real`` compares the other half of the
-    held-out episodes with the first half: the distance between real video and real video.
+    held-out episodes with the first half: the distance between real video and real video. There must be two at least.
 
     Returns:
         ``rows`` by horizon and ``growth``, the ratio of each distance at the last horizon to that at 100, empty for
         shorter dreams; and the codes of the long dreams (count, frames, h, w).
     """
     held_out = split_held_out(codes)[1]
-    halves = held_out[::2], held_out[1::2] or held_out
+    halves = held_out[::2], held_out[1::2]
     window = min(WINDOW_FRAMES, frames, *(max(entry.observations for entry in half) for half in halves))
     reference, others = (sample_segments(codes, half, 2 * count, window, seed)[0] for half in halves)
     detector = _train_detector(world, store, real, window, temperature, seed)

@@ -105,6 +105,9 @@ def dynamics(
     if init and not (folder / "train.safetensors").exists():
         if tensor_io.digest(Path(init) / "vqvae") != tensor_io.digest(origin):
             raise ValueError(f"--init {init} predicts the codes of another VQ-VAE than {vqvae}; give that one")
+        names, known = list(codes.schema.action_names), list(checkpoint.read_config(Path(init))["data"]["action_names"])
+        if model.num_actions and known != names:
+            raise ValueError(f"--init {init} knows the actions {known}, {store} has {names}")
         network.grow_from(checkpoint.load_dynamics(Path(init)))
     checkpoint.copy_vqvae(folder, origin)
     checkpoint.begin_run(folder, "dynamics", model, train, data)

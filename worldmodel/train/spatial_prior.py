@@ -110,6 +110,8 @@ def spatial_prior(
 
     unigram = Unigram(read_code_batch(training, evenly_spaced(len(training), count)).codes, settings.codebook_size)
     eval_batch = read_code_batch(held_out, np.arange(len(held_out)))
+    if workers:
+        tokenizer.cpu()  # it is sent to the workers, which may have no GPU
 
     def evaluate(network: "SpatialPrior", step: int) -> dict[str, float]:
         generator = ImageGenerator(tokenizer.to(next(network.parameters()).device), network, class_names)

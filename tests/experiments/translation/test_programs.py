@@ -152,7 +152,11 @@ def test_standard_input_is_translated_line_by_line(teacher, run, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "text", "message"),
     [
-        (["--run", "RUN", "--beam", "4"], b"a man\n", "latents are decoded greedily, got --beam 4"),
+        (
+            ["--run", "RUN", "--beam", "4"],
+            b"a man\n",
+            "has latents, which are decoded greedily; --beam must be 1, got 4",
+        ),
         (["--run", "RUN", "--threads", "0"], b"a man\n", "--threads must be 1 or more, got 0"),
         (["--run", "RUN", "--beam", "0"], b"a man\n", "--beam must be 1 or more, got 0"),
         (["--run", "RUN"], b"\xff\xff\n", "can't decode byte 0xff"),
@@ -203,6 +207,19 @@ def test_a_shipped_translator_is_small_and_names_no_folder(teacher, corpus, tmp_
     (unfinished / "config.yaml").write_text(text.replace("steps: 150", "steps: 151"))
     with pytest.raises(ValueError, match="is at step 150 of 151; finish its training first"):
         release(str(unfinished), str(tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_cannot_end_does_not_begin(teacher, run, corpus, tmp_path):
+    for settings, message in (
+        ({"beam": 4}, "which are decoded greedily; --beam must be 1, got 4"),
+        ({"baseline": str(run)}, "which are decoded greedily; --baseline_beam must be 1, got 4"),
+        ({"baseline": str(teacher), "baseline_beam": 0}, "--baseline_beam must be 1 or more, got 0"),
+        ({"baseline": str(teacher), "latency": False}, "leave one of --baseline and --latency false out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(str(run), str(tmp_path / "out"), str(corpus), **settings)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -6,8 +6,6 @@ the likelihood of held-out images (van den Oord et al. 2017, section 4.1).
 
 from pathlib import Path
 
-import numpy as np
-
 from worldmodel import media
 from worldmodel.experiments.likelihood.config import AutoencoderConfig
 from worldmodel.train_config import TrainConfig
@@ -54,12 +52,7 @@ def train(
     frames = read_evenly(dataset.held_out, eval_images)
     network.encode_features(frames[:1])  # raise errors in the images before the run begins
     checkpoint.begin_run(folder, "autoencoder", model, train, data)
-    batches = ImageBatches(dataset.train, batch_size, train.seed)
-
-    def flipped_batches(step: int, rank: int, world_size: int) -> torch.Tensor:
-        batch = batches(step, rank, world_size)
-        flipped = np.random.default_rng([train.seed, 1, step, rank]).integers(2, size=len(batch)) == 1
-        return torch.where(torch.from_numpy(flipped)[:, None, None, None], batch.flip(2), batch)
+    batches = ImageBatches(dataset.train, batch_size, train.seed, mirror=flip)
 
     def evaluate(network: AnyAutoencoder, step: int) -> dict[str, float]:
         shown = frames[:NUM_IMAGES_SHOWN]
@@ -68,4 +61,4 @@ def train(
         bound = compute_bounds(network, frames, model.num_samples if model.kind == "vimco" else 1)
         return {name: float(value) for name, value in network.bound_metrics(frames, bound).items()}
 
-    fit(network, flipped_batches if flip else batches, evaluate, train, folder)
+    fit(network, batches, evaluate, train, folder)

@@ -19,7 +19,7 @@ from worldmodel.models.config import VQVAEConfig
 from worldmodel.models.quantizers.config import QuantizerConfig
 from worldmodel.renamed import QUANTIZER, renamed, upgrade_config
 from worldmodel.suggest import unknown_name
-from worldmodel.train_config import TrainConfig
+from worldmodel.train_config import RUN_SETTINGS, TrainConfig
 
 if TYPE_CHECKING:
     from worldmodel.experiments.quantizers.table import Variant
@@ -38,7 +38,6 @@ NEAREST_QUANTIZERS = {
 RELAXED_QUANTIZERS = ("gumbel", "semhash")
 NUM_EVAL_IMAGES = 512
 NUM_IMAGES_SHOWN = 16  # images per row of reconstructions.png
-CHANGEABLE_SETTINGS = ("seed", "device", "threads", "log_every", "evaluate_every")  # training settings that may change
 
 
 def compare_quantizers(
@@ -87,7 +86,7 @@ def compare_quantizers(
     """
     from worldmodel import checkpoint
     from worldmodel.evaluation import plots
-    from worldmodel.experiments.quantizers.runs import train_variant
+    from worldmodel.experiments.quantizers.runs import build_initial_vqvae, train_variant
     from worldmodel.experiments.quantizers.table import format_table, plot_scores, read_scores, summarize
     from worldmodel.images.dataset import dataset_facts, open_store_or_images, read_evenly
 
@@ -100,6 +99,8 @@ def compare_quantizers(
     model = replace(model, data_variance=model.data_variance or variance)
     data = {"store": store, "images": images, "size": size, "batch_size": batch_size, **dataset_facts(dataset)}
     models = {variant: _variant_model(variant, model, {"gumbel": gumbel, "semhash": semhash}) for variant in variants}
+    for variant_model in models.values():  # raises if the image size does not fit
+        build_initial_vqvae(variant_model, train.seed).encode(read_evenly(dataset.held_out, 1))
     _check_or_write_settings(folder, model=model, gumbel=gumbel, semhash=semhash, train=train, data=data)
     seed_range = range(train.seed, train.seed + seeds)
     threads = 1 if parallel > 1 else train.threads
@@ -180,7 +181,7 @@ def _check_or_write_settings(folder: Path, **settings: Any) -> None:
         for part, values in asked.items():
             for name, new in values.items():
                 old = saved.get(part, {}).get(name, defaults.get(part, {}).get(name))  # settings newer than the folder
-                if new != old and not (part == "train" and name in CHANGEABLE_SETTINGS):
+                if new != old and not (part == "train" and name in RUN_SETTINGS):
                     raise ValueError(
                         f"{folder} was begun with {part}.{name} {old}, got {new}; use another --out, or the old setting"
                     )

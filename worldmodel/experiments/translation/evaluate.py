@@ -65,9 +65,14 @@ def evaluate(
 
     folder = Path(out)
     check_folder(folder)
+    if baseline and not latency:
+        raise ValueError("--baseline is measured for its latency; leave one of --baseline and --latency false out")
     use_threads(threads)
     translator, pairs = Translator.load(run, device), read_pairs(corpus, source, target, languages, split)
     teacher = Translator.load(baseline, device) if baseline else None
+    translator.check_beam(beam)
+    if teacher:
+        teacher.check_beam(baseline_beam, "--baseline_beam")
     if not pairs.sources:
         raise ValueError("the test set is empty")
     others = read_lines(Path(compare)) if compare else []

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.files import check_folder, write_atomically
+from worldmodel.train_config import RUN_SETTINGS
 
 SIZES = ("embed_dim", "vocab_size", "encoder_layers", "decoder_layers", "predictor_layers")
 SIZES += ("predicted_fraction", "steps", "optimizer", "learning_rate", "batch_tokens", "num_pairs", "split")
-RUN_SETTINGS = ("seed", "allow_changes", "device", "threads", "data_workers", "log_every", "evaluate_every")
 OLD_RUNS = {"optimizer": "adamw", "predicted_fraction": 0.0}  # settings that they lack
 COLUMNS = {  # heading: the place of its number in scores.json, and the decimals shown
     "BLEU": (("bleu", "score"), 1),

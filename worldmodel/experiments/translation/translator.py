@@ -59,8 +59,7 @@ class Translator:
         Raises:
             ValueError: if ``beam`` is not 1 or more, or more than 1 for a model with latents.
         """
-        if beam < 1:
-            raise ValueError(f"--beam must be 1 or more, got {beam}")
+        self.check_beam(beam)
         translations = [""] * len(sentences)
         encoded = {number: self.encode_source(line) for number, line in enumerate(sentences) if line.strip()}
         numbers = list(encoded)
@@ -73,6 +72,17 @@ class Translator:
                     translations[number] = self.subwords.decode(line)
                 bar.update(len(rows))
         return translations
+
+    def check_beam(self, beam: int, flag: str = "--beam") -> None:
+        """Check that the network can decode with this number of hypotheses, which ``flag`` asked for.
+
+        Raises:
+            ValueError: if not.
+        """
+        if beam < 1:
+            raise ValueError(f"{flag} must be 1 or more, got {beam}")
+        if beam > 1 and isinstance(self.network, LatentTranslator):
+            raise ValueError(f"{self.run} has latents, which are decoded greedily; {flag} must be 1, got {beam}")
 
     def encode_source(self, sentence: str) -> list[int]:
         """Return the subwords of a sentence and EOS; a very long one is cut off, which is said on standard error."""
