@@ -6,6 +6,7 @@ from typing import Any
 
 from worldmodel import config, media
 from worldmodel.checks import check_seed
+from worldmodel.episodes.collect import check_agent
 from worldmodel.files import check_file, write_atomically
 from worldmodel.shipped import find_agent
 
@@ -58,8 +59,8 @@ def evaluate(
     policy, data = Policy.load(agent, greedy), read_agent_config(find_agent(agent))["data"]
     evaluation_env = make_evaluation_env(data, env, env_kwargs, horizon)
     names = tuple(evaluation_env.env.get_wrapper_attr("action_names"))
-    if names != policy.action_names:
-        raise ValueError(f"the agent {agent} knows the actions {policy.action_names}, the environment has {names}")
+    shape = None if evaluation_env.encoded else evaluation_env.env.observation_space.shape
+    check_agent(policy, agent, names, shape)
     if evaluation_env.encoded and policy.network.config.codebook_size:
         world = evaluation_env.env.get_wrapper_attr("world")
         if not torch.equal(policy.vqvae.quantizer.codebook, world.vqvae.quantizer.codebook):

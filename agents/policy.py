@@ -1,6 +1,7 @@
 """A trained agent, which acts on frames or encoded observations without Ray."""
 
 from collections import deque
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,14 @@ class Policy:
         vqvae, data = checkpoint.load_vqvae(vqvae_run), values["data"]
         names, history, repeat = data["action_names"], data["history"], data.get("action_repeat", 1)
         return cls(network.eval(), vqvae, names, history, greedy, tensor_io.digest(run), repeat)
+
+    @cached_property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of the frames (H, W, 3) that :meth:`act` takes."""
+        *_, height, width = self.network.config.observation_shape
+        if not self.network.config.codebook_size:  # reconstructed frames (H, W, 3·history)
+            return (*self.network.config.observation_shape[:2], 3)
+        return tuple(self.vqvae.decode(torch.zeros(1, height, width, dtype=torch.int64)).shape[1:])
 
     def start(self, seed: int) -> None:
         """Start an episode."""

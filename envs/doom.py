@@ -3,7 +3,8 @@
 import os
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ SCENARIOS = (
 )
 MAPS = tuple(f"E{episode}M{number}" for episode in (1, 2, 3, 4) for number in range(1, 10))
 ACTION_REPEAT = 4  # tics per step; Doom runs at 35 tics per second
+ENGINE_ERRORS = (  # of vizdoom, when its process has ended
+    vizdoom.ViZDoomErrorException,
+    vizdoom.ViZDoomIsNotRunningException,
+    vizdoom.ViZDoomUnexpectedExitException,
+    vizdoom.MessageQueueException,
+    vizdoom.SharedMemoryException,
+)
 LOOK_DEGREES_PER_TIC = 1.875  # 7.5° per step, close to the 8.4° of DeepMind Lab at 60 frames per second
 
 _BUTTONS = [
@@ -61,6 +69,7 @@ class DoomEnv(gym.Env):
 
     Raises:
         ValueError: for an unknown scenario, map or action, or a size below 1.
+        ChildProcessError: from reset and step, if the engine ended its process; the next reset starts another.
     """
 
     metadata = {
@@ -87,10 +96,8 @@ class DoomEnv(gym.Env):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode, self.frame_size, self._objects = render_mode, size, objects
-        folder = scratch.make_folder("vizdoom")  # for the engine's settings and logs, removed on close
-        self.game = vizdoom.DoomGame()
-        self._stop = weakref.finalize(self, _stop, self.game, folder, os.getpid())
-        commands = _select(_launch(self.game, scenario, map, folder, objects), actions)
+        self._scenario, self._map, self._closed = scenario, map, False
+        commands = _select(self._start_engine(), actions)
         self.action_names = tuple(commands)
         self._button_values = [_button_values(command) for command in commands.values()]
         self.action_space = gym.spaces.Discrete(len(commands))
@@ -100,21 +107,27 @@ class DoomEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode; returns the first frame (size, size, 3) uint8 and the info."""
         super().reset(seed=seed)
-        self.game.set_seed(int(self.np_random.integers(2**31)))
-        self.game.new_episode()
-        return self._observe(), self._visible_objects()
+        if self._closed:
+            raise RuntimeError("the game is closed: make a new one")
+        if not self._stop.alive:
+            self._start_engine()
+        with self._engine_errors():
+            self.game.set_seed(int(self.np_random.integers(2**31)))
+            self.game.new_episode()
+            return self._observe(), self._visible_objects()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Hold ``action`` for four tics; the last step of an episode repeats the last frame that was drawn."""
         if not self.action_space.contains(action):
             raise ValueError(f"action must be in [0, {len(self.action_names)}), got {action!r}")
-        if self.game.is_episode_finished():
-            raise RuntimeError("the episode is over: call reset() before step()")
-        reward = self.game.make_action(self._button_values[action], ACTION_REPEAT)
-        finished = self.game.is_episode_finished()
-        truncated = finished and self.game.is_episode_timeout_reached() and not self.game.is_player_dead()
-        info = {"final_observation_missing": True} if finished else {}  # the engine draws none
-        return self._observe(), reward, finished and not truncated, truncated, info | self._visible_objects()
+        with self._engine_errors():
+            if self.game.is_episode_finished():
+                raise RuntimeError("the episode is over: call reset() before step()")
+            reward = self.game.make_action(self._button_values[action], ACTION_REPEAT)
+            finished = self.game.is_episode_finished()
+            truncated = finished and self.game.is_episode_timeout_reached() and not self.game.is_player_dead()
+            info = {"final_observation_missing": True} if finished else {}  # the engine draws none
+            return self._observe(), reward, finished and not truncated, truncated, info | self._visible_objects()
 
     def render(self) -> np.ndarray | None:
         """Return the current frame (size, size, 3) uint8, or None without a render mode."""
@@ -122,7 +135,24 @@ class DoomEnv(gym.Env):
 
     def close(self) -> None:
         """Stop the game and remove its scratch folder; closing twice is fine."""
+        self._closed = True
         self._stop()
+
+    def _start_engine(self) -> dict[str, MotionCommand]:
+        """Start the engine, and return its actions by name."""
+        folder = scratch.make_folder("vizdoom")  # for the engine's settings and logs, removed on close
+        self.game = vizdoom.DoomGame()
+        self._stop = weakref.finalize(self, _stop, self.game, folder, os.getpid())
+        return _launch(self.game, self._scenario, self._map, folder, self._objects)
+
+    @contextmanager
+    def _engine_errors(self) -> Iterator[None]:
+        """Turn the errors of an engine that has ended into a ChildProcessError."""
+        try:
+            yield
+        except ENGINE_ERRORS as error:
+            self._stop()
+            raise ChildProcessError(f"the Doom engine has ended, the next reset starts another: {error}") from error
 
     def _observe(self) -> np.ndarray:
         state = self.game.get_state()

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # low to high; a file imports only from lines above its own, or from its own package
     "worldmodel.{baselines,checks,distributed,env_wrappers,files,muon,renamed,stats,suggest,tables}",
     "worldmodel.{action_script,config,media,models,shipped,tensor_io}",
-    "worldmodel.{checkpoint,metrics,train_config}",
+    "worldmodel.{checkpoint,metrics,ray_cluster,train_config}",
     "worldmodel.{episodes,training}",
     "worldmodel.{images,ray_train,world_model}",
     "worldmodel.{evaluation,player,train}",

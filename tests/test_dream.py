@@ -9,6 +9,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 from torch.utils._pytree import tree_leaves
 
 from worldmodel import media, shipped
@@ -138,6 +139,14 @@ def test_a_film_shows_the_real_frames_then_the_imagined_ones(world_run, store, t
     assert film.shape == (
         (27 * 3, 7 * 24 * 3, 3) if suffix == "png" else (7, *((81, 72) if suffix == "gif" else (80, 72)), 3)
     )
+
+
+@pytest.mark.parametrize("fps", [8.75, 15, 7.5, 30])
+def test_a_gif_keeps_time(tmp_path, fps):
+    frames = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    media.write(tmp_path / "a.gif", frames, fps)
+    durations = [frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(tmp_path / "a.gif"))]
+    assert len(durations) == 40 and sum(durations) == pytest.approx(40_000 / fps, abs=10)
 
 
 def test_actions_are_repeated_until_there_are_frames_enough():

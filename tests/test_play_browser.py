@@ -283,7 +283,7 @@ def test_beside_shows_the_truth_and_two_curves(browser, world_run):
 
 def test_an_agent_plays_while_no_key_is_held(browser, world_run, tmp_path, monkeypatch):
     run = world_with_ends(world_run, tmp_path / "endless", -50)
-    monkeypatch.setattr("worldmodel.player.factory.load_policy", lambda agent, epsilon: (Pusher(), {}))
+    monkeypatch.setattr("worldmodel.player.factory.load_policy", lambda agent, epsilon: (Pusher(), {"weights": "0"}))
     with serving(SessionFactory(str(run), agent="pusher")) as server:
         page = Page(browser, server.address)
         chosen = "return [...document.querySelectorAll('#actions .chosen')].map((button) => button.id).join()"

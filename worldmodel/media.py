@@ -1,5 +1,6 @@
 """Write frames as GIF and MP4 videos, PNG strips and grids."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -56,4 +57,13 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float, scale: int) -> None:
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     size = scale * frames.shape[2], scale * frames.shape[1]
     first, *others = (image.resize(size, Image.Resampling.NEAREST) for image in images)
-    first.save(path, save_all=True, append_images=others, duration=1000 / fps, loop=0)
+    first.save(path, save_all=True, append_images=others, duration=_gif_durations(len(images), fps), loop=0)
+
+
+def _gif_durations(count: int, fps: float) -> list[int]:
+    """Return how long each frame of a GIF is shown, in ms: hundredths of a second that add up to the rate.
+
+    Viewers show durations below 20 ms more slowly, so that is the least.
+    """
+    times = [10 * round(100 * frame / fps) for frame in range(count + 1)]
+    return [max(20, after - before) for before, after in pairwise(times)]

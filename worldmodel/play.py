@@ -91,7 +91,8 @@ async def _serve(
         )
     print(f"playing at {server.address}  (Control-C ends it)", flush=True)
     if open_browser:
-        webbrowser.open(server.address)
+        # a browser in the terminal runs until it is left, and needs the server meanwhile
+        threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
     try:
         stopped_by = await _stop_signal()
     finally:

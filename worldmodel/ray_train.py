@@ -1,19 +1,16 @@
 """Distributed training with Ray Train."""
 
 import json
-import logging
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 from tqdm import tqdm
 
-from worldmodel import tensor_io
-from worldmodel.config import exit_on_sigterm
+from worldmodel import ray_cluster, tensor_io
 from worldmodel.train_config import TrainConfig
 from worldmodel.training import BatchFunction, EvaluateFunction, M, fit
 
@@ -73,17 +70,8 @@ def fit_on_workers(
     last_step, failures = -1, 0
     with ThreadPoolExecutor(1) as pool:  # in the main thread, Ray would handle Control-C itself
         try:
-            start: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": num_workers}
             while True:  # Ray's max_failures would also retry PERMANENT_ERRORS
-                ray.init(**start, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-                exit_on_sigterm()
-                available = ray.cluster_resources()
-                for kind, amount in resources.items():
-                    if available.get(kind, 0) < num_workers * amount:
-                        need = f"{num_workers * amount} {kind}s, Ray has {available.get(kind, 0):.0f}"
-                        raise ValueError(
-                            f"{num_workers} workers need {need}; use fewer --workers, or another --address"
-                        )
+                ray_cluster.connect(num_workers, address, resources)
                 try:
                     return _show_progress(pool.submit(trainer.fit), run, config.steps)
                 except TrainingFailedError as error:

@@ -17,8 +17,9 @@ from agents.rollouts import RandomPolicy, make_evaluation_env
 from agents.training import train
 from envs.encoded import EncodedEnv
 from tests.agents.conftest import SETTINGS, SIZES, TINY, lines
+from tests.tiny_world import TinyWorld
 from worldmodel import checkpoint, shipped
-from worldmodel.episodes.collect import add_exploration, collect
+from worldmodel.episodes.collect import add_exploration, check_agent, collect
 from worldmodel.episodes.store import EpisodeStore
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
@@ -169,6 +170,10 @@ def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, worl
         evaluate(str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"sticky, random, mixed.* or the run folder of an agent"):
         collect(str(tmp_path / "store"), TINY, episodes=1, policy=str(world_run))
+    policy = Policy.load(agent)
+    assert policy.frame_shape == TinyWorld().observation_space.shape
+    with pytest.raises(ValueError, match=r"acts on frames \(84, 84, 3\), the environment has \(24, 24, 3\)"):
+        check_agent(policy, "tiny", policy.action_names, (24, 24, 3))
     with pytest.raises(ValueError, match="knows the actions"):
         evaluate(str(stripes_agent), TINY)
     with pytest.raises(ValueError, match="knows the actions"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import vizdoom
 from gymnasium.utils.env_checker import check_env
@@ -316,6 +317,23 @@ def test_a_fork_that_ends_leaves_the_game_to_its_parent():
     assert os.waitpid(child, 0)[1] == 0
     env.step(1)
     env.close()
+
+
+@pytest.mark.slow
+def test_an_engine_that_died_is_an_error_and_the_next_reset_starts_another():
+    env = make()
+    first = env.reset(seed=0)[0]
+    (engine,) = (child for child in psutil.Process().children() if "vizdoom" in child.name())
+    engine.kill()
+    with pytest.raises(ChildProcessError, match="the Doom engine has ended, the next reset starts another"):
+        env.step(0)
+    with pytest.raises(ChildProcessError):
+        env.step(0)
+    np.testing.assert_array_equal(env.reset(seed=0)[0], first)
+    env.step(0)
+    env.close()
+    with pytest.raises(RuntimeError, match="the game is closed: make a new one"):
+        env.reset()
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")

@@ -15,6 +15,7 @@ import pytest
 from tests.tiny_world import TinyWorld
 from worldmodel.episodes.collect import MAX_HOLD_STEPS, collect, play_episode, scripted_actions
 from worldmodel.episodes.store import EpisodeStore
+from worldmodel.files import locked
 
 WORLD = "tests.tiny_world:Tiny-v0"
 
@@ -159,6 +160,20 @@ def test_two_workers_with_a_goal_in_frames_record_at_most_one_episode_more(seria
     one, two = content(tmp_path / "serial"), content(tmp_path / "store")
     assert one.items() <= two.items() and len(two) <= len(one) + 1
     assert {number: two[number] for number in two} == {number: serial[number] for number in range(len(two))}
+
+
+@pytest.mark.slow
+def test_more_workers_than_the_cluster_has_are_refused(cluster, tmp_path):
+    done = run(tmp_path / "store", "--episodes", "20", "--workers", "3", "--address", cluster)
+    assert done.returncode == 1
+    assert "3 workers need 3 CPUs, Ray has 2" in done.stderr
+
+
+def test_two_processes_do_not_record_into_one_store(tmp_path):
+    collect(str(tmp_path), WORLD, episodes=1)
+    with locked(tmp_path / "collect.lock"), pytest.raises(ValueError, match="another process is recording into"):
+        collect(str(tmp_path), WORLD, episodes=2)
+    assert list(content(tmp_path)) == [0]
 
 
 @pytest.mark.slow

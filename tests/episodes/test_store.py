@@ -160,6 +160,15 @@ def test_a_store_is_not_reopened_with_another_schema_and_the_difference_is_named
     assert len(EpisodeStore.create(filled.path, FRAMES)) == 6
 
 
+def test_arguments_are_compared_as_they_are_read(tmp_path):
+    given = replace(FRAMES, kwargs={"actions": ("noop", "forward"), "at": {1: 2}})
+    store = EpisodeStore.create(tmp_path / "store", given)
+    assert store.schema.kwargs == {"actions": ["noop", "forward"], "at": {"1": 2}}
+    assert EpisodeStore.create(tmp_path / "store", given).schema == store.schema
+    with pytest.raises(ValueError, match="keeps the arguments of the environment as JSON"):
+        EpisodeStore.create(tmp_path / "other", replace(FRAMES, kwargs={"folder": tmp_path}))
+
+
 def test_a_folder_without_a_store_is_an_error_that_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no store.json; record one with python -m worldmodel.collect"):
         EpisodeStore(tmp_path)

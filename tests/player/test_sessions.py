@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.conftest import sliding_stripes
-from tests.player.serving import STRIPES, Pusher, world_with_ends
+from tests.player.serving import STRIPES, Pusher, StripesWorld, world_with_ends
 from worldmodel import env_wrappers
-from worldmodel.episodes.collect import collect
+from worldmodel.episodes.collect import collect, play_episode
 from worldmodel.episodes.segments import SegmentSampler, split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.metrics import frame_bits_per_code
@@ -151,6 +151,32 @@ def test_played_episodes_are_recorded_like_collected_ones(tmp_path):
         RecordSession(STRIPES, {}, str(tmp_path / "random"), seed=7)
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_saved_episode_has_the_real_frames_that_were_drawn_and_who_played(world, beside, tmp_path, monkeypatch):
+    step = StripesWorld.step
+
+    def draw_no_end(self, action):
+        observation, reward, over, cut, info = step(self, action)
+        return observation, reward, over, cut, {"final_observation_missing": True} if over else info
+
+    monkeypatch.setattr(StripesWorld, "step", draw_no_end)
+    players = {"policy": "human+agent", "weights": "abc"}
+    if beside:
+        session = BesideSession(world, STRIPES, {"length": 12}, players)
+    else:
+        session = RecordSession(STRIPES, {"length": 12}, provenance=players)
+    views = [session.start(Start())]
+    while not views[-1].end:
+        views.append(session.step("right"))
+    zipfile.ZipFile(io.BytesIO(session.film.save("episode"))).extractall(tmp_path)
+    store = EpisodeStore(tmp_path / "episode")
+    assert (store.schema.environment, store.schema.provenance) == (STRIPES, players)
+    drawn = [view.truth if beside else view.frame for view in views[:-1]]
+    np.testing.assert_array_equal(next(iter(store)).observations, drawn)
+    assert len(next(iter(store))) == len(drawn) == len(views) - 1
+    session.close()
+
+
 def test_the_surprise_beside_a_dream_is_the_bits_per_code_of_the_real_frame(world):
     session = BesideSession(world, STRIPES)
     frames, views = [session.start(Start(seed=3)).truth], []
@@ -158,7 +184,8 @@ def test_the_surprise_beside_a_dream_is_the_bits_per_code_of_the_real_frame(worl
         views.append(session.step(action))
         frames.append(views[-1].truth)
     actions = torch.tensor([[1] * (FIRST_FRAMES - 1) + [world.action_names.index(name) for name in ACTIONS]])
-    first = session._recording.episode().observations[:FIRST_FRAMES]
+    wait = session._waiting
+    first = play_episode(env_wrappers.make_env(STRIPES), lambda frame: wait, 3, FIRST_FRAMES - 1).observations
     codes = world.encode(np.concatenate([first, np.stack(frames[1:])]))
     actions[:, : FIRST_FRAMES - 1] = session._waiting
     expected = frame_bits_per_code(world.dynamics, codes[None], actions)[0, FIRST_FRAMES - 1 :]
@@ -263,3 +290,8 @@ def test_an_agent_of_other_actions_cannot_play(endless):
     other.action_names = ("left", "right")
     with pytest.raises(ValueError, match="the agent pusher knows"):
         WatchedSession(DreamSession(endless), other, "pusher")
+    other = Pusher()
+    other.frame_shape = (84, 84, 3)
+    session = WatchedSession(DreamSession(endless), other, "pusher")
+    with pytest.raises(ValueError, match=r"acts on frames \(84, 84, 3\), the environment has \(24, 24, 3\)"):
+        session.start(Start())

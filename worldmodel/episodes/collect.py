@@ -6,16 +6,16 @@ for _library in ("OMP", "OPENBLAS", "MKL"):  # before numpy is imported: one thr
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 import importlib  # noqa: E402
-import logging  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from typing import Any, Protocol  # noqa: E402
 
 import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from worldmodel import config, env_wrappers, shipped  # noqa: E402
+from worldmodel import config, env_wrappers, files, ray_cluster, shipped  # noqa: E402
 from worldmodel.checks import check_seed  # noqa: E402
 from worldmodel.episodes.episode import Episode  # noqa: E402
 from worldmodel.episodes.recording import MAX_EPISODE_STEPS, Recording, describe, episode_seeds  # noqa: E402
@@ -40,6 +40,8 @@ class Policy(Protocol):
 
     The run's config.yaml names the class as ``policy: module:Name``. It is only imported if it is
     :data:`DEFAULT_POLICY_CLASS` or the user names it as well.
+
+    It may have the shape of the frames (H, W, 3) that it acts on as ``frame_shape``, to refuse others.
 
     Attributes:
         action_names: names of actions 0, 1, ….
@@ -75,7 +77,8 @@ def collect(
     """Record episodes of an environment into a store, until the store holds the requested total.
 
     Episode n depends only on the seed and n, not on which worker records it. A stopped or killed run can be continued
-    by running the same command again; no episode is recorded twice or incompletely.
+    by running the same command again; no episode is recorded twice or incompletely. One process records into a store at
+    a time.
 
     Args:
         store: folder to record into.
@@ -126,7 +129,10 @@ def collect(
         else _record_in_actors(recorder, missing(), workers, address)
     )
     try:
-        with tqdm(total=goal, initial=min(progress(), goal), unit=unit, bar_format=PROGRESS_BAR) as bar:
+        with (
+            _recording_alone(recorded),
+            tqdm(total=goal, initial=min(progress(), goal), unit=unit, bar_format=PROGRESS_BAR) as bar,
+        ):
             for entry in recording:
                 recorded.add_to_index(entry)
                 bar.update(min(progress(), goal) - bar.n)
@@ -136,6 +142,22 @@ def collect(
         raise
     new, seconds = recorded.num_frames - before, time.perf_counter() - start
     print(f"{total()}; {new} new frames at {new / seconds:.0f} frames/s")
+
+
+@contextmanager
+def _recording_alone(store: EpisodeStore) -> Iterator[None]:
+    """Hold the lock of a store's recorder until the block or the process ends.
+
+    Raises:
+        ValueError: if another process holds it, which would write the same episodes.
+    """
+    try:
+        with files.locked(store.path / "collect.lock", wait=False):
+            yield
+    except BlockingIOError:
+        raise ValueError(
+            f"another process is recording into {store.path}; wait for it, stop it, or use another --store"
+        ) from None
 
 
 class Recorder:
@@ -161,9 +183,8 @@ class Recorder:
             self.agent, provenance = load_policy(policy, epsilon, policy_class)
         env = env_wrappers.canonical_id(env)
         self.env = env_wrappers.make_env(env, **env_kwargs)
-        names = self.env.get_wrapper_attr("action_names")
-        if self.agent and tuple(self.agent.action_names) != tuple(names):
-            raise ValueError(f"the agent {policy} knows the actions {self.agent.action_names}, {env} has {names}")
+        if self.agent:
+            check_agent(self.agent, policy, self.env.get_wrapper_attr("action_names"), self.env.observation_space.shape)
         provenance = {**provenance, "seed": seed, "max_episode_steps": max_episode_steps}
         schema = describe(self.env, env, env_kwargs, provenance)
         self.store = EpisodeStore.create(store, schema)
@@ -208,6 +229,21 @@ def load_policy(run: str, epsilon: float, policy_class: str = DEFAULT_POLICY_CLA
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--policy_class {name} cannot be imported: {error}") from error
     return policy, {"policy": name, "weights": policy.digest, "epsilon": epsilon}
+
+
+def check_agent(
+    agent: Policy, name: str, action_names: Sequence[str], frame_shape: tuple[int, ...] | None = None
+) -> None:
+    """Check that an agent has an environment's actions and acts on its frames, as far as both are known.
+
+    Raises:
+        ValueError: naming the difference.
+    """
+    if tuple(agent.action_names) != tuple(action_names):
+        raise ValueError(f"the agent {name} knows the actions {agent.action_names}, the environment has {action_names}")
+    known = getattr(agent, "frame_shape", None)
+    if known and frame_shape and tuple(frame_shape) != tuple(known):
+        raise ValueError(f"the agent {name} acts on frames {known}, the environment has {frame_shape}")
 
 
 def add_exploration(
@@ -266,14 +302,13 @@ def _record_in_actors(recorder: Recorder, numbers: Iterator[int], workers: int, 
     from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
     recorder.env.close()  # only needed for the schema; a running game must not be forked
-    ray.init(address=address or "local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    config.exit_on_sigterm()
     settings = (os.path.abspath(recorder.settings[0]), *recorder.settings[1:])
     actor_class = ray.remote(num_cpus=1, max_restarts=MAX_WORKER_RESTARTS)(Recorder)
-    idle = [actor_class.remote(*settings) for _ in range(workers)]
     playing: dict[ray.ObjectRef, tuple[Any, int]] = {}
     retries: list[int] = []
     try:
+        ray_cluster.connect(workers, address)
+        idle = [actor_class.remote(*settings) for _ in range(workers)]
         while True:
             while idle and (number := retries.pop() if retries else next(numbers, None)) is not None:
                 actor = idle.pop()

@@ -20,34 +20,35 @@ class Recording:
     :class:`worldmodel.episodes.episode.Objects`; and ``{"reproducible": False}``, at reset, if the seed does not
     determine the episode.
 
+    Args:
+        keep: whether to keep what is needed for :meth:`episode`; otherwise only the latest step is.
+
     Attributes:
         observation: latest observation, also if it is a placeholder.
         terminated: whether the environment terminated the episode.
         truncated: whether the episode was cut off.
+        has_latest_observation: whether the latest observation is real, not a placeholder.
     """
 
-    def __init__(self, env: gym.Env, seed: int) -> None:
+    def __init__(self, env: gym.Env, seed: int, keep: bool = True) -> None:
         self.observation, info = env.reset(seed=seed)
         self.terminated = self.truncated = False
-        self._env, self._seed, self._reproducible = env, seed, bool(info.get("reproducible", True))
+        self.has_latest_observation = True
+        self._env, self._seed, self._keep, self._reproducible = env, seed, keep, bool(info.get("reproducible", True))
         self._observations = [np.array(self.observation)]  # a copy, because environments may reuse the array
         self._objects: list[Any] = [info.get("objects")]
+        self._num_steps = 0
         self._actions: list[int] = []
         self._rewards: list[float] = []
 
     def __len__(self) -> int:
         """Return the number of steps so far."""
-        return len(self._actions)
+        return self._num_steps
 
     @property
     def over(self) -> bool:
         """Whether the episode has ended."""
         return self.terminated or self.truncated
-
-    @property
-    def has_latest_observation(self) -> bool:
-        """Whether the latest observation is real, not a placeholder."""
-        return len(self._observations) == len(self) + 1
 
     def step(self, action: int, max_steps: int = 0) -> float:
         """Take an action; return the reward.
@@ -56,11 +57,14 @@ class Recording:
             max_steps: number of steps after which the episode is truncated; 0 for no limit.
         """
         self.observation, reward, self.terminated, self.truncated, info = self._env.step(action)
-        self._actions.append(action)
-        self._rewards.append(float(reward))
-        if not info.get("final_observation_missing"):
-            self._observations.append(np.array(self.observation))
-            self._objects.append(info.get("objects"))
+        self._num_steps += 1
+        self.has_latest_observation = not info.get("final_observation_missing")
+        if self._keep:
+            self._actions.append(action)
+            self._rewards.append(float(reward))
+            if self.has_latest_observation:
+                self._observations.append(np.array(self.observation))
+                self._objects.append(info.get("objects"))
         self.truncated = self.truncated or (0 < max_steps <= len(self) and not self.terminated)
         return float(reward)
 

@@ -73,6 +73,10 @@ class EpisodeStore:
             ValueError: if the existing store has a different schema; the message names the difference.
         """
         path = Path(path)
+        try:
+            schema = Schema(**json.loads(json.dumps(asdict(schema))))  # as it will be read: tuples become lists
+        except TypeError as error:
+            raise ValueError(f"{path} keeps the arguments of the environment as JSON: {error}") from error
         (path / "episodes").mkdir(parents=True, exist_ok=True)
         for folder in (path, path / "episodes"):
             remove_stale_temporaries(folder)

@@ -31,7 +31,7 @@ def refusal(host_header: str, origin: str | None, served_host: str) -> str:
         served_host: host that the server was started on. If it stands for all addresses of this machine, every
             numeric address is accepted: those cannot be rebound.
     """
-    name = _host_name(host_header)
+    name, served_host = _host_name(host_header), served_host.lower()  # browsers write names in lower case
     if not (is_loopback(name) or name == served_host or (_is_wildcard(served_host) and _is_address(name))):
         return f"expected the host {served_host}, got {host_header!r:.80}; open the address that play printed"
     if origin is not None and _host_of(origin) != host_header:

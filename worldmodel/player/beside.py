@@ -12,7 +12,7 @@ from worldmodel.episodes.recording import Recording
 from worldmodel.metrics import frame_bits_per_code, psnr
 from worldmodel.player.film import Film
 from worldmodel.player.record import end_of
-from worldmodel.player.sessions import Dream, Start, View, action_index, check_going
+from worldmodel.player.sessions import HUMAN, Dream, Start, View, action_index, check_going
 from worldmodel.world_model import WorldModel
 
 FIRST_FRAMES = 8  # real frames that the dream starts from
@@ -24,6 +24,7 @@ class BesideSession:
     Args:
         env: Gymnasium id; by default the environment that the world was trained on.
         env_kwargs: arguments of that environment, added to the recorded ones if ``env`` is not given.
+        provenance: who plays, in a saved episode.
 
     Raises:
         ValueError: if the environment cannot be made, is not trusted, or has other actions than the world.
@@ -33,11 +34,17 @@ class BesideSession:
     takes_pictures = False
     agent = note = ""
 
-    def __init__(self, world: WorldModel, env: str = "", env_kwargs: dict[str, Any] | None = None) -> None:
-        self.world, self.action_names = world, world.action_names
+    def __init__(
+        self,
+        world: WorldModel,
+        env: str = "",
+        env_kwargs: dict[str, Any] | None = None,
+        provenance: dict[str, Any] = HUMAN,
+    ) -> None:
+        self.world, self.action_names, self._provenance = world, world.action_names, provenance
         env, recorded = (env_wrappers.canonical_id(env), {}) if env else recorded_environment(world)
         kwargs = {**recorded, **(env_kwargs or {})}
-        self.rate, self._source = env_wrappers.native_rate(env, kwargs), f"dream of {world.run.name}"
+        self.rate, self._source = env_wrappers.native_rate(env, kwargs), env
         self._env = env_wrappers.make_env(env, **kwargs)
         try:
             world.check_actions(self._env.get_wrapper_attr("action_names"))
@@ -54,7 +61,7 @@ class BesideSession:
             ValueError: if the episode ends before.
         """
         self._view = None
-        self._recording = Recording(self._env, start.seed)
+        self._recording = Recording(self._env, start.seed, keep=False)
         frames, actions = [np.array(self._recording.observation)], np.full(FIRST_FRAMES - 1, self._waiting)
         for action in actions:
             self._recording.step(int(action))
@@ -67,7 +74,7 @@ class BesideSession:
         self._codes: deque[Tensor] = deque(self.world.encode(first), window + 1)
         self._actions: deque[int] = deque(actions.tolist(), window)
         self._view = View(self._dream.frame, truth=first[-1])
-        self.film = Film(self._view, self.action_names, self.rate, self._source)
+        self.film = Film(self._view, self.action_names, self.rate, self._source, self._provenance)
         return self._view
 
     def step(self, action: str) -> View:
@@ -79,7 +86,7 @@ class BesideSession:
         scores = self._score(index, truth) if self._recording.has_latest_observation else (None, None)
         end, total = end_of(self._recording), before.reward + reward
         self._view = View(self._dream.frame, before.step + 1, total, probability, end, truth, *scores)
-        self.film.add(self._view, index, reward)
+        self.film.add(self._view, index, reward, not self._recording.has_latest_observation)
         return self._view
 
     def close(self) -> None:

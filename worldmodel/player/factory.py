@@ -13,7 +13,7 @@ from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.config import Precision
 from worldmodel.player.beside import BesideSession
 from worldmodel.player.record import RecordSession
-from worldmodel.player.sessions import DreamSession, Session
+from worldmodel.player.sessions import HUMAN, DreamSession, Session
 from worldmodel.player.watch import WatchedSession
 from worldmodel.shipped import DEFAULT_WORLD, find_world, shipped_worlds
 from worldmodel.suggest import unknown_name
@@ -96,8 +96,9 @@ class SessionFactory:
         if world not in self.worlds:
             raise ValueError(unknown_name("world", f"{world:.80}", self.worlds))
         # each session has an agent of its own, which has seen its frames
-        policy = load_policy(self.agent, epsilon=0.0)[0] if self.agent else None
-        session = self._open(world, world == first)
+        policy, provenance = load_policy(self.agent, epsilon=0.0) if self.agent else (None, {})
+        players = {"policy": "human+agent", "weights": provenance["weights"]} if policy else HUMAN
+        session = self._open(world, world == first, players)
         if policy is None or (world != first and tuple(policy.action_names) != tuple(session.action_names)):
             return session  # the page also offers worlds that the agent cannot play
         try:
@@ -106,13 +107,13 @@ class SessionFactory:
             session.close()
             raise
 
-    def _open(self, world: str, is_first: bool) -> Session:
+    def _open(self, world: str, is_first: bool, players: dict[str, Any]) -> Session:
         if self.mode == "record":
-            return RecordSession(self.env, self.env_kwargs, self.store, self.seed)
+            return RecordSession(self.env, self.env_kwargs, self.store, self.seed, players)
         model = self._load(self.world if is_first else world)  # pyright: ignore[reportAttributeAccessIssue]
         if self.mode == "beside":
-            return BesideSession(model, self.env, self.env_kwargs)
-        return DreamSession(model, EpisodeStore(self.store) if self.store and is_first else None)
+            return BesideSession(model, self.env, self.env_kwargs, players)
+        return DreamSession(model, EpisodeStore(self.store) if self.store and is_first else None, players)
 
     def _load_world(self, world: str) -> WorldModel:
         """Load a world, and take the first step, which is slow because it sets everything up."""

@@ -5,7 +5,7 @@ import tempfile
 import zipfile
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,20 +28,29 @@ class Film:
         view: what the player saw at the start.
         rate: steps per second at which the film plays.
         source: what was played, as the environment in the schema of a saved episode.
+        provenance: who played, in that schema.
     """
 
-    def __init__(self, view: "View", action_names: tuple[str, ...], rate: float, source: str) -> None:
+    def __init__(
+        self, view: "View", action_names: tuple[str, ...], rate: float, source: str, provenance: dict[str, Any]
+    ) -> None:
         self._views: deque[View] = deque([view], MAX_FILM_STEPS + 1)
         self._steps: deque[tuple[int, float]] = deque(maxlen=MAX_FILM_STEPS)  # action and reward
-        self._action_names, self._rate, self._source = action_names, rate, source
+        self._action_names, self._rate, self._source, self._provenance = action_names, rate, source, provenance
+        self._has_last_frame = True
 
     def __len__(self) -> int:
         """Return the number of steps."""
         return len(self._steps)
 
-    def add(self, view: "View", action: int, reward: float) -> None:
-        """Add what the player saw after an action, and its reward."""
+    def add(self, view: "View", action: int, reward: float, is_placeholder: bool = False) -> None:
+        """Add what the player saw after an action, and its reward.
+
+        Args:
+            is_placeholder: whether the real frame repeats the one before, because the environment drew none.
+        """
         self._views.append(view)
+        self._has_last_frame = not is_placeholder
         self._steps.append((action, reward))
 
     def save(self, kind: str) -> bytes:
@@ -63,12 +72,13 @@ class Film:
             return path.read_bytes()
 
     def _zip_store(self, folder: Path) -> bytes:
-        """Write a store of one episode, and return it as a zip file."""
+        """Write a store of one episode, of the real frames if there are any, and return it as a zip file."""
         if not self._steps:
             raise ValueError("an episode has one step or more: play before you save one")
-        frames, end = np.stack([view.frame for view in self._views]), self._views[-1].end
+        frames = np.stack([view.frame if view.truth is None else view.truth for view in self._views])
+        frames, end = frames if self._has_last_frame else frames[:-1], self._views[-1].end
         actions, rewards = (np.array(column) for column in zip(*self._steps, strict=True))
-        schema = Schema(frames.shape[1:], "uint8", self._action_names, self._source, provenance={"policy": "human"})
+        schema = Schema(frames.shape[1:], "uint8", self._action_names, self._source, provenance=self._provenance)
         store = EpisodeStore.create(folder / "episode", schema)
         store.append(Episode(frames, actions, rewards.astype(np.float64), end == "terminated", end != "terminated"))
         archive = io.BytesIO()

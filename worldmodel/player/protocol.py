@@ -12,7 +12,7 @@ from PIL import Image
 
 from worldmodel.player.sessions import Start, View
 
-MAX_MESSAGE_BYTES = 1 << 16
+MAX_MESSAGE_BYTES = 1 << 23  # a PNG of MAX_PICTURE_SIDE in base64 is smaller
 MAX_PICTURE_SIDE = 1024  # pixels
 
 

@@ -9,9 +9,7 @@ from worldmodel.checks import check_seed
 from worldmodel.episodes.recording import MAX_EPISODE_STEPS, Recording, describe, episode_seeds
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.player.film import Film
-from worldmodel.player.sessions import Start, View, action_index, check_going
-
-HUMAN_POLICY = "human"
+from worldmodel.player.sessions import HUMAN, Start, View, action_index, check_going
 
 
 class RecordSession:
@@ -24,6 +22,7 @@ class RecordSession:
         env: Gymnasium id, see :func:`worldmodel.env_wrappers.make_env`.
         store: folder of the store; empty to record nothing.
         seed: random seed of all episodes.
+        provenance: who plays.
 
     Raises:
         ValueError: if the environment cannot be made, or the store holds episodes of another kind.
@@ -33,13 +32,21 @@ class RecordSession:
     takes_pictures = False
     agent = ""
 
-    def __init__(self, env: str, env_kwargs: dict[str, Any], store: str = "", seed: int = 0) -> None:
+    def __init__(
+        self,
+        env: str,
+        env_kwargs: dict[str, Any],
+        store: str = "",
+        seed: int = 0,
+        provenance: dict[str, Any] = HUMAN,
+    ) -> None:
         check_seed(seed)
+        self._provenance = provenance
         self._source, self._seed = env_wrappers.canonical_id(env), seed
         self._env = env_wrappers.make_env(self._source, **env_kwargs)
         self.action_names = tuple(self._env.get_wrapper_attr("action_names"))
         self.rate = env_wrappers.native_rate(self._source, env_kwargs)
-        provenance = {"policy": HUMAN_POLICY, "seed": seed, "max_episode_steps": MAX_EPISODE_STEPS}
+        provenance = {**provenance, "seed": seed, "max_episode_steps": MAX_EPISODE_STEPS}
         schema = describe(self._env, self._source, env_kwargs, provenance)
         self._store = EpisodeStore.create(store, schema) if store else None
         self._recording: Recording | None = None
@@ -60,7 +67,7 @@ class RecordSession:
         env_seed, _ = episode_seeds(self._seed, self._next_number())
         self._recording = Recording(self._env, env_seed)
         self._view = View(np.array(self._recording.observation))
-        self.film = Film(self._view, self.action_names, self.rate, self._source)
+        self.film = Film(self._view, self.action_names, self.rate, self._source, self._provenance)
         return self._view
 
     def step(self, action: str) -> View:
@@ -70,7 +77,7 @@ class RecordSession:
         reward = self._recording.step(index, MAX_EPISODE_STEPS)
         frame, end = np.array(self._recording.observation), end_of(self._recording)
         self._view = View(frame, before.step + 1, before.reward + reward, end=end)
-        self.film.add(self._view, index, reward)
+        self.film.add(self._view, index, reward, not self._recording.has_latest_observation)
         if end:
             self._keep()
         return self._view

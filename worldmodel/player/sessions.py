@@ -1,7 +1,7 @@
 """What can be played: a session starts and steps, and returns a view of it each time. No web in here."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from worldmodel.models.dream_state import DreamState
 from worldmodel.player.film import Film
 from worldmodel.suggest import unknown_name
 from worldmodel.world_model import WorldModel
+
+HUMAN = {"policy": "human"}  # provenance of what a person played
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class DreamSession:
 
     Args:
         store: episodes to start from; by default the world's own clips.
+        provenance: who plays, in a saved episode.
 
     Raises:
         ValueError: if the store has other actions than the world, or no episode of six frames or more.
@@ -158,8 +161,10 @@ class DreamSession:
     takes_pictures = True
     agent = note = ""
 
-    def __init__(self, world: WorldModel, store: EpisodeStore | None = None) -> None:
-        self.world, self._store = world, store or EpisodeStore(world.clips_folder)
+    def __init__(
+        self, world: WorldModel, store: EpisodeStore | None = None, provenance: dict[str, Any] = HUMAN
+    ) -> None:
+        self.world, self._store, self._provenance = world, store or EpisodeStore(world.clips_folder), provenance
         self.action_names = world.action_names
         world.check_actions(self._store.schema.action_names)
         entries = [entry.number for entry in self._store.entries if entry.observations >= NUM_CONTEXT_FRAMES]
@@ -179,7 +184,7 @@ class DreamSession:
         frames, actions = self._first_frames(start)
         self._dream, self._ends = Dream(self.world, frames, actions, start), np.random.default_rng([start.seed, 1])
         self._view = View(self._dream.frame)
-        self.film = Film(self._view, self.action_names, self.rate, self._source)
+        self.film = Film(self._view, self.action_names, self.rate, self._source, self._provenance)
         return self._view
 
     def step(self, action: str) -> View:

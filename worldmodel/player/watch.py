@@ -1,7 +1,9 @@
 """An agent that plays, in whatever session, while the player holds no key."""
 
+import numpy as np
+
 from worldmodel import checkpoint
-from worldmodel.episodes.collect import Policy
+from worldmodel.episodes.collect import Policy, check_agent
 from worldmodel.player.film import Film
 from worldmodel.player.sessions import Session, Start, View
 from worldmodel.shipped import DEFAULT_WORLD, find_agent
@@ -15,12 +17,11 @@ class WatchedSession:
     The agent sees every frame, of a dream beside the truth the real one, also while the player overrides it.
 
     Raises:
-        ValueError: if the agent has other actions than the session.
+        ValueError: if the agent has other actions than the session, or, at a start, acts on frames of another size.
     """
 
     def __init__(self, session: Session, policy: Policy, agent: str) -> None:
-        if tuple(policy.action_names) != tuple(session.action_names):
-            raise ValueError(f"the agent {agent} knows {policy.action_names}, here are {session.action_names}")
+        check_agent(policy, agent, session.action_names)
         self._session, self._policy, self.agent = session, policy, agent
         self.action_names, self.rate, self.clips = session.action_names, session.rate, session.clips
         self.takes_pictures = session.takes_pictures
@@ -39,15 +40,20 @@ class WatchedSession:
         """Start anew; the seed is also that of the agent's choices."""
         self._policy.start(start.seed)
         self._view = self._session.start(start)
+        check_agent(self._policy, self.agent, self.action_names, self._seen.shape)
         return self._view
 
     def step(self, action: str) -> View:
         """Take an action by name, or the agent's; raises as :meth:`Session.step` does."""
-        seen = self._view.frame if self._view.truth is None else self._view.truth
-        chosen = self.action_names[self._policy.act(seen)]
+        chosen = self.action_names[self._policy.act(self._seen)]
         view = self._session.step(chosen if action == AGENT else action)
         self._view = view._replace(chosen=chosen) if action == AGENT else view
         return self._view
+
+    @property
+    def _seen(self) -> np.ndarray:
+        """The frame (H, W, 3) uint8 that the agent sees: beside a dream, the real one."""
+        return self._view.frame if self._view.truth is None else self._view.truth
 
     def close(self) -> None:
         """Close the session."""
