@@ -91,8 +91,9 @@ async def _serve(
         )
     print(f"playing at {server.address}  (Control-C ends it)", flush=True)
     if open_browser:
-        # a browser in the terminal runs until it is left, and needs the server meanwhile
-        threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
+        # in a thread, as a browser in the terminal runs until it is left; once the signals below are handled
+        browser = threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True)
+        asyncio.get_running_loop().call_soon(browser.start)
     try:
         stopped_by = await _stop_signal()
     finally:
