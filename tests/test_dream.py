@@ -123,6 +123,25 @@ def test_a_world_hands_out_its_clips(model, store):
         model.start(frames[0], actions[0])
 
 
+def test_every_second_dream_can_go_on_alone(model, store):
+    state = model.start(*(part.repeat_interleave(4, 0) for part in opening(store)))
+    uniforms = model.uniforms([torch.Generator().manual_seed(number) for number in range(4)])
+    together = model.step(state, [0, 1, 2, 0], uniforms)
+    alone = model.step(state.select(slice(0, None, 2)), [0, 2], uniforms[::2])
+    assert torch.equal(alone.codes, together.codes[::2])
+
+
+def test_a_world_model_keeps_its_weights_when_its_networks_are_trained_on(model, world_run, store):
+    networks = WorldModel.load(world_run)
+    kept = WorldModel(networks.vqvae, networks.dynamics, model.action_names, world_run)
+    uniforms = model.uniforms([torch.Generator().manual_seed(0)])
+    before = model.step(model.start(*opening(store)), [0], uniforms).codes
+    with torch.no_grad():
+        for parameter in networks.dynamics.parameters():
+            parameter.add_(5 * torch.randn_like(parameter))
+    assert torch.equal(kept.step(kept.start(*opening(store)), [0], uniforms).codes, before)
+
+
 def test_an_action_that_does_not_exist_is_refused(model, store):
     state = model.start(*opening(store))
     with pytest.raises(ValueError, match=r"actions must be in \[0, 3\), got \[3\]"):

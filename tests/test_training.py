@@ -431,6 +431,23 @@ def test_a_prior_grows_from_one_run_alone(store, vqvae_run, world_run, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
+def test_weights_that_cannot_be_resumed_are_not_overwritten(store, vqvae_run, world_run, tmp_path):
+    run = shutil.copytree(world_run, tmp_path / "run", ignore=shutil.ignore_patterns("train.safetensors", "*.jsonl"))
+    before = (run / "model.safetensors").read_bytes()  # as train heads and release leave them
+    with pytest.raises(ValueError, match=r"has weights but no train.safetensors to resume from.*use another --run"):
+        dynamics(str(store), str(vqvae_run), str(run), PRIOR_SIZES, train_config(8), 2, 6)
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_more_codes_than_are_stored_are_refused(store, vqvae_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_CODES", 8)
+    with pytest.raises(ValueError, match="has 16 codes; priors and world models need a VQ-VAE with 8 at most"):
+        dynamics(str(store), str(vqvae_run), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, 6)
+    with pytest.raises(ValueError, match="must not both be 0"):
+        vqvae(str(tmp_path / "run"), str(store), model=replace(VQVAE_SIZES, num_downsamples=0), train=train_config(1))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_resumed_run_remembers_where_its_weights_came_from(store, vqvae_run, world_run, tmp_path):
     run, origin = tmp_path / "run", str(world_run)

@@ -47,6 +47,7 @@ DATA_TYPES = {  # types of the values of config.yaml's data section
     **dict.fromkeys(("kwargs", "env_kwargs"), dict),
     **dict.fromkeys(("size", "batch_size", "seq_length", "segment_length", "history"), int),
 }
+MAX_CODES = 1 << 16  # of a codebook, as codes are stored in uint16
 COMPUTE_KEYS = ("device", "threads", "precision")  # arguments of an environment that do not change what it is
 LIKELIHOOD, TRANSLATION = "worldmodel.experiments.likelihood", "worldmodel.experiments.translation"
 KINDS = {  # kind of a run: the configuration of its model, and what makes the model from one; imported when needed
@@ -120,9 +121,13 @@ def begin_run(
             new = {"kind": kind, **asked["model"]}.get(name)
             if new != old:
                 raise ValueError(f"{run} was begun with {name} {old}, got {new}; use another --run, or the old setting")
-        read_metrics(run)
+        evaluated = {row["step"] for row in read_metrics(run) if row["part"] == "held_out"}
         if (run / "train.safetensors").exists():
             read_step(run / "train.safetensors")
+        elif kind != "agent" and (run / "model.safetensors").exists() and len(evaluated) != 1:  # 1: killed in saving
+            raise ValueError(
+                f"{run} has weights but no train.safetensors to resume from; use another --run, or they would be lost"
+            )
         with nullcontext() if held else locked(run):
             pass
     run.mkdir(parents=True, exist_ok=True)
@@ -310,9 +315,11 @@ def load_tokenizer(run: Path) -> "VQVAE":
     """The VQ-VAE of a run, as :func:`load_vqvae`, whose codes a prior can model.
 
     Raises:
-        ValueError: if it has several codes at each position.
+        ValueError: if it has several codes at each position, or more codes than uint16 can number.
     """
     network = load_vqvae(run)
+    if (size := network.quantizer.config.codebook_size) > MAX_CODES:
+        raise ValueError(f"{run} has {size} codes; priors and world models need a VQ-VAE with {MAX_CODES} at most")
     if getattr(network, "codes_per_position", 1) > 1:
         raise ValueError(
             f"{run} has {network.codes_per_position} codes at each position; priors and world models need a VQ-VAE "

@@ -1,5 +1,6 @@
 """Images as VQ-VAE codes, encoded when they are first read."""
 
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def encode_images(images: ImageSource, vqvae_run: Path, device: torch.device) ->
 
 
 class EncodedImages:
-    """Codes of images, all computed at the first read; pickled, for another process, only the images are kept.
+    """Codes of images, all computed at the first read; pickled, for another process, images and network are kept.
 
     Args:
         network: VQ-VAE that encodes the images.
@@ -37,7 +38,8 @@ class EncodedImages:
         self.labels = images.labels
 
     def __reduce__(self) -> tuple:
-        return EncodedImages, (self.images, self.network, self.num_samples, self.seed)
+        network = deepcopy(self.network).cpu()  # the other process may have no GPU
+        return EncodedImages, (self.images, network, self.num_samples, self.seed)
 
     def __len__(self) -> int:
         return len(self.images)

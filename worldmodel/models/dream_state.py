@@ -22,7 +22,7 @@ class DreamState(NamedTuple):
 
     def select(self, dreams: slice) -> "DreamState":
         """Return the state of some of the B dreams."""
-        return _map_tensors([self], lambda tensor: tensor[dreams])
+        return _map_tensors([self], lambda tensor: tensor[dreams].contiguous())
 
     def replace_rows(self, rows: Tensor, others: "DreamState") -> "DreamState":
         """Return a copy in which the dreams ``rows`` (N,) int64 are replaced by ``others``, the state of N dreams."""

@@ -43,7 +43,7 @@ class Rollout:
         first = dynamics.motion.convolutions[0]
         embedding = F.pad(dynamics.embedding.weight, (0, 0, 0, 1))  # (K + 2, dim), the last one is beyond the border
         self._patch_table = _lookup_table(embedding, dynamics.patches.weight.unflatten(1, (-1, dim)).transpose(0, 1))
-        self._patch_bias = dynamics.patches.bias
+        self._patch_bias = dynamics.patches.bias.detach().clone()
         frame_weights = first.weight[:, : 2 * dim].unflatten(1, (2, dim))  # (out, 2, dim, 3, 3)
         self._motion_table = _lookup_table(embedding, frame_weights.permute(1, 3, 4, 0, 2).flatten(0, 2))
         coarse = nn.Conv2d(self.config.motion_channels, len(first.weight), 3, padding=1)

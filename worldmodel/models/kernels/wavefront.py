@@ -68,7 +68,7 @@ def pack_weights(net: WavefrontNet) -> Weights:
         np.stack([pack_matrix(layer.weight.t().numpy()) for layer in net.rest]),
         pack_matrix(net.readout.weight.t().numpy()),
         pack_matrix(net.logits.weight.t().numpy()),
-        net.logits.bias.detach().numpy(),
+        net.logits.bias.detach().numpy().copy(),
     )
 
 
