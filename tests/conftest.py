@@ -67,7 +67,7 @@ def sliding_stripes(seed: int, steps: int = 20) -> Episode:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let pytest-xdist take the files in the order below; its own, by number of tests, leaves few long ones for last."""
+    """Let pytest-xdist take files in the order below; its own, by number of tests, leaves long ones for last."""
     config.option.loadscopereorder = False
 
 
