@@ -25,9 +25,10 @@ class Encoder(nn.Sequential):
 
     def __init__(self, config: VQVAEConfig, dims: int = 2, strides: Sequence[int] | None = None) -> None:
         hidden, kernel = config.hidden_channels, config.kernel_size if config.kernel_size % 2 else None
-        strides = [2] * config.num_downsamples + [1] * config.num_unstrided if strides is None else strides
-        if not strides:
-            raise ValueError("model.num_downsamples and model.num_unstrided must not both be 0")
+        if strides is None:
+            strides = [2] * config.num_downsamples + [1] * config.num_unstrided
+            if not strides:
+                raise ValueError("model.num_downsamples and model.num_unstrided must not both be 0")
         layers = strided_convolutions(dims, config.in_channels, hidden, strides, kernel)
         layers[-1:] = [ResidualBlock(dims, hidden, config.residual_channels) for _ in range(config.num_residual_blocks)]
         super().__init__(*layers, nn.ReLU(), CONVOLUTION[dims](hidden, _num_features(config), 1))
