@@ -146,8 +146,9 @@ def begin_run(
     data = {**data, "algo": "PPO", "init": init}
     if (run / "config.yaml").exists() and "world" not in read_agent_config(run)["data"].get("env_kwargs", {}):
         data["env_kwargs"] = {name: data["env_kwargs"][name] for name in data["env_kwargs"] if name != "world"}
-    checkpoint.begin_run(run, "agent", model, train, data, held=True, policy="agents.policy:Policy")
-    checkpoint.copy_vqvae(run, world.run / "vqvae")
+    checkpoint.begin_run(
+        run, "agent", model, train, data, world.run / "vqvae", held=True, policy="agents.policy:Policy"
+    )
     if not (run / "model.safetensors").exists():
         tensor_io.save_weights(run / "model.safetensors", network)
 

@@ -91,28 +91,37 @@ def export(run: Path, out: Path, half: str | None = None, **more: Any) -> None:
 
 
 def begin_run(
-    run: Path, kind: str, model: Any, train: Any, data: dict[str, Any], held: bool = False, **more: Any
+    run: Path,
+    kind: str,
+    model: Any,
+    train: Any,
+    data: dict[str, Any],
+    vqvae: Path | None = None,
+    held: bool = False,
+    **more: Any,
 ) -> None:
     """Create a run's folder and config.yaml, or prepare an existing run to be resumed.
 
     Args:
+        vqvae: run folder of the VQ-VAE whose codes the model is trained on; it is copied into the run.
         held: whether the caller holds the run's lock.
         more: further entries of config.yaml.
 
     Raises:
-        ValueError: if there is a run with a model of another kind or size, that is damaged or being trained by another
-            process, or that :func:`check_choices` refuses; nothing is changed then.
+        ValueError: if there is a run with a model of another kind or size, or for the codes of another VQ-VAE, that is
+            damaged or being trained by another process, or that :func:`check_choices` refuses; nothing is changed then.
     """
     check_choices(run, kind, train, data)
     if getattr(train, "device", "auto") != "auto":
         check_device(train.device)
     if data.get("batch_size", 1) < 1:
         raise ValueError(f"--batch_size must be 1 or more, got {data['batch_size']}")
-    if "init" in data and not data["init"] and (run / "config.yaml").exists():
+    if "init" in data and not data["init"] and is_begun(run):
         data = {**data, "init": read_config(run)["data"].get("init", "")}  # where its weights came from
     data = {name: absolute(value) if name in PATHS else value for name, value in data.items()}
     text = config.dump(format=FORMAT, kind=kind, **more, model=model, train=train, data=data)
-    if (run / "config.yaml").exists():
+    copied = is_begun(run) and (run / "vqvae" / "model.safetensors").exists()
+    if is_begun(run):
         there, asked = read_config(run), yaml.safe_load(text)
         if there["kind"] == kind:  # fields added after the run was begun have their defaults
             known = config.build(type(model), there["model"], run / "config.yaml")
@@ -128,15 +137,26 @@ def begin_run(
             raise ValueError(
                 f"{run} has weights but no train.safetensors to resume from; use another --run, or they would be lost"
             )
-        with nullcontext() if held else locked(run):
-            pass
+        if vqvae and copied and digest(run / "vqvae") != digest(vqvae):
+            raise ValueError(f"{run} predicts the codes of another VQ-VAE than {vqvae}; use another --run")
     run.mkdir(parents=True, exist_ok=True)
-    files.remove_stale_temporaries(run)
-    write_atomically(run / "config.yaml", text.encode())
+    with nullcontext() if held else locked(run):
+        files.remove_stale_temporaries(run)
+        if vqvae and not copied:
+            (run / "vqvae").mkdir(exist_ok=True)
+            for name in ("config.yaml", "model.safetensors"):
+                write_atomically(run / "vqvae" / name, (vqvae / name).read_bytes())
+        write_atomically(run / "config.yaml", text.encode())
+
+
+def is_begun(run: Path) -> bool:
+    """Return whether a run has weights; one that failed before it had may be started again with other settings."""
+    weights = ("model.safetensors", "train.safetensors", "checkpoint")
+    return (run / "config.yaml").exists() and any((run / name).exists() for name in weights)
 
 
 def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> None:
-    """Check that an existing run has that kind, and was begun with the same optimizer, data, batch size and seed.
+    """Check that a run that :func:`is_begun` has that kind, and the same optimizer, data, batch size and seed.
 
     Programs call it before any long preparation of the training.
 
@@ -150,6 +170,8 @@ def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> Non
     if not (run / "config.yaml").exists():
         return
     there = read_config(run)
+    if not is_begun(run):
+        return
     if there["kind"] != kind:
         raise ValueError(f"{run} was begun with kind {there['kind']}, got {kind}; use another --run")
     known, optimizer = there.get("train", {}), getattr(train, "optimizer", "adamw")
@@ -195,25 +217,9 @@ def locked(run: Path) -> Iterator[None]:
         raise ValueError(f"another process is training {run}; wait for it, stop it, or use another --run") from None
 
 
-def copy_vqvae(run: Path, vqvae: Path) -> None:
-    """Copy a VQ-VAE's run into a prior's run as ``vqvae``, unless it is already there.
-
-    Raises:
-        ValueError: if the prior was begun on the codes of another VQ-VAE.
-    """
-    target = run / "vqvae"
-    if (target / "model.safetensors").exists():
-        if digest(target) != digest(vqvae):
-            raise ValueError(f"{run} predicts the codes of another VQ-VAE than {vqvae}; use another --run")
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "model.safetensors"):
-        write_atomically(target / name, (vqvae / name).read_bytes())
-
-
 def measured_value(run: Path, name: str) -> float:
-    """Return a field of a run's model that was measured on its first data, or 0 if there is no run yet."""
-    value = read_config(run)["model"].get(name, 0.0) if (run / "config.yaml").exists() else 0.0
+    """Return a field of a run's model that was measured on its first data, or 0 if it is not begun."""
+    value = read_config(run)["model"].get(name, 0.0) if is_begun(run) else 0.0
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{run / 'config.yaml'}: model.{name} must be float, got {value!r:.80}")
     return value

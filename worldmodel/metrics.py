@@ -93,8 +93,12 @@ def dynamics_scores(network: Dynamics, batches: list[Batch]) -> dict[str, float]
 
 
 def shuffle_actions(batch: Batch) -> Batch:
-    """Give each segment of a batch the actions of the previous segment."""
-    return batch._replace(actions=batch.actions.roll(1, 0))
+    """Give each segment of a batch the actions of the previous segment; frames that these don't reach are not valid."""
+    reached = batch.step_valid.roll(1, 0)
+    frame_valid = torch.cat([batch.frame_valid[:, :1], batch.frame_valid[:, 1:] & reached], 1)
+    return batch._replace(
+        actions=batch.actions.roll(1, 0), frame_valid=frame_valid, step_valid=batch.step_valid & reached
+    )
 
 
 @torch.no_grad()

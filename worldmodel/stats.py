@@ -11,7 +11,7 @@ def bootstrap_interval(values: Tensor, groups: Tensor | None = None, num_resampl
 
     Args:
         groups: (N,) group of each value, such as its episode; groups are resampled as a whole. By default each value
-            is its own group.
+            is its own group. With a single group, nothing is known about the spread: all three are the mean.
     """
     values = values.double()
     _, member = (torch.arange(len(values)) if groups is None else groups).unique(return_inverse=True)

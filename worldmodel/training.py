@@ -68,7 +68,7 @@ def _fit(model: M, batches: BatchFunction, evaluate: EvaluateFunction[M], config
     with tqdm(loader, initial=first, total=config.steps, unit="step", smoothing=0.05, disable=world_size > 1) as bar:
         for step, batch in enumerate(bar, first):
             generator.manual_seed(config.seed * 1_000_003 + step + (rank << 48))  # different on each worker
-            batch = _to_device(batch, device)
+            batch = to_device(batch, device)
             for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
                 group["lr"] = config.learning_rate_at(step)
 
@@ -230,7 +230,8 @@ def _with_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
-def _to_device(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch, a tensor or nested tuples of tensors, on a device."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    return type(batch)(*(_to_device(item, device) for item in batch))
+    return type(batch)(*(to_device(item, device) for item in batch))

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from tests.conftest import PRIOR_SIZES, sliding_stripes, train_config
+from worldmodel.episodes.segments import sample_segments
 from worldmodel.episodes.store import EpisodeStore, Schema
 from worldmodel.evaluate import evaluate
 from worldmodel.evaluation import drift, inverse_dynamics, plots
-from worldmodel.evaluation.clips import NUM_CONTEXT_FRAMES, Clips, dream_clips, sample_held_out_clips, sample_segments
+from worldmodel.evaluation.clips import NUM_CONTEXT_FRAMES, Clips, dream_clips, sample_held_out_clips
 from worldmodel.evaluation.open_loop import action_sensitivity, intervals_by_horizon, open_loop
 from worldmodel.metrics import psnr, ssim
 from worldmodel.stats import auroc, bootstrap_interval, calibration, jensen_shannon_divergence

@@ -56,6 +56,16 @@ def test_bits_are_the_training_loss_in_base_two(world_run, store, vqvae_run):
     assert torch.equal(shuffle_actions(batch).codes, batch.codes)
 
 
+def test_actions_of_a_shorter_segment_are_scored_up_to_their_end():
+    codes, actions = torch.zeros(2, 5, 1, 1, dtype=torch.int64), torch.tensor([[1, 2, 0, 0], [3, 4, 5, 6]])
+    steps = torch.tensor([[True, True, False, False], [True] * 4])
+    frames = torch.cat([torch.ones(2, 1, dtype=torch.bool), steps], 1)
+    shuffled = shuffle_actions(Batch(codes, actions, torch.zeros(2, 4), torch.zeros(2, 4), frames, steps))
+    assert shuffled.actions[1].tolist() == [1, 2, 0, 0]
+    assert shuffled.step_valid.tolist() == [[True, True, False, False]] * 2
+    assert shuffled.frame_valid.tolist() == [[True, True, True, False, False]] * 2
+
+
 @pytest.mark.slow
 def test_a_released_world_is_its_run_with_all_but_the_encoder_in_half_precision(
     store, world_run, tmp_path, monkeypatch, capsys

@@ -16,7 +16,7 @@ from worldmodel.models.config import Precision
 from worldmodel.models.dynamics import Batch
 from worldmodel.models.precision import has_native_bfloat16
 from worldmodel.train_config import TrainConfig
-from worldmodel.training import fit
+from worldmodel.training import fit, to_device
 
 NUM_SEGMENTS, SEGMENT_LENGTH = 2, 10  # per batch of the dynamics model, as in worldmodel.train
 NUM_FRAMES = 32  # per batch of the VQ-VAE
@@ -63,8 +63,8 @@ def _time_training(
 
     steps = settings.rounds + 1
     config = TrainConfig(steps=steps, log_every=steps, evaluate_every=steps, device=device.type, precision=precision)
-    learner = copy.deepcopy(network).train()
-    flops = count_flops(lambda: learner(batch, torch.Generator(device).manual_seed(0))[0].backward()) / count
+    learner, moved = copy.deepcopy(network).train(), to_device(batch, device)
+    flops = count_flops(lambda: learner(moved, torch.Generator(device).manual_seed(0))[0].backward()) / count
     with tempfile.TemporaryDirectory() as folder:
         fit(learner, next_batch, evaluate, config, Path(folder))
     cpu, wall = ([(b - a) / count for a, b in pairwise(times)][1:] for times in zip(*ticks, strict=True))

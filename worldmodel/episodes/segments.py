@@ -125,6 +125,30 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
+def sample_segments(
+    store: EpisodeStore, entries: list[Entry], count: int, length: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample segments that end before their episode does.
+
+    Returns:
+        Observations (count, length, *shape), the actions between them (count, length - 1), and episode numbers
+        (count,).
+
+    Raises:
+        ValueError: if no episode is long enough.
+    """
+    enough = [entry for entry in entries if entry.observations >= length]
+    if not enough:
+        longest = max(entry.observations for entry in entries)
+        raise ValueError(f"segments of {length} frames need longer episodes than {store.path} has: at most {longest}")
+    sampler, random = SegmentSampler(store, enough, 1, length, seed), np.random.default_rng(seed)
+    starts, rows = np.array([entry.observations - length + 1 for entry in enough]), []
+    for index, start in zip(*locate(starts, random.integers(starts.sum(), size=count)), strict=True):
+        rows.append((*sampler.read_segment(enough[index], int(start))[:2], enough[index].number))
+    observations, actions, episodes = zip(*rows, strict=True)
+    return torch.from_numpy(np.stack(observations)), torch.from_numpy(np.stack(actions)), torch.tensor(episodes)
+
+
 def evenly_spaced(total: int, count: int) -> np.ndarray:
     """Return at most ``count`` evenly spaced indices below ``total``; deterministic."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)

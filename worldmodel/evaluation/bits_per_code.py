@@ -8,9 +8,8 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint, tensor_io
 from worldmodel.baselines import CopyLast, Unigram
-from worldmodel.episodes.segments import split_held_out
+from worldmodel.episodes.segments import sample_segments, split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.evaluation.clips import sample_segments
 from worldmodel.metrics import frame_bits_per_code
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.models.dynamics import Dynamics

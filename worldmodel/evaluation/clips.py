@@ -2,13 +2,12 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.episodes.segments import SegmentSampler, locate, split_held_out
-from worldmodel.episodes.store import Entry, EpisodeStore
+from worldmodel.episodes.segments import sample_segments, split_held_out
+from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.models.dream_state import DreamState
 from worldmodel.world_model import WorldModel
@@ -41,30 +40,6 @@ def sample_held_out_clips(store: EpisodeStore, count: int, horizon: int, seed: i
         ValueError: if no held-out episode is long enough.
     """
     return Clips(*sample_segments(store, split_held_out(store)[1], count, NUM_CONTEXT_FRAMES + horizon, seed))
-
-
-def sample_segments(
-    store: EpisodeStore, entries: list[Entry], count: int, length: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample segments that end before their episode does.
-
-    Returns:
-        Observations (count, length, *shape), the actions between them (count, length - 1), and episode numbers
-        (count,).
-
-    Raises:
-        ValueError: if no episode is long enough.
-    """
-    enough = [entry for entry in entries if entry.observations >= length]
-    if not enough:
-        longest = max(entry.observations for entry in entries)
-        raise ValueError(f"segments of {length} frames need longer episodes than {store.path} has: at most {longest}")
-    sampler, random = SegmentSampler(store, enough, 1, length, seed), np.random.default_rng(seed)
-    starts, rows = np.array([entry.observations - length + 1 for entry in enough]), []
-    for index, start in zip(*locate(starts, random.integers(starts.sum(), size=count)), strict=True):
-        rows.append((*sampler.read_segment(enough[index], int(start))[:2], enough[index].number))
-    observations, actions, episodes = zip(*rows, strict=True)
-    return torch.from_numpy(np.stack(observations)), torch.from_numpy(np.stack(actions)), torch.tensor(episodes)
 
 
 def start_dreams(world: WorldModel, clips: Clips, part: slice, repeats: int = 1) -> DreamState:

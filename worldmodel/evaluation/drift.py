@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from worldmodel.episodes.segments import split_held_out
+from worldmodel.episodes.segments import sample_segments, split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.evaluation.clips import Clips, dream_clips, sample_held_out_clips, sample_segments
+from worldmodel.evaluation.clips import Clips, dream_clips, sample_held_out_clips
 from worldmodel.evaluation.inverse_dynamics import PairClassifier, log_odds, pair_frames, train_dream_detector
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.models.quantizers.interface import perplexity

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from worldmodel.episodes.segments import split_held_out
+from worldmodel.episodes.segments import sample_segments, split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.evaluation.clips import Clips, sample_segments
+from worldmodel.evaluation.clips import Clips
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.stats import bootstrap_interval
 from worldmodel.world_model import WorldModel

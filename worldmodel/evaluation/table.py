@@ -62,7 +62,8 @@ def _rows(scores: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _format_interval(value: dict[str, float], digits: int) -> str:
-    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+    mean, low, high = (f"{value[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if value["low"] < value["high"] else mean  # one episode has no interval
 
 
 def to_label(key: str) -> str:

@@ -60,7 +60,7 @@ def dynamics(
 
     from worldmodel import checkpoint, tensor_io
     from worldmodel.episodes.encode import encode_store
-    from worldmodel.episodes.segments import SegmentSampler, split_held_out
+    from worldmodel.episodes.segments import SegmentSampler, sample_segments, split_held_out
     from worldmodel.metrics import dynamics_scores
     from worldmodel.models.dynamics import Batch, Dynamics
     from worldmodel.ray_train import fit_on_workers
@@ -109,11 +109,11 @@ def dynamics(
         if model.num_actions and known != names:
             raise ValueError(f"--init {init} knows the actions {known}, {store} has {names}")
         network.grow_from(checkpoint.load_dynamics(Path(init)))
-    checkpoint.copy_vqvae(folder, origin)
-    checkpoint.begin_run(folder, "dynamics", model, train, data)
+    checkpoint.begin_run(folder, "dynamics", model, train, data, origin)
     sampler = SegmentSampler(codes, training, batch_size, seq_length, train.seed, mirrored)
     eval_sampler = SegmentSampler(codes, held_out, EVAL_BATCH_SIZE, seq_length, train.seed + 1)
-    shown_codes, shown_actions, *_ = SegmentSampler(codes, held_out, 1, NUM_SHOWN, train.seed + 2)(0)
+    length = min(NUM_SHOWN, max(entry.observations for entry in held_out))
+    shown_codes, shown_actions, _ = sample_segments(codes, held_out, 1, length, train.seed + 2)
 
     def evaluate(network: "Dynamics", step: int) -> dict[str, float]:
         tokenizer.to(next(network.parameters()).device)
@@ -137,9 +137,10 @@ def reward_rms(store: EpisodeStore) -> float:
 def dream_over_truth(
     world: "WorldModel", codes: "Tensor", actions: "Tensor", context: int = NUM_CONTEXT_FRAMES
 ) -> np.ndarray:
-    """Return an image of a dream above the true frames, from codes (T, H, W) and actions (T-1,)."""
+    """Return an image of a dream above the true frames, from codes (T, H, W) and actions (T-1,), T ≥ 2."""
     import torch
 
+    context = min(context, len(codes) - 1)
     state = world.start_from_codes(codes[None, :context], actions[None, : context - 1])
     dreamed = world.imagine(state, actions[None, context - 1 :])[0].cpu()
     rows = world.decode(torch.cat([codes[:context], dreamed, codes]))

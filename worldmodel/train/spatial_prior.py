@@ -99,10 +99,8 @@ def spatial_prior(
     torch.manual_seed(train.seed)
     vectors = tokenizer.quantizer.decode(torch.arange(settings.codebook_size, device=device)[None])[0].T
     network = SpatialPrior(model, vectors.cpu())
-    checkpoint.copy_vqvae(folder, origin)
-    checkpoint.begin_run(
-        folder, "spatial_prior", model, train, {**data, **dataset_facts(dataset), "classes": class_names}
-    )
+    data |= {**dataset_facts(dataset), "classes": class_names}
+    checkpoint.begin_run(folder, "spatial_prior", model, train, data, origin)
     sampler = ImageBatches(training, batch_size, train.seed)
 
     def batches(step: int, rank: int, world_size: int) -> "CodeBatch":

@@ -61,14 +61,8 @@ def prior(
     model = replace(model, codebook_size=quantizer.codebook_size, code_dim=quantizer.code_dim, grid=(seq_length,))
     torch.manual_seed(train.seed)
     network = SpatialPrior(model, codec.network.quantizer.codebook.cpu())
-    checkpoint.copy_vqvae(folder, codec.run)
-    checkpoint.begin_run(
-        folder,
-        "speech_prior",
-        model,
-        train,
-        {"speech": speech, "voices": voices, "batch_size": batch_size, **describe(data)},
-    )
+    facts = {"speech": speech, "voices": voices, "batch_size": batch_size, **describe(data)}
+    checkpoint.begin_run(folder, "speech_prior", model, train, facts, codec.run)
     segments = torch.from_numpy(held_out[: len(held_out) // seq_length * seq_length]).view(-1, seq_length)
     segments = segments[:NUM_EVAL_SEGMENTS]
     unigram = Unigram(torch.from_numpy(train_codes), quantizer.codebook_size)
