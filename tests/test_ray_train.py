@@ -32,7 +32,7 @@ from worldmodel.training import fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
-STEPS = 120
+STEPS = 60
 KINDS = ("vqvae", "dynamics", "no_context", "spatial_prior")  # a blind prior leaves weights unused, which DDP must know
 
 

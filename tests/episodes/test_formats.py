@@ -140,6 +140,22 @@ def test_equal_files_are_episodes_of_their_own(tmp_path):
         assert len(EpisodeStore(tmp_path / "store")) == 3
 
 
+def test_stores_of_different_policies_are_merged_once_and_those_of_other_actions_refused(tmp_path, capsys):
+    for name, count, provenance in (("a", 2, {"seed": 1}), ("b", 3, {"policy": "agent"})):
+        make(tmp_path / name, replace(FRAMES, provenance=provenance), count)
+    for name in "aabb":
+        episodes.import_(str(tmp_path / "both"), str(tmp_path / name), format="store")
+    merged = EpisodeStore(tmp_path / "both")
+    for number, expected in enumerate([*EpisodeStore(tmp_path / "a"), *EpisodeStore(tmp_path / "b")]):
+        assert same(merged.read(number), expected)
+    assert len(merged) == 5
+    assert [entry.source.split()[0] for entry in merged.entries] == ["a/0", "a/1", "b/0", "b/1", "b/2"]
+    assert f"5 episodes, {merged.num_frames} frames; 0 of the source's 3 are new" in capsys.readouterr().out
+    make(tmp_path / "other", replace(FRAMES, action_names=("up", "down", "on")), 1)
+    with pytest.raises(ValueError, match=r"both holds episodes with action_names .*, got"):
+        episodes.import_(str(tmp_path / "both"), str(tmp_path / "other"), format="store")
+
+
 def test_another_source_is_not_imported_into_the_same_store(tmp_path):
     for name in ("one", "two"):
         write_npz(tmp_path / name, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from worldmodel import config, env_wrappers
-from worldmodel.episodes.formats import minari, npz, video
+from worldmodel.episodes.formats import minari, npz, stores, video
 from worldmodel.episodes.store import EpisodeStore
 
 
@@ -73,22 +73,28 @@ def verify(store: str) -> None:
     print(f"{store}: all {len(episodes)} episodes are intact")
 
 
-def import_(store: str, source: str, format: Literal["npz", "minari", "video"] = "npz", env: str = "") -> None:
-    """Copy episodes in another format into a store; run it again to continue, or to import new episodes.
+def import_(store: str, source: str, format: Literal["npz", "minari", "video", "store"] = "npz", env: str = "") -> None:
+    """Copy episodes in another format, or of another store, into a store; run it again to continue, or to import more.
 
-    Episodes are identified by their file name, or their number in a Minari dataset, and their content; those already in
-    the store are skipped. An .npz file holds one episode under the keys frames or observations (T or T+1, H, W, C)
+    Episodes are identified by their file name, or their number in a dataset or store, and their content; those already
+    in the store are skipped. An .npz file holds one episode under the keys frames or observations (T or T+1, H, W, C)
     uint8, actions (T,), rewards (T,), terminated and truncated (one for the episode, or one per step), and optionally
     seed, action_names, level and fps.
 
     Args:
         store: folder to copy into.
-        source: a folder of .npz files, a folder of videos with tables of actions, or the id of a Minari dataset.
-        format: format of the source: npz, minari or video.
+        source: a folder of .npz files, a folder of videos with tables of actions, the id of a Minari dataset, or
+            another store.
+        format: format of the source: npz, minari, video or store.
         env: Gymnasium id of the episodes' environment; by default the id in the source.
     """
-    open_source = {"npz": npz.from_npz, "minari": minari.from_minari, "video": video.from_video}[format]
-    found = open_source(source, env_wrappers.canonical_id(env))
+    importers = {
+        "npz": npz.from_npz,
+        "minari": minari.from_minari,
+        "video": video.from_video,
+        "store": stores.from_store,
+    }
+    found = importers[format](source, env_wrappers.canonical_id(env))
     episodes = EpisodeStore.create(store, found.schema)
     known = dict(entry.source.rsplit(" ", 1) for entry in episodes.entries if entry.source)
     older = [entry.number for entry in episodes.entries if not entry.source]  # or imported by an old version
