@@ -49,7 +49,7 @@ def test_features_of_a_long_episode_are_those_of_one_pass(world_run, tmp_path, m
     world = WorldModel.load(world_run)
     codes = encode_store(store, world_run / "vqvae", world.device)
     whole = read_steps(world, codes, codes.entries)
-    monkeypatch.setattr("worldmodel.train.heads.CHUNK_STEPS", 7)
+    monkeypatch.setattr("worldmodel.models.dynamics.CHUNK_STEPS", 7)
     torch.testing.assert_close(read_steps(world, codes, codes.entries).features, whole.features)
     assert whole.terminated.tolist() == [0.0] * 29 + [1.0]
 

@@ -11,7 +11,6 @@ from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.stats import auroc, calibration, detection
 from worldmodel.world_model import WorldModel
 
-CHUNK_STEPS = 128  # steps predicted in one pass
 FALSE_ALARM_RATE = 0.002  # fraction of the steps without a termination that may count as predicted ones
 DREAMED_FRAMES = (10, 20)  # imagined frames before the step whose termination is predicted
 
@@ -35,20 +34,15 @@ def reward_termination(
         of imagined frames before the predicted step, "0" for none, ``detected``: :func:`worldmodel.stats.detection` at
         the threshold that one in 500 steps without a termination passes after true frames.
     """
-    context_length, dynamics = world.dynamics.config.context_length, world.rollout.dynamics
     parts = []  # predicted and true rewards, probabilities and terminations
     entries = split_held_out(codes)[1][:episodes]
     for entry in tqdm(entries, unit="episode", desc="rewards", leave=False):
         episode = SegmentSampler(codes, [entry], 1, entry.steps + 1, 0).read_segment(entry, 0)
-        frames, actions, rewards, terminated, _, _ = (torch.from_numpy(part)[None] for part in episode)
-        frames = frames[:, :-1]
-        for start in range(0, entry.steps, CHUNK_STEPS):
-            chunk = slice(max(0, start - context_length), start + CHUNK_STEPS)
-            new = slice(start - chunk.start, None)  # the frames before are context
-            prediction = dynamics.predict(frames[:, chunk].to(world.device), actions[:, chunk].to(world.device))
-            probabilities = prediction.termination_logits[0, new].sigmoid().cpu()
-            true = rewards[0, chunk][new], terminated[0, chunk][new] > 0
-            parts.append((prediction.rewards[0, new].cpu(), true[0], probabilities, true[1]))
+        frames, actions, rewards, terminated, _, _ = map(torch.from_numpy, episode)
+        past = frames[:-1].to(world.device), actions.to(world.device)
+        predictions = [part[1:] for part in world.rollout.dynamics.predict_episode(*past)]
+        expected, logits = (torch.cat(column).cpu() for column in zip(*predictions, strict=True))
+        parts.append((expected, rewards, logits.sigmoid(), terminated > 0))
     predicted, reward, probability, terminated = map(torch.cat, zip(*parts, strict=True))
     base_rate, threshold = terminated.float().mean(), _threshold(probability[~terminated])
     detected = {"0": detection(probability, terminated, threshold)}

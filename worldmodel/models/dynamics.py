@@ -9,7 +9,7 @@ depends on exactly the last eight frames, however long the dream.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from worldmodel.models.config import DynamicsConfig
 from worldmodel.models.layers import module_list
 from worldmodel.models.transformer import MotionConvs, SpatioTemporalBlock
 
+CHUNK_STEPS = 64  # of an episode, predicted in one pass
 # Settings in which a model may differ from the one that it grows from.
 CHANGEABLE_FIELDS = (
     "num_layers",
@@ -238,6 +239,14 @@ class Dynamics(nn.Module):
         rewards, termination_logits = self.outcome(summary).float().unbind(-1)
         termination_logits = termination_logits - math.log(self.config.termination_pos_weight)
         return Prediction(condition, rewards * (self.config.reward_scale or 1.0), termination_logits)
+
+    def predict_episode(self, codes: Tensor, actions: Tensor) -> Iterator[Prediction]:
+        """Predict every step of an episode, codes (T, H, W) and actions (T,), in parts of at most CHUNK_STEPS steps."""
+        for start in range(0, len(actions), CHUNK_STEPS):
+            first = max(0, start - self.config.context_length)  # the frames before are context
+            part = slice(first, start + CHUNK_STEPS)
+            prediction = self.predict(codes[None, part], actions[None, part])
+            yield Prediction(*(values[0, start - first :] for values in prediction))
 
     def predict_without_context(self, shape: torch.Size) -> Prediction:
         """Return the prediction of a model of single frames: all zeros."""

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from worldmodel.episodes.schema import Entry
     from worldmodel.world_model import WorldModel
 
-CHUNK_STEPS = 64  # steps predicted in one pass
 BATCH_SIZE = 512  # steps
 REWARD_WEIGHT = 0.1  # of the squared error of rewards, relative to the nats of terminations
 WEIGHT_DECAY = 0.05
@@ -87,17 +86,14 @@ def read_steps(world: "WorldModel", codes: EpisodeStore, entries: "list[Entry]")
     from tqdm import tqdm
 
     features, rewards, terminated = [], [], []
-    dynamics, context = world.rollout.dynamics, world.dynamics.config.context_length
+    dynamics = world.rollout.dynamics
     hook = dynamics.outcome.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
     for entry in tqdm(entries, unit="episode", desc="features"):
         recorded, received = codes.steps(entry.number)
         observations = torch.from_numpy(codes.observations(entry.number, 0, entry.steps).astype(np.int64))
-        actions = torch.from_numpy(recorded.astype(np.int64))
-        for start in range(0, entry.steps, CHUNK_STEPS):
-            chunk = slice(max(0, start - context), start + CHUNK_STEPS)  # the frames before are context
-            with torch.no_grad():
-                dynamics.predict(observations[None, chunk], actions[None, chunk])
-            features[-1] = features[-1][start - chunk.start :]
+        with torch.no_grad():
+            for prediction in dynamics.predict_episode(observations, torch.from_numpy(recorded.astype(np.int64))):
+                features[-1] = features[-1][-len(prediction.rewards) :]  # without those of the context
         rewards.append(torch.from_numpy(received.astype(np.float32)))
         terminated.append(torch.zeros(entry.steps))
         terminated[-1][-1] = float(entry.terminated)
