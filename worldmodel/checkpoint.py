@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 TEXTS = ("corpus", "source", "target", "distilled")
 PATHS = ("store", "images", "speech", "vqvae", "voices", "init", *TEXTS)  # data keys that are paths of this machine
 CHOICES = ("store", "images", "size", "speech", "batch_size", "seq_length", "segment_length", "mirror", "flip")
+FILE_FACTS = ("shape", "num_train", "num_held_out")  # of image files, which are split anew if there are others
 CHOICES += ("num_samples", "env", "env_kwargs", "languages", "batch_tokens", "max_length", *TEXTS)
 DATA_TYPES = {  # types of the values of config.yaml's data section
     **dict.fromkeys(("store", "images", "speech", "vqvae", "environment", "env", "languages", *TEXTS), str),
@@ -181,7 +182,8 @@ def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> Non
             f"{run} was begun with --train.optimizer {begun}, got {optimizer}; go on with {begun}, or use another --run"
         )
     begun = {**there["data"], "train.seed": known.get("seed", train.seed)}
-    choices = {name: value for name, value in data.items() if name in CHOICES or (name == "init" and value)}
+    compared = CHOICES if {"environment", "stores"} & data.keys() else CHOICES + FILE_FACTS  # stores may grow
+    choices = {name: value for name, value in data.items() if name in compared or (name == "init" and value)}
     for name, asked in {**choices, "train.seed": train.seed}.items():
         old = begun.get(name, asked)
         if not train.allow_changes and _plain(old) != _plain(asked):
@@ -192,9 +194,11 @@ def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> Non
 
 
 def _plain(choice: Any) -> Any:
-    """Return a value in the form that is compared: absolute paths, and no :data:`COMPUTE_KEYS`."""
+    """Return a value in the form that is compared: absolute paths, lists, and no :data:`COMPUTE_KEYS`."""
     if isinstance(choice, dict):
         return {name: _plain(value) for name, value in choice.items() if name not in COMPUTE_KEYS}
+    if isinstance(choice, tuple):
+        return list(choice)
     return absolute(choice) if isinstance(choice, str) else choice
 
 

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 
@@ -21,6 +22,17 @@ def bootstrap_interval(values: Tensor, groups: Tensor | None = None, num_resampl
     means = sums[chosen].sum(1) / counts[chosen].sum(1)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return {"mean": float(values.mean()), "low": low, "high": high}
+
+
+def t_interval(values: Tensor) -> dict[str, float]:
+    """Return the mean of a few (N,) values and its 95 % interval by Student's t, as ``mean``, ``low`` and ``high``.
+
+    A bootstrap interval of so few would be too narrow. Of a single value, all three are that value.
+    """
+    values = values.double()
+    mean, count = float(values.mean()), len(values)
+    reach = float(stdtrit(count - 1, 0.975)) * float(values.std()) / math.sqrt(count) if count > 1 else 0.0
+    return {"mean": mean, "low": mean - reach, "high": mean + reach}
 
 
 def descriptive_stats(values: Tensor) -> dict[str, float]:

@@ -147,6 +147,8 @@ def test_settings_and_codes_that_do_not_fit_are_refused():
         tiny(num_latents=-1)
     with pytest.raises(ValueError, match=r"model\.code_dropout must be in \[0, 1\], got 2"):
         tiny(code_dropout=2)
+    with pytest.raises(ValueError, match=r"model\.num_downsamples 3 needs 8×8 codes, got \(5, 6\)"):
+        tiny(num_downsamples=3)
     with pytest.raises(ValueError, match="must be pixelcnn or wavefront, got transformer"):
         tiny(net="transformer")
 

@@ -198,3 +198,6 @@ def test_what_does_not_fit_together_is_named(data, tmp_path):
         evaluate(str(run), num_samples=0)
     with pytest.raises(ValueError, match="must be the run of a vqvae, it is that of an autoencoder without codes"):
         checkpoint.load_vqvae(run)
+    (run / "train.safetensors").unlink()  # only the weights are kept
+    evaluate(str(run), num_images=2, num_samples=1)
+    assert json.loads((run / "likelihood.json").read_text())["model"]["steps"] == 6

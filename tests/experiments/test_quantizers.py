@@ -1,6 +1,10 @@
 """The experiment that compares quantizers: fair, resumable, and its numbers worked by hand."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from worldmodel.models.quantizers.config import QuantizerConfig
 from worldmodel.models.vqvae import denormalize, normalize
 from worldmodel.renamed import DATA, MODELS, QUANTIZER, TRAIN, renamed
 
+ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {"model": VQVAE_SIZES, "batch_size": 4, "seeds": 2}
 SOME = {"quantizers": "ema,soft_em_5,gumbel,semhash", "starts": "small"}
 
@@ -88,6 +93,31 @@ def test_an_experiment_with_other_settings_needs_another_folder(experiment, stor
 
 
 @pytest.mark.slow
+def test_an_experiment_of_which_no_run_has_weights_begins_anew(store, tmp_path):
+    (tmp_path / "config.yaml").write_text("data:\n  batch_size: 7\n")
+    settings = {**SETTINGS, "seeds": 1, "quantizers": "ema", "starts": "small"}
+    compare_quantizers(str(tmp_path), str(store), train=train_config(1), **settings)
+    with pytest.raises(ValueError, match=r"was begun with data\.batch_size 4, got 5"):
+        compare_quantizers(str(tmp_path), str(store), train=train_config(1), **{**settings, "batch_size": 5})
+
+
+@pytest.mark.slow
+def test_sigterm_ends_all_runs_at_once(store, tmp_path):
+    flags = (
+        f"--store {store} --out {tmp_path / 'q'} --quantizers ema --starts small --seeds 2 --parallel 2 --batch_size 4"
+    )
+    flags += " --model.hidden_channels 16 --model.residual_channels 8 --train.steps 1000000"
+    command = [sys.executable, "-m", "worldmodel.experiments.quantizers", *flags.split()]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "q").rglob("metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)  # which waits until the workers have closed the pipe, too
+    assert process.returncode == 143, errors
+
+
+@pytest.mark.slow
 def test_an_experiment_with_the_old_names_of_its_settings_goes_on(experiment, store):
     def with_old_names(values: dict, names: dict[str, str]) -> dict:
         return renamed(values, {new: old for old, new in names.items()})
@@ -114,6 +144,8 @@ def test_mistakes_are_said_before_anything_is_trained(store, tmp_path):
         ({"codes": "512,x"}, "--codes must be numbers such as 512,4096, got 512,x"),
         ({"codes": "500"}, "must be a power of two for kind semhash, got 500; use 512"),
         ({"seeds": 0}, "--seeds and --parallel must be 1 or more, got 0 and 1"),
+        ({"gumbel": QuantizerConfig(kind="semhash")}, r"--gumbel\.kind must be gumbel, got semhash"),
+        ({"model": replace(VQVAE_SIZES, quantizer=QuantizerConfig(kind="gumbel"))}, r"quantizer\.kind must be nearest"),
     ):
         with pytest.raises(ValueError, match=message):
             compare_quantizers(str(out), str(store), **settings)
@@ -175,3 +207,7 @@ def test_the_table_is_of_moments_and_of_differences_seed_by_seed():
     assert "3.0000 ± 2.6458  1.0000  6.0000" in lines[1]
     assert "-0.0833" in lines[3] and lines[3].endswith("2 of 3")
     assert len(plot_scores(rows).axes) == 2
+    reach = rows[3]["nmse_minus_ema"]["high"] - rows[3]["nmse_minus_ema"]["mean"]  # of -1, -1, 0; t of 2 degrees: 4.303
+    assert reach == pytest.approx(4.3027 / 3, rel=1e-4)
+    del found[Variant(8, "gumbel", "")][1]["nmse_train"]  # it logged less often
+    assert "nmse_train" not in summarize(found)[3] and "nmse_train" in summarize(found)[0]

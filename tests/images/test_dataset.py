@@ -238,6 +238,21 @@ def test_a_vqvae_learns_from_images_and_says_from_which(tmp_path):
     assert vqvae_scores(checkpoint.load_vqvae(run), pictures)[1]["nmse"] == pytest.approx(scores["nmse"], abs=1e-6)
 
 
+def test_a_run_does_not_go_on_with_more_images_of_which_others_are_held_out(tmp_path):
+    settings = {"model": VQVAE_SIZES, "batch_size": 4, "images": str(tmp_path / "set.npz")}
+    np.savez(tmp_path / "set.npz", images=noise(20, 8, 8, 3))
+    vqvae(str(tmp_path / "run"), train=train_config(1), **settings)
+    np.savez(tmp_path / "set.npz", images=noise(21, 8, 8, 3))
+    with pytest.raises(ValueError, match="was begun with num_train 18, got 19"):
+        vqvae(str(tmp_path / "run"), train=train_config(2), **settings)
+
+
+def test_a_class_that_is_held_out_as_a_whole_is_said(tmp_path, capsys):
+    np.savez(tmp_path / "set.npz", images=noise(30, 4, 4, 3), labels=np.arange(30) % 10)
+    open_images(tmp_path / "set.npz")
+    assert "has no image of class 9 to train on, as every tenth is held out" in capsys.readouterr().err
+
+
 def test_a_run_on_frames_says_of_which_world_they_are(vqvae_run):
     data = checkpoint.read_config(vqvae_run)["data"]
     assert data["environment"] == "stripes" and data["images"] == "" and data["shape"] == [24, 24, 3]

@@ -16,6 +16,7 @@ SPLIT_PATTERNS = (  # training files, held-out files
     ("data_batch_[0-9].npz", "test_batch.npz"),
     ("train_32x32.mat", "test_32x32.mat"),
 )
+MAX_CLASSES = 1 << 16
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -86,11 +87,13 @@ def _load_file(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if labels is None:
         return images, None
     labels = np.asarray(labels).reshape(-1)
-    if len(labels) != len(images) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if len(labels) != len(images) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{path} must hold a class of 0 or more for each of its {len(images)} images, "
-            f"got {labels.dtype} {labels.shape} with minimum {labels.min(initial=0)}"
+            f"got {labels.dtype} {labels.shape}"
         )
+    if labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise ValueError(f"{path} must hold classes from 0 to {MAX_CLASSES - 1}, got {labels.min()} to {labels.max()}")
     return images, labels.astype(np.int64)
 
 

@@ -1,5 +1,6 @@
 """Image data sets in any supported layout: their training and held-out images, and random batches."""
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,9 @@ def _hold_out(images: ImageSource, source: Path) -> tuple[ImageSource, ImageSour
     if len(images) < 2:
         raise ValueError(f"{source} must hold two images or more, one to hold out, it holds {len(images)}")
     held_out = is_held_out(range(len(images)))
+    if unseen := sorted(set(images.labels[held_out].tolist()) - set(images.labels[~held_out].tolist())):
+        text = f"note: {source} has no image of class {unseen[0]} to train on, as every tenth is held out; shuffle them"
+        print(text, file=sys.stderr)
     return ImageSubset(images, np.flatnonzero(~held_out)), ImageSubset(images, np.flatnonzero(held_out))
 
 

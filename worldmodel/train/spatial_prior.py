@@ -35,7 +35,7 @@ def spatial_prior(
 ) -> None:
     """Train an autoregressive prior over the codes of single images, or resume an existing run.
 
-    The images are first encoded; the codes of a store are cached in it. The held-out images are those of the VQ-VAE.
+    The images are first encoded; the codes of a store are cached in it. Images are held out as for the VQ-VAE.
 
     Args:
         vqvae: run folder of the VQ-VAE, which is copied into this run.

@@ -119,6 +119,18 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, name, kept):
         audio.load(path, 8000)
 
 
+def test_a_flac_file_written_to_a_pipe_says_not_how_long_it_is(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(), 8000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the last 36 bits of these, the number of samples, are 0 if it is unknown
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    for read in (audio.read_header, lambda path: audio.load(path, 8000)):
+        with pytest.raises(ValueError, match=r"a\.flac does not say how long it is; encode it into a file"):
+            read(path)
+
+
 def test_a_wav_file_written_to_a_pipe_claims_no_size(tmp_path):
     audio.save(tmp_path / "a.wav", tone(), 8000)
     whole = bytearray((tmp_path / "a.wav").read_bytes())

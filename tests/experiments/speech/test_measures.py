@@ -278,5 +278,11 @@ def test_a_probe_reads_the_speaker_off_codes_only_if_they_tell():
     vectors = phoneme_scores.moments_over_time(features)
     assert vectors.shape == (120, 8)
     assert phoneme_scores.speaker_probe(vectors[:80], speakers[:80], vectors[80:], speakers[80:])["mean"] == 1
+    said = [str(n % 2) for n in range(40)]
+    probes = [
+        phoneme_scores.speaker_probe(vectors[:80], speakers[:80], -vectors[80:], speakers[80:], groups)
+        for groups in (None, said)
+    ]
+    assert probes[0]["mean"] == probes[1]["mean"] and probes[0]["low"] != probes[1]["low"]
     with pytest.raises(ValueError, match="got 80 and 79"):
         phoneme_scores.speaker_probe(vectors[:80], speakers[:79], vectors[80:], speakers[80:])

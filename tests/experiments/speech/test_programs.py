@@ -294,6 +294,17 @@ def test_a_run_does_not_go_on_with_other_recordings(corpus, run):
     assert (run / "config.yaml").read_bytes() == before
 
 
+def test_a_run_that_never_had_weights_takes_other_recordings(corpus, run, vqvae_run, tmp_path):
+    new = tmp_path / "run"
+    new.mkdir()
+    text = (run / "config.yaml").read_text()
+    (new / "config.yaml").write_text(text.replace("rate: 4000", "rate: 8000"))
+    train(str(corpus), str(new), RATE, SMALL, train_config(steps=1), batch_size=4, segment_length=256)
+    assert checkpoint.read_config(new)["data"]["rate"] == RATE
+    with pytest.raises(ValueError, match="was begun with kind vqvae, got speech"):
+        train(str(corpus), str(vqvae_run), RATE, SMALL, train_config(steps=1), batch_size=4, segment_length=256)
+
+
 def test_recordings_of_others_are_refused(corpus, run, tmp_path):
     text = corpus.read_text().replace(",low,", ",deep,")
     other = corpus.parent / "others.csv"

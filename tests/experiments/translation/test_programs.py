@@ -53,6 +53,17 @@ def run(corpus, tmp_path_factory):
     return folder
 
 
+def test_a_start_without_weights_leaves_no_subwords_to_the_next(corpus, run, tmp_path):
+    new = tmp_path / "run"
+    new.mkdir()
+    (new / "subwords.model").write_bytes(b"")
+    train(str(new), str(corpus), model=LATENTS, train=train_config(1), batch_tokens=BATCH_TOKENS)
+    assert (new / "subwords.model").read_bytes() == (run / "subwords.model").read_bytes()
+    (new / "subwords.model").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"subwords\.model is damaged \(it is empty\)"):
+        Translator.load(str(new))
+
+
 def metrics(run: Path) -> dict:
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
@@ -219,6 +230,10 @@ def test_an_evaluation_that_cannot_end_does_not_begin(teacher, run, corpus, tmp_
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(str(run), str(tmp_path / "out"), str(corpus), **settings)
+    (tmp_path / "a").write_text("one\ntwo\n")
+    (tmp_path / "b").write_text("\n\n")
+    with pytest.raises(ValueError, match="holds no pair of sentences with words on both sides"):
+        evaluate(str(run), str(tmp_path / "out"), source=str(tmp_path / "a"), target=str(tmp_path / "b"))
     assert not (tmp_path / "out").exists()
 
 

@@ -43,6 +43,10 @@ class GlobalCodes(nn.Module):
             quantizer=QuantizerConfig(code_dim=config.hidden_channels),
         )
         scale = 2**config.num_downsamples
+        if min(config.grid) < scale:
+            raise ValueError(
+                f"model.num_downsamples {config.num_downsamples} needs {scale}×{scale} codes, got {config.grid}"
+            )
         num_positions = math.prod(side // scale for side in config.grid)
         self.coarse = tuple(-(-side // scale) for side in config.grid)  # upsampled to the grid, or slightly more
         self.quantizers = module_list(build_quantizer(config.quantizer) for _ in range(config.num_latents))

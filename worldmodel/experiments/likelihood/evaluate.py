@@ -37,7 +37,7 @@ def evaluate(
         threads: number of CPU threads of PyTorch.
     """
 
-    from worldmodel import checkpoint, tensor_io
+    from worldmodel import checkpoint
     from worldmodel.experiments.likelihood.autoencoders import AnyAutoencoder, DiscreteAutoencoder
     from worldmodel.experiments.likelihood.bits_per_dim import (
         evaluate_discrete,
@@ -58,7 +58,8 @@ def evaluate(
     values = checkpoint.read_config(folder)
     dataset = open_images(images or values["data"]["images"], values["data"]["size"])
     frames = read_evenly(dataset.held_out, num_images)
-    facts = {"steps": tensor_io.read_step(folder / "train.safetensors"), "num_images": len(frames), **values["model"]}
+    steps = max((row["step"] for row in checkpoint.read_metrics(folder)), default=None)
+    facts = {"steps": steps, "num_images": len(frames), **values["model"]}
     if isinstance(network, DiscreteAutoencoder):
         learned = load_prior(Path(prior), folder).to(check_device(device)) if prior else None
         result = evaluate_discrete(network, dataset, frames, learned)

@@ -7,7 +7,7 @@ not move, so the initial codebook matters much: it is varied together with the q
 import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +92,22 @@ def compare_quantizers(
 
     if seeds < 1 or parallel < 1:
         raise ValueError(f"--seeds and --parallel must be 1 or more, got {seeds} and {parallel}")
+    for name, quantizer, kind in (
+        ("model.quantizer", model.quantizer, "nearest"),
+        ("gumbel", gumbel, "gumbel"),
+        ("semhash", semhash, "semhash"),
+    ):
+        if quantizer.kind != kind:
+            raise ValueError(
+                f"--{name}.kind must be {kind}, got {quantizer.kind}; choose what to compare by --quantizers"
+            )
     check_folder(Path(out))
     variants = list_variants(quantizers, starts, codes or str(model.quantizer.codebook_size))
     dataset, folder = open_store_or_images(store, images, size), Path(out).absolute()
     variance = float((read_evenly(dataset.train, NUM_EVAL_IMAGES).numpy() / 255).var())
     model = replace(model, data_variance=model.data_variance or variance)
-    data = {"store": store, "images": images, "size": size, "batch_size": batch_size, **dataset_facts(dataset)}
+    data = {"store": checkpoint.absolute(store), "images": checkpoint.absolute(images), "size": size}
+    data |= {"batch_size": batch_size, **dataset_facts(dataset)}
     models = {variant: _variant_model(variant, model, {"gumbel": gumbel, "semhash": semhash}) for variant in variants}
     for variant_model in models.values():  # raises if the image size does not fit
         build_initial_vqvae(variant_model, train.seed).encode(read_evenly(dataset.held_out, 1))
@@ -120,7 +130,9 @@ def compare_quantizers(
                 for number, done in enumerate(as_completed([pool.submit(train_variant, *task) for task in tasks]), 1):
                     print(f"run {number} of {len(tasks)}: {done.result().relative_to(folder)}", flush=True)
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in active_children():  # their runs are resumed from the last checkpoint
+                    worker.terminate()
                 raise
     scores = {v: [read_scores(v.run_folder(folder, seed), train.steps) for seed in seed_range] for v in variants}
     rows = summarize(scores)
@@ -174,14 +186,18 @@ def _check_or_write_settings(folder: Path, **settings: Any) -> None:
     Raises:
         ValueError: if the folder is that of an experiment with other settings.
     """
+    from worldmodel.checkpoint import absolute, is_begun
+
     text, path = config.dump(**settings), folder / "config.yaml"
-    if path.exists():
+    if path.exists() and any(is_begun(run) for run in folder.glob("*/seed-*")):
         saved, asked = _upgrade(config.read_yaml(path)), yaml.safe_load(text)
         defaults = {part: asdict(type(value)()) for part, value in settings.items() if not isinstance(value, dict)}
         for part, values in asked.items():
             for name, new in values.items():
                 old = saved.get(part, {}).get(name, defaults.get(part, {}).get(name))  # settings newer than the folder
-                if new != old and not (part == "train" and name in RUN_SETTINGS):
+                if new != (absolute(old) if isinstance(old, str) else old) and not (
+                    part == "train" and name in RUN_SETTINGS
+                ):
                     raise ValueError(
                         f"{folder} was begun with {part}.{name} {old}, got {new}; use another --out, or the old setting"
                     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldmodel import checkpoint
 from worldmodel.evaluation import plots
-from worldmodel.stats import bootstrap_interval, descriptive_stats
+from worldmodel.stats import descriptive_stats, t_interval
 from worldmodel.tables import align_columns
 
 BASELINE = "ema"  # which the other quantizers are compared with
@@ -70,12 +70,14 @@ def summarize(scores: dict[Variant, list[dict[str, Any]]]) -> list[dict[str, Any
         size = variant.codebook_size
         starts = [other.start for other in scores if other.quantizer == BASELINE and other.codebook_size == size]
         start = variant.start if variant.start in starts else next(iter(starts), "")
-        stats = {name: descriptive_stats(_column(runs, name)) for name in SCORE_DECIMALS if name in runs[0]}
+        stats = {
+            name: descriptive_stats(_column(runs, name)) for name in SCORE_DECIMALS if all(name in run for run in runs)
+        }
         row = {**variant._asdict(), **stats}
         if starts and variant.quantizer != BASELINE:
             difference = _column(runs, "nmse") - _column(scores[Variant(size, BASELINE, start)], "nmse")
             lower = int((difference < 0).sum())
-            row["nmse_minus_ema"] = {"start": start, **bootstrap_interval(difference), "num_lower": lower}
+            row["nmse_minus_ema"] = {"start": start, **t_interval(difference), "num_lower": lower}
         rows.append({**row, "runs": runs})
     return rows
 

@@ -129,12 +129,12 @@ def pad_to_hop(samples: np.ndarray, hop: int) -> np.ndarray:
 
 
 def check_same_speech(run: Path, speech: Speech) -> None:
-    """Check that recordings are those that a run, if it exists, was trained on and held out.
+    """Check that recordings are those that a run, if it has weights, was trained on and held out.
 
     Raises:
         ValueError: if speakers, rate, recordings or their splits differ.
     """
-    if not (run / "config.yaml").exists():
+    if not checkpoint.is_begun(run):
         return
     known = checkpoint.read_config(run)["data"]
     for name, value in describe(speech).items():

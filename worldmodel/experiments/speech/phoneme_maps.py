@@ -138,7 +138,8 @@ def probe_speaker(data: PhonemeData, vectors: dict[str, torch.Tensor]) -> dict[s
     speakers = {
         split: data.splits[split][0].speakers[data.splits[split][1]].tolist() for split in ("train", "held_out")
     }
-    return scores.speaker_probe(vectors["train"], speakers["train"], vectors["held_out"], speakers["held_out"])
+    groups = data.groups("held_out")
+    return scores.speaker_probe(vectors["train"], speakers["train"], vectors["held_out"], speakers["held_out"], groups)
 
 
 def format_table(rows: dict[str, list[dict[str, Any]]]) -> str:

@@ -122,7 +122,11 @@ def moments_over_time(features: Utterances) -> Tensor:
 
 
 def speaker_probe(
-    train: Tensor, train_speakers: Sequence[int] | Tensor, test: Tensor, test_speakers: Sequence[int] | Tensor
+    train: Tensor,
+    train_speakers: Sequence[int] | Tensor,
+    test: Tensor,
+    test_speakers: Sequence[int] | Tensor,
+    test_groups: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Return how well a linear probe, logistic regression from one vector per utterance, predicts the speaker.
 
@@ -131,6 +135,7 @@ def speaker_probe(
         train_speakers: (N,) indices of their speakers, from 0.
         test: (M, D) vectors of the test utterances.
         test_speakers: (M,) indices of their speakers.
+        test_groups: (M,) the sentence that each says, over which the interval is; by default, all differ.
 
     Returns:
         Test accuracy with its interval, and ``majority``, the accuracy of always predicting the most frequent speaker.
@@ -155,7 +160,8 @@ def speaker_probe(
     optimizer.step(loss)
     correct = F.linear(test, weight, bias).argmax(-1) == test_labels
     majority_speaker = torch.bincount(train_labels).argmax()
-    return bootstrap_interval(correct) | {"majority": float((test_labels == majority_speaker).double().mean())}
+    groups = None if test_groups is None else torch.from_numpy(np.unique(test_groups, return_inverse=True)[1])
+    return bootstrap_interval(correct, groups) | {"majority": float((test_labels == majority_speaker).double().mean())}
 
 
 def _concatenate(codes: Utterances, labels: Utterances) -> tuple[np.ndarray, np.ndarray]:

@@ -44,20 +44,17 @@ def train(
             f"--segment_length must be a multiple of {model.hop}, the samples per code, got {segment_length}"
         )
     data, folder = open_speech(speech, rate), Path(run).absolute()
-    check_same_speech(folder, data)
+    checkpoint.check_choices(folder, "speech", train, {})
+    if not train.allow_changes:
+        check_same_speech(folder, data)
     sample_rate = rate if model.encoder_input == "mel" else 0
     model = replace(model, num_speakers=len(data.speakers), sample_rate=sample_rate)
     if model.aux_only_steps >= train.steps:
         print(f"model.aux_only_steps covers all {train.steps} steps: only codes will be usable, the WaveNet not")
     torch.manual_seed(train.seed)
     network = SpeechVQVAE(model)
-    checkpoint.begin_run(
-        folder,
-        "speech",
-        model,
-        train,
-        {"speech": speech, "batch_size": batch_size, "segment_length": segment_length, **describe(data)},
-    )
+    facts = {"speech": speech, "batch_size": batch_size, "segment_length": segment_length, **describe(data)}
+    checkpoint.begin_run(folder, "speech", model, train, facts)
     eval_batch = SpeechBatches(data.held_out, NUM_EVAL_SEGMENTS, segment_length, train.seed)(0)
 
     def evaluate(network: SpeechVQVAE, step: int) -> dict[str, float]:

@@ -73,8 +73,8 @@ def evaluate(
     translator.check_beam(beam)
     if teacher:
         teacher.check_beam(baseline_beam, "--baseline_beam")
-    if not pairs.sources:
-        raise ValueError("the test set is empty")
+    if not pairs.without_empty().sources:
+        raise ValueError("the test set holds no pair of sentences with words on both sides")
     others = read_lines(Path(compare)) if compare else []
     if compare and len(others) != len(pairs.sources):
         raise ValueError(f"{compare} has {len(others)} lines, and the test set {len(pairs.sources)} sentences")

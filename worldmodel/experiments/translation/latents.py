@@ -78,13 +78,14 @@ def encode_targets(network: LatentTranslator, subwords: Subwords, pairs: Pairs) 
 def score_latents(
     network: LatentTranslator, subwords: Subwords, latents: list[TrueLatents], references: list[str]
 ) -> dict[str, Any]:
-    """Return BLEU from the true latents and from those of other sentences, and statistics of codes and predictor."""
+    """Return BLEU from the true latents and from another sentence's, if any, and statistics of codes and predictor."""
     counts = torch.bincount(torch.tensor([code for line in latents for code in line.codes]), minlength=network.end)
     last, num_last = Counter(line.codes[-1] for line in latents).most_common(1)[0]
     flat = [value for line in latents for value in line.correct]
+    shuffled = [subwords.decode(line.shuffled_words) for line in latents]
     return {
         "bleu_true_latents": bleu([subwords.decode(line.words) for line in latents], references),
-        "bleu_shuffled_latents": bleu([subwords.decode(line.shuffled_words) for line in latents], references),
+        **({"bleu_shuffled_latents": bleu(shuffled, references)} if len(latents) > 1 else {}),
         "predictor_accuracy": sum(flat) / len(flat),
         "predictor_accuracy_by_position": [
             sum(filter(None, column)) / sum(value is not None for value in column)

@@ -62,7 +62,10 @@ class Subwords:
         if not path.is_file():
             raise FileNotFoundError(f"{run} holds no {FILE_NAME}; train a model there, or give another folder")
         try:
-            return cls(path.read_bytes())
+            subwords = cls(path.read_bytes())
+            if not len(subwords):
+                raise RuntimeError("it is empty")
+            return subwords
         except RuntimeError as error:
             raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
 

@@ -99,15 +99,15 @@ def _train(
     from worldmodel.experiments.translation.corpus import encode_pairs, read_training_pairs
     from worldmodel.experiments.translation.model import LatentTranslator
     from worldmodel.experiments.translation.scores import bleu
-    from worldmodel.experiments.translation.subwords import FILE_NAME, Subwords
+    from worldmodel.experiments.translation.subwords import Subwords
     from worldmodel.experiments.translation.translator import Translator
     from worldmodel.training import fit
 
     checkpoint.check_choices(run, kind, train, data)
     texts = ("corpus", "source", "target", "languages", "distilled")
     pairs, held_out = read_training_pairs(*(data[name] for name in texts))
-    sizes, kept = model.transformer if isinstance(model, LatentConfig) else model, (run / FILE_NAME).exists()
-    subwords = Subwords.load(run) if kept else Subwords.train([*pairs.sources, *pairs.targets], sizes.vocab_size)
+    sizes, begun = model.transformer if isinstance(model, LatentConfig) else model, checkpoint.is_begun(run)
+    subwords = Subwords.load(run) if begun else Subwords.train([*pairs.sources, *pairs.targets], sizes.vocab_size)
     batches = TokenBatches(*encode_pairs(subwords, pairs, data["max_length"]), data["batch_tokens"], train.seed)
     sources, targets = encode_pairs(subwords, held_out, data["max_length"])
     if not sources:
@@ -120,7 +120,7 @@ def _train(
     torch.manual_seed(train.seed)
     network = build(model)
     checkpoint.begin_run(run, kind, model, train, {**data, "num_pairs": len(batches.sources)})
-    if not kept:
+    if not begun:
         subwords.save(run)
 
     @torch.no_grad()

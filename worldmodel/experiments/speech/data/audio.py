@@ -22,6 +22,7 @@ LOUDNESS_WINDOW = 256  # samples
 PAUSE_POWER_RATIO = 1e-4  # to the loudest window; below it a window is a pause
 MAX_PEAK = 16.0  # higher floats are of another scale, not of a loud recording
 UNKNOWN_SIZE = 0x7FFF0000  # wav files written to a pipe have sizes from here on
+MAX_SAMPLES = 1 << 40  # soundfile says more if the header of a FLAC file written to a pipe has no length
 _COMPANDED = 2 * np.arange(MU + 1) / MU - 1
 _DECODE_TABLE = (np.sign(_COMPANDED) * np.expm1(np.abs(_COMPANDED) * np.log1p(MU)) / MU).astype(np.float32)
 
@@ -44,6 +45,7 @@ def load(path: str | Path, rate: int) -> np.ndarray:
     try:
         with soundfile.SoundFile(path) as file:
             file_rate, length = file.samplerate, file.frames
+            _check_length(path, length)
             waveform = file.read(dtype="float32", always_2d=True).mean(1)  # (N,)
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(f"{path} is no sound file, or damaged: {error}") from error
@@ -58,6 +60,11 @@ def load(path: str | Path, rate: int) -> np.ndarray:
     if not len(waveform):
         raise ValueError(f"{path} is empty: it holds {length} samples; leave it out")
     return waveform.clip(-1, 1)
+
+
+def _check_length(path: str | Path, frames: int) -> None:
+    if frames > MAX_SAMPLES:
+        raise ValueError(f"{path} does not say how long it is; encode it into a file, not into a pipe")
 
 
 def resample(waveform: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
@@ -82,6 +89,7 @@ def read_header(path: str | Path) -> tuple[int, int]:
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(f"{path} is no sound file, or damaged: {error}") from error
     _check_whole(path)
+    _check_length(path, header.frames)
     if not header.frames:
         raise ValueError(f"{path} is empty: it holds no samples; leave it out")
     return header.frames, header.samplerate

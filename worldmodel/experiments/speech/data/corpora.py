@@ -111,10 +111,10 @@ def _manifest(source: Path) -> list[RecordingInfo]:
         raise ValueError(f"{source} must be a .csv file or a folder; {LAYOUTS}")
     entries: dict[Path, RecordingInfo] = {}
     reader = csv.DictReader(io.StringIO(_read(source)), strict=True)
-    columns = reader.fieldnames or []
-    if not {"path", "speaker"} <= set(columns):
-        raise ValueError(f"{source}, line 1: must name the columns path and speaker, has {','.join(columns)!r}")
     try:
+        columns = reader.fieldnames or []
+        if not {"path", "speaker"} <= set(columns):
+            raise ValueError(f"{source}, line 1: must name the columns path and speaker, has {','.join(columns)!r}")
         for row in reader:
             where = f"{source}, line {reader.line_num}"
             if None in row or None in row.values():
