@@ -34,7 +34,8 @@ def evaluate(
         env_kwargs: arguments of the environment, added to those of the agent's training.
         episodes: number of episodes for the agent and for the random policy.
         seed: seed of the environments and the policies.
-        horizon: steps after which an episode is cut off; 0 for the agent's evaluation_horizon, or 4000.
+        horizon: steps after which an episode is cut off; 0 for the agent's evaluation_horizon, else the horizon of its
+            training environment, else 4000.
         greedy: take the agent's most probable action instead of a sampled one.
         video: video file of the agent's first episode to write, .gif, .mp4 or .png.
         dream_beside: also show an episode of the agent in its own dream, at the right of --video; the shorter one is
@@ -59,8 +60,10 @@ def evaluate(
     policy, data = Policy.load(agent, greedy), read_agent_config(find_agent(agent))["data"]
     evaluation_env = make_evaluation_env(data, env, env_kwargs, horizon)
     names = tuple(evaluation_env.env.get_wrapper_attr("action_names"))
-    shape = None if evaluation_env.encoded else evaluation_env.env.observation_space.shape
-    check_agent(policy, agent, names, shape)
+    shape, expected = evaluation_env.env.observation_space.shape, policy.network.config.observation_shape
+    check_agent(policy, agent, names, None if evaluation_env.encoded else shape)
+    if evaluation_env.encoded and tuple(shape) != tuple(expected):
+        raise ValueError(f"the agent {agent} observes {tuple(expected)}, {evaluation_env.env_id} shows {shape}")
     if evaluation_env.encoded and policy.network.config.codebook_size:
         world = evaluation_env.env.get_wrapper_attr("world")
         if not torch.equal(policy.vqvae.quantizer.codebook, world.vqvae.quantizer.codebook):

@@ -143,6 +143,9 @@ def begin_run(
         if replace(other, value_scale=0.0) != replace(model, value_scale=0.0):
             raise ValueError(f"--init must be an agent with the same network, {model}; {init} has {other}")
         tensor_io.load_weights(Path(init) / "model.safetensors", network)
+        with torch.no_grad():  # so that it expects the same returns, in units of the new scale
+            for parameter in network.value.parameters():
+                parameter *= other.value_scale / model.value_scale
     data = {**data, "algo": "PPO", "init": init}
     if (run / "config.yaml").exists() and "world" not in read_agent_config(run)["data"].get("env_kwargs", {}):
         data["env_kwargs"] = {name: data["env_kwargs"][name] for name in data["env_kwargs"] if name != "world"}

@@ -53,10 +53,9 @@ class EncodedEnv(gym.Wrapper):
         render_mode: str | None = None,
         action_repeat: int = 1,
     ) -> None:
-        if action_repeat < 1 or horizon < 0:
-            raise ValueError(
-                f"action_repeat must be 1 or more and horizon 0 or more, got {action_repeat} and {horizon}"
-            )
+        for name, count, least in (("action_repeat", action_repeat, 1), ("horizon", horizon, 0)):
+            if not isinstance(count, int | np.integer) or count < least:
+                raise ValueError(f"{name} must be a whole number of {least} or more, got {count}")
         self.world = WorldModel.load(world, device)
         data = checkpoint.read_config(self.world.run)["data"]
         env = env_wrappers.canonical_id(env)

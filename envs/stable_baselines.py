@@ -49,8 +49,14 @@ class StableBaselinesDreams(VecEnv):
         self.dreams.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return an attribute of the dreams, once for each of them."""
-        return [getattr(self.dreams, attr_name)] * self._count(indices)
+        """Return an attribute of the dreams, once for each of them; the spaces are those of a single dream."""
+        single = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+        return [getattr(self.dreams, single.get(attr_name, attr_name))] * self._count(indices)
+
+    def get_images(self) -> list[np.ndarray | None]:
+        """Return the current frame of each dream with ``render_mode="rgb_array"``, else None for each."""
+        frames = self.dreams.render()
+        return [None] * self.num_envs if frames is None else list(frames)
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of all dreams."""

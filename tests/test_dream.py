@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -396,3 +397,12 @@ def test_sigterm_keeps_what_was_dreamed_and_still_ends_the_program(world_run, tm
     with pytest.raises(SystemExit, match="143"):
         dream("left", world=str(world_run), frames=8, out=str(tmp_path / "a.gif"))
     assert len(iio.imread(tmp_path / "a.gif")) == 8
+
+
+def test_a_folder_named_like_a_shipped_world_is_given_by_its_path(tmp_path, monkeypatch, capsys):
+    (tmp_path / "lab-seekavoid").mkdir()
+    (tmp_path / "lab-seekavoid" / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find_world("./lab-seekavoid") == Path("lab-seekavoid")
+    assert shipped.find_world("lab-seekavoid") == shipped.PRETRAINED / "lab-seekavoid"
+    assert "note: lab-seekavoid is the shipped world; for the folder, give ./lab-seekavoid" in capsys.readouterr().err

@@ -210,6 +210,10 @@ def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, v
     codes, actions = torch.randint(16, (2, 5, 6, 6)), torch.randint(3, (2, 5))
     condition = fresh.predict(codes, actions).condition
     assert torch.allclose(condition, small.predict(codes, actions).condition, atol=1e-6)
+    rescaled = Dynamics(replace(large.config, reward_scale=7.0, termination_pos_weight=3.0))
+    rescaled.grow_from(small)
+    for mine, expected in zip(rescaled.predict(codes, actions), small.predict(codes, actions), strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-4)
     condition.square().mean().backward()
     assert fresh.blocks[1].over_time.weight.grad.abs().sum() > 0, "what begins as nothing learns"
 

@@ -21,7 +21,7 @@ def release(
     Args:
         run: run folder of the dynamics model.
         store: folder of the recorded episodes that the model was trained on.
-        clips: start of each clip as a held-out episode and a frame, such as 109:40.
+        clips: start of each clip as a held-out episode and a frame; give --clips+ 109:40 for each.
         out: folder to write, named after the world.
         about: one-line description for python -m worldmodel.worlds, with the source of the images.
         length: maximum number of frames in a clip; a clip also ends with its episode.
@@ -47,6 +47,9 @@ def release(
             f"--clips must be an episode, a colon and a frame each, such as 109:40, got {', '.join(clips)}"
         )
     world, episode_clips = WorldModel.load(origin), []
+    world.check_episodes(episodes.schema)
+    if note := world.environment_mismatch(episodes.schema):
+        raise ValueError(f"--store is not of the world's environment: {note}")
     for number, start in starts:
         if number not in held_out:
             raise ValueError(f"episode {number} was not held out: expected one of {', '.join(map(str, held_out))}")

@@ -1,5 +1,6 @@
 """What comes with the package, by name: worlds, agents, voices, translators. No torch, so that listing is quick."""
 
+import sys
 from pathlib import Path
 
 from worldmodel.suggest import unknown_name
@@ -15,14 +16,18 @@ def names(shipped: Path) -> list[str]:
 
 
 def find(what: str, name: str | Path, shipped: Path) -> Path:
-    """Return the folder of a shipped model, or of a run.
+    """Return the folder of a shipped model, or of a run; a name alone is that of the shipped one, if there is one.
 
     Raises:
         FileNotFoundError: if there is none; the message lists the names and the nearest one.
     """
-    for folder in (shipped / str(name), Path(name)):
-        if (folder / "config.yaml").is_file():
-            return folder
+    local, is_name = Path(name), Path(name).name == str(name)
+    if is_name and (shipped / name / "config.yaml").is_file():
+        if (local / "config.yaml").is_file():
+            print(f"note: {name} is the shipped {what}; for the folder, give ./{name}", file=sys.stderr)
+        return shipped / name
+    if (local / "config.yaml").is_file():
+        return local
     raise FileNotFoundError(unknown_name(what, str(name), ["the folder of a run", *names(shipped)]))
 
 

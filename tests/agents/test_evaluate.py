@@ -7,6 +7,7 @@ from dataclasses import replace
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from agents.evaluate import evaluate
@@ -198,6 +199,23 @@ def test_what_is_no_agent_or_fits_no_agent_is_refused(agent, stripes_agent, worl
         replace(SETTINGS, batch_size=33)
     with checkpoint.locked(agent), pytest.raises(ValueError, match="another process is training"):
         train(str(agent), env_kwargs={"world": str(tiny_world), "horizon": 12, "history": 2}, model=SIZES, real=TINY)
+
+
+def test_an_agent_that_starts_from_another_expects_the_same_returns(agent, tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr("agents.training.run_training", lambda *arguments: None)
+    old = Policy.load(agent).network
+    env, run = {"world": str(tiny_world), "horizon": 12, "history": 2}, tmp_path / "run"
+    model = replace(SIZES, value_scale=3 * old.config.value_scale)
+    train(str(run), env_kwargs=env, model=model, train=replace(SETTINGS, evaluate_every=0), init=str(agent))
+    new = Policy.load(run).network
+    codes = torch.randint(16, (4, *old.config.observation_shape))
+    assert new.config.value_scale == 3 * old.config.value_scale
+    torch.testing.assert_close(new(codes), old(codes))
+
+
+def test_an_encoded_environment_of_other_observations_is_refused(agent):
+    with pytest.raises(ValueError, match=r"observes \(2, .*, envs:Dream-v0 shows \("):
+        evaluate(str(agent), "envs:Dream-v0", {"history": 1}, episodes=1, horizon=2)
 
 
 def test_returns_are_plotted_against_real_steps(agent, tiny_world, tmp_path):

@@ -213,6 +213,10 @@ def test_stable_baselines_trains_in_dreams_that_step_together(settings):
     assert ended.all() and all(info["TimeLimit.truncated"] for info in infos)
     np.testing.assert_array_equal(infos[1]["terminal_observation"], expected[3][0][1])
     np.testing.assert_array_equal(observations, expected[4][0])
+    assert dreams.get_images() == [None, None] and dreams.get_attr("action_space") == [dreams.action_space] * 2
+    shown = StableBaselinesDreams(2, render_mode="rgb_array", **settings)
+    shown.reset()
+    assert [frame.shape for frame in shown.get_images()] == [(24, 24, 3)] * 2
     agent = sb3.PPO("MlpPolicy", dreams, n_steps=4, batch_size=4, n_epochs=1)
     before = [weight.clone() for weight in agent.policy.parameters()]
     agent.learn(16)
@@ -352,7 +356,7 @@ def test_a_real_world_with_other_actions_is_refused():
         EncodedEnv("doom-health-gathering", "envs:Doom-v0", {"actions": ["forward"]})
 
 
-@pytest.mark.parametrize("setting", [{"horizon": -1}, {"action_repeat": 0}])
-def test_a_real_world_is_not_stepped_a_negative_number_of_times(setting):
-    with pytest.raises(ValueError, match="action_repeat must be 1 or more and horizon 0 or more, got"):
+@pytest.mark.parametrize("setting", [{"horizon": -1}, {"action_repeat": 0}, {"horizon": 2.5}, {"action_repeat": 1.5}])
+def test_a_real_world_is_stepped_a_whole_number_of_times(setting):
+    with pytest.raises(ValueError, match=rf"{next(iter(setting))} must be a whole number of [01] or more, got"):
         EncodedEnv(**setting)
