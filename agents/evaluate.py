@@ -62,7 +62,7 @@ def evaluate(
     names = tuple(evaluation_env.env.get_wrapper_attr("action_names"))
     shape, expected = evaluation_env.env.observation_space.shape, policy.network.config.observation_shape
     check_agent(policy, agent, names, None if evaluation_env.encoded else shape)
-    if evaluation_env.encoded and tuple(shape) != tuple(expected):
+    if evaluation_env.encoded and shape != tuple(expected):
         raise ValueError(f"the agent {agent} observes {tuple(expected)}, {evaluation_env.env_id} shows {shape}")
     if evaluation_env.encoded and policy.network.config.codebook_size:
         world = evaluation_env.env.get_wrapper_attr("world")

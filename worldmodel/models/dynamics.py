@@ -11,7 +11,7 @@ depends on exactly the last eight frames, however long the dream.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -268,11 +268,11 @@ class Dynamics(nn.Module):
             raise ValueError(f"a model can only grow in layers, got {other.config} to grow into {self.config}")
         self.load_state_dict(other.state_dict(), strict=False)
         with torch.no_grad():  # rewards and terminations stay the same, whatever their scales
-            weight, bias = self.outcome[-1].weight, self.outcome[-1].bias
+            head = cast(nn.Linear, self.outcome[-1])
             reward_ratio = (other.config.reward_scale or 1.0) / (self.config.reward_scale or 1.0)
-            weight[0] *= reward_ratio
-            bias[0] *= reward_ratio
-            bias[1] += math.log(self.config.termination_pos_weight / other.config.termination_pos_weight)
+            head.weight[0] *= reward_ratio
+            head.bias[0] *= reward_ratio
+            head.bias[1] += math.log(self.config.termination_pos_weight / other.config.termination_pos_weight)
         for block in self.blocks[other.config.num_layers :]:
             for output in (block.over_time, block.over_space, block.feed_forward[-1]):
                 for parameter in output.parameters():
