@@ -22,7 +22,7 @@ from worldmodel.experiments.speech.data.espeak import load_library
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LONG_PAGES = ("agents", "images", "results", "speech", "speed", "translation")  # whose commands take the longest
+LONG_PAGES = ("agents", "images", "results", "speech", "speed", "training", "translation")  # not run by .ci/run
 if os.environ.get("WORLDMODEL_TEST_PAGES") == "core":
     PAGES = [page for page in PAGES if page.stem not in LONG_PAGES]
 
