@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 TEXTS = ("corpus", "source", "target", "distilled")
 PATHS = ("store", "images", "speech", "vqvae", "voices", "init", *TEXTS)  # data keys that are paths of this machine
 CHOICES = ("store", "images", "size", "speech", "batch_size", "seq_length", "segment_length", "mirror", "flip")
-FILE_FACTS = ("shape", "num_train", "num_held_out")  # of image files, which are split anew if there are others
 CHOICES += ("num_samples", "env", "env_kwargs", "languages", "batch_tokens", "max_length", *TEXTS)
+FILE_FACTS = ("shape", "num_train", "num_held_out")  # of image files, which are split anew if there are others
 DATA_TYPES = {  # types of the values of config.yaml's data section
     **dict.fromkeys(("store", "images", "speech", "vqvae", "environment", "env", "languages", *TEXTS), str),
     **dict.fromkeys(("action_names", "classes", "speakers"), list),
@@ -117,12 +117,13 @@ def begin_run(
         check_device(train.device)
     if data.get("batch_size", 1) < 1:
         raise ValueError(f"--batch_size must be 1 or more, got {data['batch_size']}")
-    if "init" in data and not data["init"] and is_begun(run):
+    begun = is_begun(run)
+    if "init" in data and not data["init"] and begun:
         data = {**data, "init": read_config(run)["data"].get("init", "")}  # where its weights came from
     data = {name: absolute(value) if name in PATHS else value for name, value in data.items()}
     text = config.dump(format=FORMAT, kind=kind, **more, model=model, train=train, data=data)
-    copied = is_begun(run) and (run / "vqvae" / "model.safetensors").exists()
-    if is_begun(run):
+    copied = begun and (run / "vqvae" / "model.safetensors").exists()
+    if begun:
         there, asked = read_config(run), yaml.safe_load(text)
         if there["kind"] == kind:  # fields added after the run was begun have their defaults
             known = config.build(type(model), there["model"], run / "config.yaml")
