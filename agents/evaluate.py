@@ -81,9 +81,9 @@ def evaluate(
             f"mean in [{scores['low']:.4g}, {scores['high']:.4g}], {scores['steps']:.4g} steps"
         )
     if video:
-        if dream_beside:  # frame by frame, as in the real environment
-            dream = make_evaluation_env(data, DREAM_ENV, {"observation": "frame", "history": 1, "action_repeat": 1})
-            play_episodes(dream._replace(encoded=False), policy, 1, seed, "dream", dream_film)
+        if dream_beside:
+            dream = make_evaluation_env(data, DREAM_ENV, horizon=evaluation_env.horizon)
+            play_episodes(dream, policy, 1, seed, "dream", dream_film)
         rate = evaluation_env.env.metadata.get("render_fps") or 8.75
         write_film(Path(video), film, dream_film, rate)
     if out:

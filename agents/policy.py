@@ -54,8 +54,7 @@ class Policy:
         values = read_agent_config(run)
         network = Network(config.build(NetworkConfig, values["model"], run / "config.yaml"))
         tensor_io.load_weights(run / "model.safetensors", network)
-        vqvae_run = (find_world(values["world"]) if "world" in values else run) / "vqvae"
-        vqvae, data = checkpoint.load_vqvae(vqvae_run), values["data"]
+        vqvae, data = checkpoint.load_vqvae(vqvae_folder(run)), values["data"]
         names, history, repeat = data["action_names"], data["history"], data.get("action_repeat", 1)
         return cls(network.eval(), vqvae, names, history, greedy, tensor_io.digest(run), repeat)
 
@@ -97,6 +96,16 @@ class Policy:
         if self.greedy:
             return int(logits.argmax())
         return int(torch.multinomial(logits[0].softmax(0), 1, generator=self._generator))
+
+
+def vqvae_folder(run: Path) -> Path:
+    """Return the folder of the VQ-VAE whose codes an agent sees: its own, or that of the shipped world that it names.
+
+    Raises:
+        FileNotFoundError: if there is no such world.
+    """
+    values = read_agent_config(run)
+    return (find_world(values["world"]) if "world" in values else run) / "vqvae"
 
 
 def read_agent_config(run: Path) -> dict:

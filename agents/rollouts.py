@@ -36,6 +36,7 @@ class EvaluationEnv(NamedTuple):
     encoded: bool  # whether its observations are an agent's, not frames
     horizon: int  # steps after which an episode is cut off
     env_kwargs: dict[str, Any]
+    action_repeat: int = 1  # steps that an action is held for if encoded; on frames, a player holds its own
 
 
 class Result(NamedTuple):
@@ -102,10 +103,13 @@ def make_evaluation_env(
         shared = {"world", "observation", "history", "action_repeat"}
         kept = trained.keys() - TRAINING_ONLY if env == data["env"] else shared & trained.keys()
         env_kwargs = {**{name: trained[name] for name in kept}, "horizon": horizon, **env_kwargs}
-        made = make_encoded_env(env, {"render_mode": "rgb_array", **env_kwargs})
-        return EvaluationEnv(made, env, True, horizon, env_kwargs)
-    if env in ("", data["environment"]):
-        env_kwargs = {**data["kwargs"], **env_kwargs}
+        action_repeat = env_kwargs.get("action_repeat", 1)
+        if not isinstance(action_repeat, int) or action_repeat < 1:
+            raise ValueError(f"action_repeat must be a whole number of 1 or more, got {action_repeat}")
+        # steps are frames, as in the real environment, so that each is counted and filmed
+        made = make_encoded_env(env, {"render_mode": "rgb_array", **env_kwargs, "action_repeat": 1})
+        return EvaluationEnv(made, env, True, horizon, env_kwargs, action_repeat)
+    env_kwargs = {**env_wrappers.recorded_kwargs(env, data), **env_kwargs}
     env = env or env_wrappers.check_trusted(data["environment"], "the agent's config.yaml")
     return EvaluationEnv(env_wrappers.make_env(env, **env_kwargs), env, False, horizon, env_kwargs)
 
@@ -170,13 +174,17 @@ def _play_episode(
 ) -> Result:
     """Play one episode, and append its frames to ``frames`` unless it is None."""
     env, encoded, episode_return, steps, over = evaluation_env.env, evaluation_env.encoded, 0.0, 0, False
-    choose_action = player.choose if encoded else player.act
+    action = 0
     observation, _ = env.reset(seed=env_seed)
     player.start(policy_seed)
     while not over:
         if frames is not None:
             frames.append(cast(np.ndarray, env.render()) if encoded else observation)
-        observation, reward, terminated, truncated, _ = env.step(choose_action(observation))
+        if not encoded:
+            action = player.act(observation)
+        elif steps % evaluation_env.action_repeat == 0:
+            action = player.choose(observation)
+        observation, reward, terminated, truncated, _ = env.step(action)
         episode_return, steps = episode_return + float(reward), steps + 1
         over = terminated or truncated or steps >= evaluation_env.horizon
     return Result(episode_return, steps)

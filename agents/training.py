@@ -42,7 +42,7 @@ def train(
         env_kwargs: arguments of the environment; --env.world runs/world is short for --env_kwargs.world runs/world.
         model: sizes of the agent's network.
         train: settings of the training.
-        init: run folder of an agent with the same VQ-VAE, whose weights to start from.
+        init: name of a shipped agent, or run folder of one, with the same VQ-VAE, whose weights to start from.
         real: Gymnasium id of the real environment to evaluate in; by default the one that the world model was recorded
             in, if it is part of this package.
     """
@@ -85,7 +85,7 @@ def describe_env(
     """Return the data section of an agent's config.yaml: its environment, and the real one behind that."""
     from agents import rollouts
     from envs.dream import DEFAULT_HORIZON
-    from worldmodel import checkpoint
+    from worldmodel import checkpoint, env_wrappers
     from worldmodel.shipped import DEFAULT_WORLD
 
     recorded = checkpoint.read_config(world.run)["data"]
@@ -102,10 +102,7 @@ def describe_env(
         "action_repeat": env_kwargs.get("action_repeat", 1),
         "action_names": list(world.action_names),
         "environment": real,
-        "kwargs": {
-            **(recorded["kwargs"] if real == recorded["environment"] else {}),
-            **(env_kwargs.get("env_kwargs") or {}),
-        },
+        "kwargs": {**env_wrappers.recorded_kwargs(real, recorded), **(env_kwargs.get("env_kwargs") or {})},
     }
 
 
@@ -122,8 +119,9 @@ def begin_run(
     import torch
 
     from agents.network import Network
-    from agents.policy import read_agent_config
+    from agents.policy import read_agent_config, vqvae_folder
     from worldmodel import checkpoint, tensor_io
+    from worldmodel.shipped import find_agent
 
     codebook = world.vqvae.quantizer.codebook.detach().cpu() if space.dtype != "uint8" else None
     rewards = world.dynamics.config.reward_scale * data["action_repeat"]
@@ -137,12 +135,13 @@ def begin_run(
     torch.manual_seed(train.seed)
     network = Network(model, codebook)
     if init and not (run / "model.safetensors").exists():
-        if tensor_io.digest(Path(init) / "vqvae") != tensor_io.digest(world.run / "vqvae"):
+        earlier = find_agent(init)
+        if tensor_io.digest(vqvae_folder(earlier)) != tensor_io.digest(world.run / "vqvae"):
             raise ValueError(f"--init {init} sees the codes of another VQ-VAE than the world {world.run}")
-        other = config.build(NetworkConfig, read_agent_config(Path(init))["model"], Path(init) / "config.yaml")
+        other = config.build(NetworkConfig, read_agent_config(earlier)["model"], earlier / "config.yaml")
         if replace(other, value_scale=0.0) != replace(model, value_scale=0.0):
             raise ValueError(f"--init must be an agent with the same network, {model}; {init} has {other}")
-        tensor_io.load_weights(Path(init) / "model.safetensors", network)
+        tensor_io.load_weights(earlier / "model.safetensors", network)
         with torch.no_grad():  # so that it expects the same returns, in units of the new scale
             for parameter in network.value.parameters():
                 parameter *= other.value_scale / model.value_scale

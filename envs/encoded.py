@@ -59,7 +59,7 @@ class EncodedEnv(gym.Wrapper):
         self.world = WorldModel.load(world, device)
         data = checkpoint.read_config(self.world.run)["data"]
         env = env_wrappers.canonical_id(env)
-        settings = {**(data["kwargs"] if env in ("", data["environment"]) else {}), **(env_kwargs or {})}
+        settings = {**env_wrappers.recorded_kwargs(env, data), **(env_kwargs or {})}
         if render_mode:
             settings["render_mode"] = render_mode
         env = env or env_wrappers.check_trusted(data["environment"], self.world.run, "env=")

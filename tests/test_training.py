@@ -17,7 +17,7 @@ import yaml
 
 import worldmodel.train.dynamics as train_dynamics
 from tests.conftest import PRIOR_SIZES, VQVAE_SIZES, sliding_stripes, train_config
-from worldmodel import checkpoint, tensor_io, training
+from worldmodel import checkpoint, shipped, tensor_io, training
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.train.dynamics import dynamics, reward_rms
@@ -216,6 +216,15 @@ def test_a_prior_grows_from_a_shallower_one_and_begins_as_it(store, world_run, v
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-4)
     condition.square().mean().backward()
     assert fresh.blocks[1].over_time.weight.grad.abs().sum() > 0, "what begins as nothing learns"
+
+
+def test_a_prior_starts_from_a_shipped_world(store, world_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "PRETRAINED", world_run.parent)
+    run, name = tmp_path / "run", world_run.name
+    dynamics(str(store), name, str(run), PRIOR_SIZES, train_config(1), 2, 6, init=name)
+    mine, shipped_one = checkpoint.load_dynamics(run), checkpoint.load_dynamics(world_run)
+    torch.testing.assert_close(mine.embedding.weight, shipped_one.embedding.weight, atol=1e-2, rtol=0)
+    assert tensor_io.digest(run / "vqvae") == tensor_io.digest(world_run / "vqvae")
 
 
 def test_reward_scale_is_their_root_mean_square(store):

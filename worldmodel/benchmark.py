@@ -90,7 +90,7 @@ def benchmark(
     model = WorldModel.load(world, device, precision=precision)
     settings = Settings(model, store, env, repeats, tuple(sorted(map(int, sizes))), threads)
     result = {**describe_machine(), "device": device, "threads": threads, "world": world}
-    result |= {"parameters": count_parameters(model), "precision": str(model.dtype).removeprefix("torch.")}
+    result |= {"parameters": count_parameters(model), "precision": model.precision}
     best, result["sections"] = {}, {}
     for name in ["limits", *chosen]:
         section = run_section(name, settings, best)

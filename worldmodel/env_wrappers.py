@@ -70,6 +70,16 @@ def make_env(env: str, **kwargs: Any) -> gym.Env:
     return ResizeFrames(made)
 
 
+def recorded_kwargs(env: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that an environment was recorded with, none if another one was recorded.
+
+    Args:
+        env: Gymnasium id; "" is the recorded environment.
+        data: data section of a world's or an agent's config.yaml.
+    """
+    return data["kwargs"] if canonical_id(env) in ("", data["environment"]) else {}
+
+
 def check_trusted(env: str, source: object, flag: str = "--env ") -> str:
     """Return an environment id read from a file, if making the environment imports only this package's modules.
 

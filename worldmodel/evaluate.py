@@ -12,7 +12,7 @@ from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluation.table import format_scores
 from worldmodel.files import check_folder, unused_path
 from worldmodel.models.config import NUM_CONTEXT_FRAMES, Precision
-from worldmodel.shipped import DEFAULT_WORLD
+from worldmodel.shipped import DEFAULT_WORLD, find_vqvae
 from worldmodel.suggest import unknown_name
 
 QUICK_LIMITS = {"frames": 256, "segments": 16, "clips": 16, "samples": 1, "horizon": 20, "episodes": 4, "pairs": 1024}
@@ -56,7 +56,7 @@ def evaluate(
     Args:
         store: folder of recorded episodes.
         world: name of a shipped world, or run folder of a dynamics model.
-        vqvae: run folder of a VQ-VAE to evaluate without a world.
+        vqvae: run folder of a VQ-VAE to evaluate without a world, or name or run folder of a world for its VQ-VAE.
         no_context_prior: run folder of a baseline dynamics model trained with --model.context_length 0.
         frames: number of frames to reconstruct.
         segments: number of segments to score bits per code on, a multiple of 4.
@@ -111,14 +111,14 @@ def evaluate(
     model = None if vqvae else WorldModel.load(world, device, threads, precision)
     baseline = None
     if model:
-        settings["precision"] = str(model.dtype).removeprefix("torch.")
+        settings["precision"] = model.precision
         model.check_episodes(recorded.schema)
         if note := model.environment_mismatch(recorded.schema):
             print(f"note: {note}", file=sys.stderr)
         if {"dreams", "actions"} & set(sections):
             sample_held_out_clips(recorded, 1, settings["horizon"], seed)  # raises now if no episode is long enough
         baseline = load_no_context_prior(Path(no_context_prior), model) if no_context_prior else None
-    network = model.vqvae if model else checkpoint.load_vqvae(Path(vqvae)).to(check_device(device))
+    network = model.vqvae if model else checkpoint.load_vqvae(find_vqvae(vqvae)).to(check_device(device))
     scores: dict[str, Any] = {"settings": settings, "held_out_episodes": len(split_held_out(recorded)[1])}
     report = Report(f"VQ-VAE {vqvae}" if vqvae else f"World model {world}", scores)
     evaluation = Evaluation(report, recorded, network, model, baseline)

@@ -41,6 +41,12 @@ def find_world(world: str | Path) -> Path:
     return find("world", world, PRETRAINED)
 
 
+def find_vqvae(vqvae: str | Path) -> Path:
+    """Return the folder of a VQ-VAE: a run, or the VQ-VAE in a world; raises as :func:`find` does."""
+    folder = find("VQ-VAE", vqvae, PRETRAINED)
+    return folder / "vqvae" if (folder / "vqvae").is_dir() else folder
+
+
 def find_agent(agent: str | Path) -> Path:
     """Return the folder of a shipped agent or of a run; raises as :func:`find` does."""
     return find("agent", agent, AGENTS)

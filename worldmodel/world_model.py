@@ -97,6 +97,11 @@ class WorldModel:
         return cls(vqvae, dynamics, names, run, threads, precision)
 
     @property
+    def precision(self) -> Precision:
+        """Number format of the dynamics model: float32 or bfloat16."""
+        return "bfloat16" if self.dtype == torch.bfloat16 else "float32"
+
+    @property
     def clips_folder(self) -> Path:
         """Folder of a store to start dreams from: a shipped world's clips, or the store that a run was trained on."""
         own = self.run / "context"

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import gymnasium as gym
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from agents.evaluate import evaluate
 from agents.plot import plot, read_returns
 from agents.policy import Policy, read_agent_config
 from agents.release import release
-from agents.rollouts import RandomPolicy, make_evaluation_env
+from agents.rollouts import RandomPolicy, make_evaluation_env, play_episodes
 from agents.training import train
 from envs.encoded import EncodedEnv
 from tests.agents.conftest import SETTINGS, SIZES, TINY, lines
@@ -68,6 +69,19 @@ def test_short_dreams_do_not_shorten_the_evaluation(tiny_world, tmp_path):
     assert make_evaluation_env(data, TINY).horizon == 5
 
 
+def test_actions_are_held_in_a_dream_and_each_of_its_frames_is_a_step(agent):
+    made = make_evaluation_env(read_agent_config(agent)["data"], "envs:Dream-v0", {"action_repeat": 3}, horizon=7)
+    player = RandomPolicy(made.env.get_wrapper_attr("action_names"))
+    held_by_env = made._replace(env=gym.make("envs:Dream-v0", **made.env_kwargs), action_repeat=1)
+    per_frame, per_action = (play_episodes(env, player, 20, seed=0) for env in (made, held_by_env))
+    returns = [result.episode_return for result in per_action]
+    assert [result.episode_return for result in per_frame] == pytest.approx(returns)
+    assert [-(-result.steps // 3) for result in per_frame] == [result.steps for result in per_action]
+    assert 3 < max(result.steps for result in per_frame) <= 7
+    with pytest.raises(ValueError, match="action_repeat must be a whole number of 1 or more, got 0"):
+        make_evaluation_env(read_agent_config(agent)["data"], "envs:Dream-v0", {"action_repeat": 0})
+
+
 def test_a_film_shows_the_game_and_the_agents_dream_side_by_side(agent, tmp_path):
     evaluate(str(agent), TINY, episodes=1, video=str(tmp_path / "game.gif"))
     evaluate(str(agent), TINY, episodes=1, video=str(tmp_path / "both.gif"), dream_beside=True)
@@ -75,6 +89,8 @@ def test_a_film_shows_the_game_and_the_agents_dream_side_by_side(agent, tmp_path
     height, width = game.shape[1:3]
     assert both.shape[1:3] == (height, 2 * width) and len(both) >= len(game)
     assert (both[0, :, :width] != both[0, :, width:]).any()
+    evaluate(str(agent), TINY, episodes=1, horizon=4, video=str(tmp_path / "short.gif"), dream_beside=True)
+    assert len(iio.imread(tmp_path / "short.gif")) == 4
     with pytest.raises(ValueError, match="--dream_beside needs a --video"):
         evaluate(str(agent), TINY, episodes=1, dream_beside=True)
 
@@ -91,6 +107,15 @@ def test_an_agent_that_is_shared_plays_as_before_without_its_run(agent, tiny_wor
     assert [before.act(frame) for _ in range(20)] == [after.act(frame) for _ in range(20)]
     evaluate("tiny", TINY, episodes=1)
     collect(str(tmp_path / "store"), TINY, episodes=1, policy="tiny")
+    monkeypatch.setattr("agents.training.run_training", lambda *arguments: None)
+    train(
+        str(tmp_path / "run"),
+        env_kwargs={"world": str(tiny_world), "horizon": 12, "history": 2},
+        model=SIZES,
+        train=SETTINGS,
+        init="tiny",
+    )
+    assert Policy.load(tmp_path / "run").act(frame) == Policy.load("tiny").act(frame)
     with pytest.raises(ValueError, match="sees the codes of another VQ-VAE"):
         release(str(agent), "doom-take-cover", str(tmp_path / "other"), "")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from worldmodel.benchmarks.limits import count_flops
 from worldmodel.benchmarks.settings import Settings
 from worldmodel.benchmarks.timing import Contestant, Section, race, use_threads
-from worldmodel.models.config import Precision
 from worldmodel.world_model import WorldModel
 
 FRAMES_PER_RUN = 8  # of all dreams; larger batches take one step
@@ -101,8 +100,7 @@ def dream(settings: Settings) -> Section:
 def _on_threads(settings: Settings, dreams: Dreams) -> list[Contestant]:
     """Return contestants for the dreams on several threads of torch, and split among the threads of the world model."""
     world, number = settings.world, settings.threads
-    precision = cast(Precision, str(world.dtype).removeprefix("torch."))
-    threaded = WorldModel(world.vqvae, world.dynamics, world.action_names, world.run, number, precision)
+    threaded = WorldModel(world.vqvae, world.dynamics, world.action_names, world.run, number, world.precision)
     shared = Dreams(threaded, dreams.batch)
 
     def on_torch_threads() -> None:

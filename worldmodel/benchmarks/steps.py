@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from worldmodel import env_wrappers
+from worldmodel import checkpoint, env_wrappers
 from worldmodel.benchmarks.collect import cpu_seconds
 from worldmodel.benchmarks.settings import Settings
 from worldmodel.benchmarks.timing import Contestant, Section, Stopwatch, race
@@ -21,14 +21,15 @@ def steps(settings: Settings) -> Section:
     """Time random steps of the real environment, the same encoded by the VQ-VAE, and dreams."""
     model = settings.world
     world: dict[str, Any] = {"world": str(model.run), "device": str(model.device)}
-    envs = {f"real {settings.env}": env_wrappers.make_env(settings.env)}
+    env_kwargs = env_wrappers.recorded_kwargs(settings.env, checkpoint.read_config(model.run)["data"])
+    envs = {f"real {settings.env}": env_wrappers.make_env(settings.env, **env_kwargs)}
     if envs[f"real {settings.env}"].get_wrapper_attr("action_names") == model.action_names:
         envs["real, as codes"] = gym.make("envs:Encoded-v0", env=settings.env, **world)
     contestants = [Contestant(name, RandomSteps(env), REAL_STEPS, "step") for name, env in envs.items()]
     sizes = [(size, 1) for size in NUM_DREAMS]
     if settings.threads > 1 and model.device.type == "cpu":
         sizes.append((NUM_DREAMS[-2], settings.threads))
-    kwargs = {**world, "horizon": DREAM_HORIZON, "precision": str(model.dtype).removeprefix("torch.")}
+    kwargs = {**world, "horizon": DREAM_HORIZON, "precision": model.precision}
     for size, threads in sizes:
         dream, count = gym.make_vec("envs:Dream-v0", size, threads=threads, **kwargs), -(-DREAMED_STEPS // size)
         name = f"dream, batch {size}" + f", {threads} threads of the world model" * (threads > 1)

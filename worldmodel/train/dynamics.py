@@ -9,6 +9,7 @@ import numpy as np
 from worldmodel import media
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.config import NUM_CONTEXT_FRAMES, DynamicsConfig
+from worldmodel.shipped import find_vqvae, find_world
 from worldmodel.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -42,14 +43,16 @@ def dynamics(
 
     Args:
         store: folder of recorded episodes.
-        vqvae: run folder of the VQ-VAE, which is copied into this run.
+        vqvae: run folder of the VQ-VAE, or name or run folder of a world for the VQ-VAE in it, which is copied into
+            this run.
         run: run folder for checkpoints, metrics and sample images.
         model: architecture of the dynamics model; codebook, grid and actions are taken from the data.
         train: settings of the training loop.
         batch_size: number of episode segments per batch.
         seq_length: number of frames per segment, 2 or more; all but the first are predicted.
         actions: named to condition on the recorded actions, none to train without actions.
-        init: run folder of a dynamics model with the same VQ-VAE and no more layers, to initialize the weights from.
+        init: name of a shipped world, or run folder of a dynamics model, with the same VQ-VAE and no more layers, to
+            initialize the weights from.
         mirror: flip half of the segments left to right and swap left and right actions; needs a VQ-VAE trained with
             --mirror, and an environment whose mirror image is equally likely.
         workers: number of Ray Train workers that share each batch, or 0 to train in this process.
@@ -76,7 +79,7 @@ def dynamics(
             f"note: --seq_length {seq_length} is too short to train the full context of {model.context_length} frames; "
             f"{model.context_length + 1} or more would"
         )
-    folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
+    folder, origin, device = Path(run).absolute(), find_vqvae(vqvae), pick_device(train)
     data = {
         "store": store,
         "vqvae": vqvae,
@@ -103,12 +106,13 @@ def dynamics(
     torch.manual_seed(train.seed)
     network = Dynamics(model, tokenizer.quantizer.codebook)
     if init and not (folder / "train.safetensors").exists():
-        if tensor_io.digest(Path(init) / "vqvae") != tensor_io.digest(origin):
+        earlier = find_world(init)
+        if tensor_io.digest(earlier / "vqvae") != tensor_io.digest(origin):
             raise ValueError(f"--init {init} predicts the codes of another VQ-VAE than {vqvae}; give that one")
-        names, known = list(codes.schema.action_names), list(checkpoint.read_config(Path(init))["data"]["action_names"])
+        names, known = list(codes.schema.action_names), list(checkpoint.read_config(earlier)["data"]["action_names"])
         if model.num_actions and known != names:
             raise ValueError(f"--init {init} knows the actions {known}, {store} has {names}")
-        network.grow_from(checkpoint.load_dynamics(Path(init)))
+        network.grow_from(checkpoint.load_dynamics(earlier))
     checkpoint.begin_run(folder, "dynamics", model, train, data, origin)
     sampler = SegmentSampler(codes, training, batch_size, seq_length, train.seed, mirrored)
     eval_sampler = SegmentSampler(codes, held_out, EVAL_BATCH_SIZE, seq_length, train.seed + 1)

@@ -8,6 +8,7 @@ import numpy as np
 
 from worldmodel import media
 from worldmodel.models.config import SpatialPriorConfig
+from worldmodel.shipped import find_vqvae
 from worldmodel.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def spatial_prior(
     The images are first encoded; the codes of a store are cached in it. Images are held out as for the VQ-VAE.
 
     Args:
-        vqvae: run folder of the VQ-VAE, which is copied into this run.
+        vqvae: run folder of the VQ-VAE, or name or run folder of a world for the VQ-VAE in it, which is copied into
+            this run.
         run: run folder for checkpoints, metrics and sample images.
         store: folder of recorded episodes; give either this or --images.
         images: image dataset, in any format that training a VQ-VAE accepts.
@@ -69,7 +71,7 @@ def spatial_prior(
 
     if num_samples < 0:
         raise ValueError(f"--num_samples must be 0 or more, got {num_samples}")
-    folder, origin, device = Path(run).absolute(), Path(vqvae), pick_device(train)
+    folder, origin, device = Path(run).absolute(), find_vqvae(vqvae), pick_device(train)
     data = {
         "store": store,
         "images": images,

@@ -11,6 +11,7 @@ from pathlib import Path
 from worldmodel import media
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.experiments.global_codes.config import GlobalCodesConfig
+from worldmodel.shipped import find_vqvae
 from worldmodel.train_config import TrainConfig
 
 NUM_EVAL_FRAMES = 512  # held-out frames to evaluate on during training
@@ -31,7 +32,8 @@ def train(
 
     Args:
         store: folder of recorded episodes.
-        vqvae: run folder of the first VQ-VAE, which is copied into this run.
+        vqvae: run folder of the first VQ-VAE, or name or run folder of a world for the VQ-VAE in it, which is copied
+            into this run.
         run: run folder for checkpoints, metrics and sample images.
         model: architecture of the second VQ-VAE; codebook_size, code_dim and grid are taken from the first.
         train: settings of the training loop.
@@ -48,7 +50,7 @@ def train(
     from worldmodel.images.sources import FrameImages
     from worldmodel.training import fit, pick_device
 
-    folder, origin = Path(run).absolute(), Path(vqvae)
+    folder, origin = Path(run).absolute(), find_vqvae(vqvae)
     data = {"store": store, "vqvae": vqvae, "batch_size": batch_size}
     checkpoint.check_choices(folder, "global_codes", train, data)  # before encoding, which is slow
     codes = encode_store(EpisodeStore(Path(store).absolute()), origin, pick_device(train))
