@@ -116,11 +116,20 @@ def test_two_workers_learn_what_one_process_learns_from_the_whole_batch(kind, by
 
 
 @pytest.fixture
-def training(store: Path, vqvae_run: Path, cluster: str, tmp_path: Path):
-    """Two workers that train a prior by the command line, on a store that may be spoilt; they have saved once."""
+def training(request: pytest.FixtureRequest, store: Path, vqvae_run: Path, cluster: str, tmp_path: Path):
+    """Workers that train a prior by the command line, on a store that may be spoilt; they have saved once."""
     shutil.copytree(store, tmp_path / "store")
     encode_store(EpisodeStore(tmp_path / "store"), vqvae_run, torch.device("cpu"))
-    command = [sys.executable, "-m", "worldmodel.train", "dynamics", "--workers", "2", "--address", cluster]
+    command = [
+        sys.executable,
+        "-m",
+        "worldmodel.train",
+        "dynamics",
+        "--address",
+        cluster,
+        "--workers",
+        str(request.param),
+    ]
     command += ["--store", "store", "--vqvae", str(vqvae_run), "--run", "run", "--batch_size", "2", "--seq_length", "6"]
     for name in ("context_length", "embed_dim", "num_heads", "motion_channels", "ar_channels", "ar_layers"):
         command += [f"--model.{name}", str(getattr(PRIOR_SIZES, name))]
@@ -143,6 +152,7 @@ def reached(run: Path) -> int:
     return tensor_io.read_step(run / "train.safetensors")
 
 
+@pytest.mark.parametrize("training", [2], indirect=True)
 def test_a_run_whose_worker_is_killed_goes_on_from_the_last_save_to_its_end(training, tmp_path):
     os.kill(next(workers_of(os.getpid())), signal.SIGKILL)
     assert reached(tmp_path / "run") < STEPS
@@ -153,6 +163,7 @@ def test_a_run_whose_worker_is_killed_goes_on_from_the_last_save_to_its_end(trai
     assert not list((tmp_path / "run").glob("ray*"))
 
 
+@pytest.mark.parametrize("training", [1], indirect=True)
 def test_what_a_worker_raises_is_one_line_of_error(training, tmp_path):
     for path in (tmp_path / "store" / "codes").rglob("0*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
