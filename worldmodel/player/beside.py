@@ -12,7 +12,8 @@ from worldmodel.episodes.recording import Recording
 from worldmodel.metrics import frame_bits_per_code, psnr
 from worldmodel.player.film import Film
 from worldmodel.player.record import end_of
-from worldmodel.player.sessions import HUMAN, Dream, Start, View, action_index, check_going
+from worldmodel.player.sessions import HUMAN, Dream, Start, action_index, check_going
+from worldmodel.player.view import View
 from worldmodel.world_model import WorldModel
 
 FIRST_FRAMES = 8  # real frames that the dream starts from

@@ -5,17 +5,15 @@ import tempfile
 import zipfile
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from worldmodel import media
 from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.store import EpisodeStore, Schema
+from worldmodel.player.view import View
 from worldmodel.suggest import unknown_name
-
-if TYPE_CHECKING:
-    from worldmodel.player.sessions import View
 
 MAX_FILM_STEPS = 1050  # two minutes of Doom, 22 MB of memory
 CONTENT_TYPES = {"gif": "image/gif", "mp4": "video/mp4", "episode": "application/zip"}
@@ -32,7 +30,7 @@ class Film:
     """
 
     def __init__(
-        self, view: "View", action_names: tuple[str, ...], rate: float, source: str, provenance: dict[str, Any]
+        self, view: View, action_names: tuple[str, ...], rate: float, source: str, provenance: dict[str, Any]
     ) -> None:
         self._views: deque[View] = deque([view], MAX_FILM_STEPS + 1)
         self._steps: deque[tuple[int, float]] = deque(maxlen=MAX_FILM_STEPS)  # action and reward
@@ -43,7 +41,7 @@ class Film:
         """Return the number of steps."""
         return len(self._steps)
 
-    def add(self, view: "View", action: int, reward: float, is_placeholder: bool = False) -> None:
+    def add(self, view: View, action: int, reward: float, is_placeholder: bool = False) -> None:
         """Add what the player saw after an action, and its reward.
 
         Args:
@@ -88,6 +86,6 @@ class Film:
         return archive.getvalue()
 
 
-def _beside(view: "View") -> np.ndarray:
+def _beside(view: View) -> np.ndarray:
     """Return the frame, with the real one at its right if there is one."""
     return view.frame if view.truth is None else np.concatenate([view.frame, view.truth], 1)

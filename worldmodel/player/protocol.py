@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from worldmodel.player.sessions import Start, View
+from worldmodel.player.sessions import Start
+from worldmodel.player.view import View
 
 MAX_MESSAGE_BYTES = 1 << 23  # a PNG of MAX_PICTURE_SIDE in base64 is smaller
 MAX_PICTURE_SIDE = 1024  # pixels

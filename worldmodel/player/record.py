@@ -9,7 +9,8 @@ from worldmodel.checks import check_seed
 from worldmodel.episodes.recording import MAX_EPISODE_STEPS, Recording, describe, episode_seeds
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.player.film import Film
-from worldmodel.player.sessions import HUMAN, Start, View, action_index, check_going
+from worldmodel.player.sessions import HUMAN, Start, action_index, check_going
+from worldmodel.player.view import View
 
 
 class RecordSession:

@@ -10,7 +10,8 @@ from tornado import websocket
 
 from worldmodel.player.handlers import CheckedHandler, Shared, file_name
 from worldmodel.player.protocol import pack, pack_view, parse, parse_start
-from worldmodel.player.sessions import Session, View
+from worldmodel.player.sessions import Session
+from worldmodel.player.view import View
 from worldmodel.suggest import unknown_name
 
 MAX_FILMS = 3  # that a session keeps to be fetched

@@ -1,7 +1,7 @@
 """What can be played: a session starts and steps, and returns a view of it each time. No web in here."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from worldmodel.episodes.store import EpisodeStore
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.models.dream_state import DreamState
 from worldmodel.player.film import Film
+from worldmodel.player.view import View
 from worldmodel.suggest import unknown_name
 from worldmodel.world_model import WorldModel
 
@@ -42,20 +43,6 @@ class Start:
         check_temperature(self.temperature)
         if self.clip is not None and type(self.clip) is not int:
             raise ValueError(f"clip must be a whole number, or left out for any clip, got {self.clip!r:.80}")
-
-
-class View(NamedTuple):
-    """What a player sees after a start or a step."""
-
-    frame: np.ndarray  # (H, W, 3) uint8
-    step: int = 0
-    reward: float = 0.0  # since the start
-    termination_prob: float | None = None  # the model's, for the latest step; None without a model
-    end: str = ""  # terminated, truncated, or empty while the episode goes on
-    truth: np.ndarray | None = None  # (H, W, 3) uint8, the real frame beside a dream
-    psnr: float | None = None  # dB, of the dreamed frame against the real one
-    surprise: float | None = None  # bits per code of the real frame, given the real past
-    chosen: str = ""  # the action that an agent chose for the latest step
 
 
 class Session(Protocol):

@@ -5,7 +5,8 @@ import numpy as np
 from worldmodel import checkpoint
 from worldmodel.episodes.collect import Policy, check_agent
 from worldmodel.player.film import Film
-from worldmodel.player.sessions import Session, Start, View
+from worldmodel.player.sessions import Session, Start
+from worldmodel.player.view import View
 from worldmodel.shipped import DEFAULT_WORLD, find_agent
 
 AGENT = "agent"  # the action that leaves the choice to the agent

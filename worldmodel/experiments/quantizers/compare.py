@@ -36,7 +36,6 @@ NEAREST_QUANTIZERS = {
     **{f"soft_em_{samples}": {"update": "soft_em", "num_samples": samples} for samples in (1, 5, 10, 25)},
 }
 RELAXED_QUANTIZERS = ("gumbel", "semhash")
-NUM_EVAL_IMAGES = 512
 NUM_IMAGES_SHOWN = 16  # images per row of reconstructions.png
 
 
@@ -86,7 +85,7 @@ def compare_quantizers(
     """
     from worldmodel import checkpoint
     from worldmodel.evaluation import plots
-    from worldmodel.experiments.quantizers.runs import build_initial_vqvae, train_variant
+    from worldmodel.experiments.quantizers.runs import NUM_EVAL_IMAGES, build_initial_vqvae, train_variant
     from worldmodel.experiments.quantizers.table import format_table, plot_scores, read_scores, summarize
     from worldmodel.images.dataset import dataset_facts, open_store_or_images, read_evenly
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from worldmodel import checkpoint
-from worldmodel.experiments.quantizers.compare import NUM_EVAL_IMAGES
 from worldmodel.images.dataset import ImageBatches, ImageDataset, read_evenly
 from worldmodel.metrics import nmse, vqvae_scores
 from worldmodel.models.config import VQVAEConfig
@@ -14,6 +13,8 @@ from worldmodel.models.quantizers.kinds import build_quantizer
 from worldmodel.models.vqvae import VQVAE, Decoder, Encoder
 from worldmodel.train_config import TrainConfig
 from worldmodel.training import fit
+
+NUM_EVAL_IMAGES = 512
 
 
 def build_initial_vqvae(model: VQVAEConfig, seed: int) -> VQVAE:
