@@ -230,3 +230,10 @@ def test_worlds_of_this_package_and_of_gymnasium_are_trusted(env):
 def test_worlds_of_other_modules_are_not(env):
     with pytest.raises(ValueError, match=f"a file names the environment {env}.* --env {env}"):
         env_wrappers.check_trusted(env, "a file")
+
+
+@pytest.mark.parametrize("env", ["", "envs:Doom-v0", "worldmodel/Doom-v0"])
+def test_an_environment_is_made_as_it_was_recorded(env):
+    recorded = {"environment": "envs:Doom-v0", "kwargs": {"scenario": "take_cover"}}
+    assert env_wrappers.recorded_kwargs(env, recorded) == {"scenario": "take_cover"}
+    assert env_wrappers.recorded_kwargs("ALE/Breakout-v5", recorded) == {}
