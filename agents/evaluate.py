@@ -19,13 +19,14 @@ def evaluate(
     seed: int = 0,
     horizon: int = 0,
     greedy: bool = False,
+    script: str = "",
     video: str = "",
     dream_beside: bool = False,
     out: str = "",
 ) -> None:
     """Evaluate an agent and a random policy with the same seeds, by default in the real environment.
 
-    The random policy holds each action for as many frames as the agent does.
+    The other policies hold each action for as many frames as the agent does.
 
     Args:
         agent: name of a shipped agent, or run folder of one.
@@ -37,6 +38,7 @@ def evaluate(
         horizon: steps after which an episode is cut off; 0 for the agent's evaluation_horizon, else the horizon of its
             training environment, else 4000.
         greedy: take the agent's most probable action instead of a sampled one.
+        script: actions to also evaluate, over and over, such as forward, or forward:3,look_left.
         video: video file of the agent's first episode to write, .gif, .mp4 or .png.
         dream_beside: also show an episode of the agent in its own dream, at the right of --video; the shorter one is
             dimmed at its end.
@@ -44,8 +46,8 @@ def evaluate(
     """
     import torch
 
+    from agents import rollouts
     from agents.policy import Policy, read_agent_config
-    from agents.rollouts import DREAM_ENV, RandomPolicy, make_evaluation_env, play_episodes, summary, write_film
 
     if episodes < 1 or horizon < 0:
         raise ValueError(f"--episodes must be 1 or more and --horizon 0 or more, got {episodes} and {horizon}")
@@ -58,7 +60,7 @@ def evaluate(
         check_file(Path(out))
     torch.set_num_threads(1)
     policy, data = Policy.load(agent, greedy), read_agent_config(find_agent(agent))["data"]
-    evaluation_env = make_evaluation_env(data, env, env_kwargs, horizon)
+    evaluation_env = rollouts.make_evaluation_env(data, env, env_kwargs, horizon)
     names = tuple(evaluation_env.env.get_wrapper_attr("action_names"))
     shape, expected = evaluation_env.env.observation_space.shape, policy.network.config.observation_shape
     check_agent(policy, agent, names, None if evaluation_env.encoded else shape)
@@ -68,30 +70,34 @@ def evaluate(
         world = evaluation_env.env.get_wrapper_attr("world")
         if not torch.equal(policy.vqvae.quantizer.codebook, world.vqvae.quantizer.codebook):
             raise ValueError(f"the agent {agent} sees the codes of another VQ-VAE than that of the world {world.run}")
-    film, dream_film = [], []
+    players: dict[str, rollouts.Player] = {"agent": policy}
+    players["random"] = rollouts.RandomPolicy(names, policy.action_repeat)
+    if script:
+        players["script"] = rollouts.ScriptedPolicy(names, script, policy.action_repeat)
+    films = {"agent": [], "dream": []}
     rows = {
-        "agent": play_episodes(evaluation_env, policy, episodes, seed, "agent", film if video else None),
-        "random": play_episodes(evaluation_env, RandomPolicy(names, policy.action_repeat), episodes, seed, "random"),
+        name: rollouts.play_episodes(evaluation_env, player, episodes, seed, name, films.get(name) if video else None)
+        for name, player in players.items()
     }
     print(f"{evaluation_env.env_id}, {episodes} episodes of {evaluation_env.horizon} steps at most")
     for name, results in rows.items():
-        scores = summary(results)
+        scores = rollouts.summary(results)
         print(
             f"{name:7} return {scores['return']:.4g} ± {scores['deviation']:.4g}, "
             f"mean in [{scores['low']:.4g}, {scores['high']:.4g}], {scores['steps']:.4g} steps"
         )
     if video:
         if dream_beside:
-            dream = make_evaluation_env(data, DREAM_ENV, horizon=evaluation_env.horizon)
-            play_episodes(dream, policy, 1, seed, "dream", dream_film)
+            dream = rollouts.make_evaluation_env(data, rollouts.DREAM_ENV, horizon=evaluation_env.horizon)
+            rollouts.play_episodes(dream, policy, 1, seed, "dream", films["dream"])
         rate = evaluation_env.env.metadata.get("render_fps") or 8.75
-        write_film(Path(video), film, dream_film, rate)
+        rollouts.write_film(Path(video), films["agent"], films["dream"], rate)
     if out:
         facts = {"run": agent, "weights": policy.digest, "env": evaluation_env.env_id}
         facts |= {"env_kwargs": evaluation_env.env_kwargs, "horizon": evaluation_env.horizon}
-        facts |= {"seed": seed, "greedy": greedy}
+        facts |= {"seed": seed, "greedy": greedy, "actions": script}
         parts = {
-            name: {**summary(results), "returns": [result.episode_return for result in results]}
+            name: {**rollouts.summary(results), "returns": [result.episode_return for result in results]}
             for name, results in rows.items()
         }
         Path(out).parent.mkdir(parents=True, exist_ok=True)

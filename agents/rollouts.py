@@ -1,5 +1,6 @@
 """Play episodes with an agent or a random policy, in the real environment or in a dream."""
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -9,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from worldmodel import env_wrappers, media
+from worldmodel.action_script import parse_actions
 from worldmodel.episodes.recording import MAX_EPISODE_STEPS
 from worldmodel.stats import bootstrap_interval
 
@@ -46,8 +48,8 @@ class Result(NamedTuple):
     steps: int
 
 
-class RandomPolicy:
-    """Samples uniformly random actions.
+class BaselinePolicy:
+    """A policy without a network, which holds each action that it chooses.
 
     Args:
         action_names: names of actions 0, 1, ….
@@ -59,7 +61,6 @@ class RandomPolicy:
 
     def start(self, seed: int) -> None:
         """Start an episode."""
-        self._random = np.random.default_rng(seed)
         self._num_frames, self._held = 0, 0
 
     def act(self, frame: np.ndarray) -> int:
@@ -70,8 +71,42 @@ class RandomPolicy:
         return self._held
 
     def choose(self, observation: np.ndarray) -> int:
+        """Return a new action."""
+        raise NotImplementedError
+
+
+class RandomPolicy(BaselinePolicy):
+    """Samples uniformly random actions."""
+
+    def start(self, seed: int) -> None:
+        """Start an episode."""
+        super().start(seed)
+        self._random = np.random.default_rng(seed)
+
+    def choose(self, observation: np.ndarray) -> int:
         """Return a new random action."""
         return int(self._random.integers(len(self.action_names)))
+
+
+class ScriptedPolicy(BaselinePolicy):
+    """Takes the actions of a script such as ``forward:3,look_left``, over and over.
+
+    Raises:
+        ValueError: if the script names an unknown action or an invalid number.
+    """
+
+    def __init__(self, action_names: tuple[str, ...], script: str, action_repeat: int = 1) -> None:
+        super().__init__(action_names, action_repeat)
+        self._script = parse_actions(script, action_names)
+
+    def start(self, seed: int) -> None:
+        """Start an episode, and the script."""
+        super().start(seed)
+        self._actions = itertools.cycle(self._script.tolist())
+
+    def choose(self, observation: np.ndarray) -> int:
+        """Return the next action of the script."""
+        return next(self._actions)
 
 
 def make_encoded_env(env_id: str, kwargs: dict[str, Any]) -> gym.Env:

@@ -80,7 +80,7 @@ def test_a_prior_does_not_grow_from_one_of_another_kind(store, world_run, vqvae_
     with pytest.raises(ValueError, match="predicts the codes of another VQ-VAE"):
         dynamics(str(store), str(other), str(tmp_path / "run"), PRIOR_SIZES, train_config(1), 2, 6, init=str(world_run))
     wider = replace(PRIOR_SIZES, ar_channels=16)
-    with pytest.raises(ValueError, match="a model can only grow in layers"):
+    with pytest.raises(ValueError, match=r"only grow in layers; .* give model\.ar_channels 8, not 16"):
         dynamics(str(store), str(vqvae_run), str(tmp_path / "run"), wider, train_config(1), 2, 6, init=str(world_run))
     assert not (tmp_path / "run").exists()
 

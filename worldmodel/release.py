@@ -11,7 +11,7 @@ from worldmodel.files import write_folder_atomically
 
 
 def release(
-    run: str, store: str, clips: list[str], out: str, about: str, length: int = 56, reconstructed: bool = False
+    run: str, store: str, clips: str, out: str, about: str, length: int = 56, reconstructed: bool = False
 ) -> None:
     """Export a trained world model, with a few recorded clips to start dreams from, into a folder.
 
@@ -21,7 +21,7 @@ def release(
     Args:
         run: run folder of the dynamics model.
         store: folder of the recorded episodes that the model was trained on.
-        clips: start of each clip as a held-out episode and a frame; give --clips+ 109:40 for each.
+        clips: comma-separated starts of clips, each a held-out episode and a frame, such as 109:40,119:0.
         out: folder to write, named after the world.
         about: one-line description for python -m worldmodel.worlds, with the source of the images.
         length: maximum number of frames in a clip; a clip also ends with its episode.
@@ -36,16 +36,15 @@ def release(
 
     origin, target, episodes = Path(run), Path(out), EpisodeStore(store)
     held_out = {entry.number: entry for entry in split_held_out(episodes)[1]}
-    starts = [tuple(map(int, match.groups())) for clip in clips if (match := re.fullmatch(r"(\d+):(\d+)", clip))]
+    names = clips.split(",")
+    starts = [tuple(map(int, match.groups())) for name in names if (match := re.fullmatch(r"(\d+):(\d+)", name))]
     if not clips or length < NUM_CONTEXT_FRAMES:
         raise ValueError(
             f"--clips must name one or more clips, and --length must be {NUM_CONTEXT_FRAMES} or more frames, "
-            f"got {clips} and {length}"
+            f"got {clips!r} and {length}"
         )
-    if len(starts) < len(clips):
-        raise ValueError(
-            f"--clips must be an episode, a colon and a frame each, such as 109:40, got {', '.join(clips)}"
-        )
+    if len(starts) < len(names):
+        raise ValueError(f"--clips must be an episode, a colon and a frame each, such as 109:40,119:0, got {clips}")
     world, episode_clips = WorldModel.load(origin), []
     world.check_episodes(episodes.schema)
     if note := world.environment_mismatch(episodes.schema):
@@ -64,7 +63,7 @@ def release(
             clip = replace(clip, observations=reconstruction.numpy())
         episode_clips.append(clip)
     schema = episodes.schema
-    schema = replace(schema, provenance={**schema.provenance, "clips": clips, "reconstructed": reconstructed})
+    schema = replace(schema, provenance={**schema.provenance, "clips": names, "reconstructed": reconstructed})
     with write_folder_atomically(target) as folder:
         checkpoint.export(origin, folder, half="", about=about)
         checkpoint.export(origin / "vqvae", folder / "vqvae", half="decoder.")

@@ -15,7 +15,7 @@ from agents.evaluate import evaluate
 from agents.plot import plot, read_returns
 from agents.policy import Policy, read_agent_config
 from agents.release import release
-from agents.rollouts import RandomPolicy, make_evaluation_env, play_episodes
+from agents.rollouts import RandomPolicy, ScriptedPolicy, make_evaluation_env, play_episodes
 from agents.training import train
 from envs.encoded import EncodedEnv
 from tests.agents.conftest import SETTINGS, SIZES, TINY, lines
@@ -46,6 +46,18 @@ def test_random_actions_are_held_as_long_as_the_agents():
 
     every, held = act(1), act(3)
     assert held == [action for action in every[:4] for _ in range(3)] and len(set(every[:4])) > 1
+
+
+def test_a_script_of_actions_is_evaluated_beside_the_agent(agent, tmp_path, capsys):
+    player = ScriptedPolicy(("left", "stay", "right"), "right:2,left", action_repeat=2)
+    player.start(0)
+    assert [player.act(np.zeros((8, 8, 3), np.uint8)) for _ in range(10)] == [2, 2, 2, 2, 0, 0, 2, 2, 2, 2]
+    evaluate(str(agent), TINY, episodes=2, script="forward", out=str(tmp_path / "out"))
+    assert capsys.readouterr().out.splitlines()[3].startswith("script  return 12 ±"), "every step forward is rewarded"
+    scores = json.loads((tmp_path / "out").read_text())
+    assert scores["actions"] == "forward" and scores["script"]["returns"] == [12, 12]
+    with pytest.raises(ValueError, match="unknown action 'fly': expected one of noop"):
+        evaluate(str(agent), TINY, script="fly")
 
 
 def test_evaluation_names_the_world_that_the_agent_learnt_of(agent, tmp_path):

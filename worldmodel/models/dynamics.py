@@ -264,8 +264,11 @@ class Dynamics(nn.Module):
             ValueError: if the two differ in more than their layers, training settings and reward scale.
         """
         mine, theirs = ({**asdict(model.config), **dict.fromkeys(CHANGEABLE_FIELDS)} for model in (self, other))
-        if mine != theirs or self.config.num_layers < other.config.num_layers:
-            raise ValueError(f"a model can only grow in layers, got {other.config} to grow into {self.config}")
+        if self.config.num_layers < other.config.num_layers:
+            mine["num_layers"], theirs["num_layers"] = self.config.num_layers, other.config.num_layers
+        if differing := [name for name in mine if mine[name] != theirs[name]]:
+            settings = "; ".join(f"model.{name} {theirs[name]}, not {mine[name]}" for name in differing)
+            raise ValueError(f"a model can only grow in layers; to start from the other, give {settings}")
         self.load_state_dict(other.state_dict(), strict=False)
         with torch.no_grad():  # rewards and terminations stay the same, whatever their scales
             head = cast(nn.Linear, self.outcome[-1])
