@@ -85,13 +85,14 @@ def describe_env(
     """Return the data section of an agent's config.yaml: its environment, and the real one behind that."""
     from agents import rollouts
     from envs.dream import DEFAULT_HORIZON
-    from worldmodel import checkpoint, env_wrappers
-    from worldmodel.shipped import DEFAULT_WORLD
+    from worldmodel import checkpoint, env_wrappers, shipped
 
     recorded = checkpoint.read_config(world.run)["data"]
     real = env_kwargs.get("env") or recorded["environment"]
-    env_kwargs = {"world": DEFAULT_WORLD, **env_kwargs}
-    env_kwargs |= {name: checkpoint.absolute(env_kwargs[name]) for name in ("world", "store") if name in env_kwargs}
+    env_kwargs = {"world": shipped.DEFAULT_WORLD, **env_kwargs}
+    env_kwargs["world"] = shipped.stable_name(env_kwargs["world"])
+    if "store" in env_kwargs:
+        env_kwargs["store"] = checkpoint.absolute(env_kwargs["store"])
     if env == rollouts.DREAM_ENV:
         env_kwargs = {"horizon": DEFAULT_HORIZON, **env_kwargs}
     return {

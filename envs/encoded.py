@@ -10,6 +10,7 @@ from gymnasium.wrappers import TimeLimit
 
 from envs.observations import make_observation_space, make_observations
 from worldmodel import checkpoint, env_wrappers
+from worldmodel.episodes.recording import describe
 from worldmodel.shipped import DEFAULT_WORLD
 from worldmodel.world_model import WorldModel
 
@@ -34,8 +35,8 @@ class EncodedEnv(gym.Wrapper):
         action_repeat: number of frames that an action is held for in each step, whose rewards are summed.
 
     Raises:
-        ValueError: if an argument is out of range, the environment's actions are not the world's, it cannot be made,
-            or only the files of ``world`` name its module.
+        ValueError: if an argument is out of range, the environment has other actions or frames of another size than
+            the world, it cannot be made, or only the files of ``world`` name its module.
     """
 
     # gymnasium.make reads it from the class, whose base has a property
@@ -64,7 +65,7 @@ class EncodedEnv(gym.Wrapper):
             settings["render_mode"] = render_mode
         env = env or env_wrappers.check_trusted(data["environment"], self.world.run, "env=")
         real = env_wrappers.make_env(env, **settings)
-        self.world.check_actions(real.get_wrapper_attr("action_names"))
+        self.world.check_episodes(describe(real, env, settings, {}))
         super().__init__(TimeLimit(real, horizon) if horizon else real)
         self.metadata = {**self.metadata, "render_fps": env_wrappers.native_rate(env, settings) / action_repeat}
         self.observation, self.history, self.action_repeat = observation, history, action_repeat

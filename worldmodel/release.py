@@ -60,7 +60,7 @@ def release(
         clip = cut_clip(episodes, number, start, length)
         if reconstructed:
             reconstruction = world.decode(world.encode(torch.from_numpy(clip.observations.copy())))
-            clip = replace(clip, observations=reconstruction.numpy())
+            clip = replace(clip, observations=reconstruction.numpy(), reproducible=False)
         episode_clips.append(clip)
     schema = episodes.schema
     schema = replace(schema, provenance={**schema.provenance, "clips": names, "reconstructed": reconstructed})

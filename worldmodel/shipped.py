@@ -41,6 +41,12 @@ def find_world(world: str | Path) -> Path:
     return find("world", world, PRETRAINED)
 
 
+def stable_name(world: str) -> str:
+    """Return a name of a world that holds in any folder: a shipped one's as it is, a run's absolute path."""
+    folder = find_world(world)
+    return world if folder.parent == PRETRAINED else str(folder.absolute())
+
+
 def find_vqvae(vqvae: str | Path) -> Path:
     """Return the folder of a VQ-VAE: a run, or the VQ-VAE in a world; raises as :func:`find` does."""
     folder = find("VQ-VAE", vqvae, PRETRAINED)

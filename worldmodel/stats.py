@@ -57,12 +57,14 @@ def detection(scores: Tensor, positive: Tensor, threshold: float) -> dict[str, f
 
     Returns:
         ``recall``: fraction of the positives above the threshold. ``contrast``: mean score of the positives relative to
-        that of the others. Both are 0 if there are no positives.
+        that of the others. Both are 0 if there are no positives, and the contrast if there are no others.
     """
     if not positive.any():
         return {"recall": 0.0, "contrast": 0.0}
-    hits, mean, others = scores[positive] > threshold, scores[positive].mean(), scores[~positive].mean()
-    return {"recall": float(hits.float().mean()), "contrast": float(mean / others.clamp_min(1e-12))}
+    hits, contrast = scores[positive] > threshold, 0.0
+    if not positive.all():
+        contrast = float(scores[positive].mean() / scores[~positive].mean().clamp_min(1e-12))
+    return {"recall": float(hits.float().mean()), "contrast": contrast}
 
 
 def calibration(probabilities: Tensor, outcomes: Tensor, num_bins: int = 10) -> list[dict[str, float]]:

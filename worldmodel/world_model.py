@@ -264,7 +264,7 @@ class WorldModel:
         if actions.ndim != 2 or 0 in actions.shape:
             raise ValueError(f"actions must be (B, T), got {tuple(actions.shape)}")
         check_seed(seed)
-        generators = [torch.Generator().manual_seed(seed + row) for row in range(len(actions))]
+        generators = [torch.Generator().manual_seed(int(seed) + row) for row in range(len(actions))]
         for action in tqdm(actions.T, unit="frame", desc="dream", leave=False, disable=not progress):
             step = self.step(state, action, self.uniforms(generators), temperature)
             state = step.state

@@ -21,10 +21,10 @@ from worldmodel.images.dataset import open_images
 PROGRAMS = {"info": episodes.info, "verify": episodes.verify, "import": episodes.import_, "export": episodes.export}
 
 
-def make(path: Path, schema=FRAMES, count: int = 3, final: bool = True) -> EpisodeStore:
+def make(path: Path, schema=FRAMES, count: int = 3, final: bool = True, seed: int = 0) -> EpisodeStore:
     made = EpisodeStore.create(path, schema)
-    for seed in range(count):
-        made.append(episode(17 + seed, schema, final, seed))
+    for number in range(seed, seed + count):
+        made.append(episode(17 + number, schema, final, number))
     return made
 
 
@@ -151,6 +151,10 @@ def test_stores_of_different_policies_are_merged_once_and_those_of_other_actions
     assert len(merged) == 5
     assert [entry.source.split()[0] for entry in merged.entries] == ["a/0", "a/1", "b/0", "b/1", "b/2"]
     assert f"5 episodes, {merged.num_frames} frames; 0 of the source's 3 are new" in capsys.readouterr().out
+    make(tmp_path / "elsewhere" / "a", FRAMES, 1, seed=9)
+    for _ in range(2):
+        episodes.import_(str(tmp_path / "both"), str(tmp_path / "elsewhere" / "a"), format="store")
+        assert len(EpisodeStore(tmp_path / "both")) == 6, "a store of the same name has episodes of its own"
     make(tmp_path / "other", replace(FRAMES, action_names=("up", "down", "on")), 1)
     with pytest.raises(ValueError, match=r"both holds episodes with action_names .*, got"):
         episodes.import_(str(tmp_path / "both"), str(tmp_path / "other"), format="store")

@@ -110,6 +110,7 @@ def test_clips_can_be_shipped_as_the_vqvae_shows_them(store, world_run, tmp_path
     written = torch.from_numpy(EpisodeStore(tmp_path / "out" / "context").read(0).observations.copy())
     assert torch.equal(written, world.decode(world.encode(original)))
     assert not torch.equal(written, original)
+    assert not EpisodeStore(tmp_path / "out" / "context").entries[0].reproducible
 
 
 def test_only_held_out_clips_are_shipped(store, world_run, tmp_path):

@@ -27,10 +27,9 @@ class StripesWorld(gym.Env):
 
     metadata = {"render_modes": []}
     action_names = ("left", "stay", "right")
-    frame_size = 24
 
-    def __init__(self, length: int = 30) -> None:
-        self.length = length
+    def __init__(self, length: int = 30, frame_size: int = 24) -> None:
+        self.length, self.frame_size = length, frame_size
         self.observation_space = gym.spaces.Box(0, 255, (48, 48, 3), np.uint8)
         self.action_space = gym.spaces.Discrete(3)
 

@@ -96,20 +96,23 @@ def import_(store: str, source: str, format: Literal["npz", "minari", "video", "
     }
     found = importers[format](source, env_wrappers.canonical_id(env))
     episodes = EpisodeStore.create(store, found.schema)
-    known = dict(entry.source.rsplit(" ", 1) for entry in episodes.entries if entry.source)
+    sources = {entry.source for entry in episodes.entries}
+    names = {origin.rpartition(" ")[0] for origin in sources}
     older = [entry.number for entry in episodes.entries if not entry.source]  # or imported by an old version
     unnamed = Counter(episodes.read(number).fingerprint for number in tqdm(older, desc="compare", disable=not older))
     before = len(episodes)
     for number, name in enumerate(tqdm(found.names, unit="episode")):
         episode = found.read(number)
         fingerprint = episode.fingerprint
-        if known.get(name, fingerprint) != fingerprint:
+        if f"{name} {fingerprint}" in sources:
+            continue
+        if name in names and not found.names_repeat:
             raise ValueError(
                 f"{name} of {source} has changed since it was imported into {store}; import it into a new --store"
             )
-        if name not in known and unnamed[fingerprint]:
+        if unnamed[fingerprint]:
             unnamed[fingerprint] -= 1
-        elif name not in known:
+        else:
             episodes.append(episode, f"{name} {fingerprint}")
     new = len(episodes) - before
     total = f"{len(episodes)} episodes, {episodes.num_frames} frames"

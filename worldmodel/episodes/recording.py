@@ -70,6 +70,7 @@ class Recording:
 
     def episode(self) -> Episode:
         """Return what was played, one step or more; an episode that has not ended counts as truncated."""
+        any_known = any(seen is not None for seen in self._objects)
         return Episode(
             observations=np.stack(self._observations),
             actions=np.array(self._actions),
@@ -77,7 +78,7 @@ class Recording:
             terminated=self.terminated,
             truncated=self.truncated or not self.terminated,
             seed=self._seed,
-            objects=None if self._objects[0] is None else Objects.gather(self._objects),
+            objects=Objects.gather([seen or () for seen in self._objects]) if any_known else None,
             reproducible=self._reproducible,
         )
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -37,7 +38,8 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "scores.json", (json.dumps(self.scores, indent=2, allow_nan=False) + "\n").encode())
         for name, image in self.images.items():
-            media.write(folder / f"{name}.png", image[None], scale=1)
+            file_name = re.sub(r"[^\w-]", "_", name)  # the name of an action may hold a slash
+            media.write(folder / f"{file_name}.png", image[None], scale=1)
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         environment.filters |= {"data_url": to_data_url, "label": to_label}
         page = resources.files("worldmodel.evaluation") / "page.html"

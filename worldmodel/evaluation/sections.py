@@ -22,6 +22,7 @@ from worldmodel.evaluation.report import Report
 from worldmodel.evaluation.reward_termination import reward_termination
 from worldmodel.images.sources import FrameImages
 from worldmodel.metrics import vqvae_scores
+from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.world_model import WorldModel
@@ -125,11 +126,17 @@ def add_actions(evaluation: Evaluation) -> None:
 
 
 def add_drift(evaluation: Evaluation) -> None:
-    """Add the drift of long dreams, unless ``drift_rollouts`` is 0 or only one episode is held out."""
+    """Add the drift of long dreams, unless ``drift_rollouts`` is 0 or the episodes are too few or too short."""
     report, world, settings = evaluation.report, evaluation.world, evaluation.settings
-    if settings["drift_rollouts"] and len(split_held_out(evaluation.store)[1]) < 2:
+    if not settings["drift_rollouts"]:
+        return
+    training, held_out = split_held_out(evaluation.store)
+    needed = NUM_CONTEXT_FRAMES + 2
+    if len(held_out) < 2:
         print("note: drift is left out; it compares dreams with two halves of the held-out episodes, and there is one")
-    elif settings["drift_rollouts"]:
+    elif max(entry.observations for entry in training) < needed:
+        print(f"note: drift is left out; it needs a training episode of {needed} frames or more")
+    else:
         sizes = settings["drift_rollouts"], settings["drift_horizon"]
         data = evaluation.store, evaluation.codes, evaluation.pairs.reconstructed
         report.scores["drift"], dreams = drift(world, *data, *sizes, **evaluation.sampling)

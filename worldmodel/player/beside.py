@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import checkpoint, env_wrappers
-from worldmodel.episodes.recording import Recording
+from worldmodel.episodes.recording import Recording, describe
 from worldmodel.metrics import frame_bits_per_code, psnr
 from worldmodel.player.film import Film
 from worldmodel.player.record import end_of
@@ -42,16 +42,17 @@ class BesideSession:
         env_kwargs: dict[str, Any] | None = None,
         provenance: dict[str, Any] = HUMAN,
     ) -> None:
-        self.world, self.action_names, self._provenance = world, world.action_names, provenance
+        self.world, self.action_names = world, world.action_names
         env, recorded = (env_wrappers.canonical_id(env), {}) if env else recorded_environment(world)
         kwargs = {**recorded, **(env_kwargs or {})}
-        self.rate, self._source = env_wrappers.native_rate(env, kwargs), env
+        self.rate = env_wrappers.native_rate(env, kwargs)
         self._env = env_wrappers.make_env(env, **kwargs)
         try:
             world.check_actions(self._env.get_wrapper_attr("action_names"))
         except ValueError:
             self._env.close()
             raise
+        self._schema = describe(self._env, env, kwargs, provenance)
         self._waiting = self.action_names.index("noop") if "noop" in self.action_names else 0
         self._view: View | None = None
 
@@ -75,7 +76,7 @@ class BesideSession:
         self._codes: deque[Tensor] = deque(self.world.encode(first), window + 1)
         self._actions: deque[int] = deque(actions.tolist(), window)
         self._view = View(self._dream.frame, truth=first[-1])
-        self.film = Film(self._view, self.action_names, self.rate, self._source, self._provenance)
+        self.film = Film(self._view, self.rate, self._schema)
         return self._view
 
     def step(self, action: str) -> View:

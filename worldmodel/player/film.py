@@ -5,7 +5,6 @@ import tempfile
 import zipfile
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,16 +24,13 @@ class Film:
     Args:
         view: what the player saw at the start.
         rate: steps per second at which the film plays.
-        source: what was played, as the environment in the schema of a saved episode.
-        provenance: who played, in that schema.
+        schema: schema of a saved episode.
     """
 
-    def __init__(
-        self, view: View, action_names: tuple[str, ...], rate: float, source: str, provenance: dict[str, Any]
-    ) -> None:
+    def __init__(self, view: View, rate: float, schema: Schema) -> None:
         self._views: deque[View] = deque([view], MAX_FILM_STEPS + 1)
         self._steps: deque[tuple[int, float]] = deque(maxlen=MAX_FILM_STEPS)  # action and reward
-        self._action_names, self._rate, self._source, self._provenance = action_names, rate, source, provenance
+        self._rate, self._schema = rate, schema
         self._has_last_frame = True
 
     def __len__(self) -> int:
@@ -76,8 +72,7 @@ class Film:
         frames = np.stack([view.frame if view.truth is None else view.truth for view in self._views])
         frames, end = frames if self._has_last_frame else frames[:-1], self._views[-1].end
         actions, rewards = (np.array(column) for column in zip(*self._steps, strict=True))
-        schema = Schema(frames.shape[1:], "uint8", self._action_names, self._source, provenance=self._provenance)
-        store = EpisodeStore.create(folder / "episode", schema)
+        store = EpisodeStore.create(folder / "episode", self._schema)
         store.append(Episode(frames, actions, rewards.astype(np.float64), end == "terminated", end != "terminated"))
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as file:

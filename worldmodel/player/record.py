@@ -42,14 +42,13 @@ class RecordSession:
         provenance: dict[str, Any] = HUMAN,
     ) -> None:
         check_seed(seed)
-        self._provenance = provenance
-        self._source, self._seed = env_wrappers.canonical_id(env), seed
-        self._env = env_wrappers.make_env(self._source, **env_kwargs)
+        env, self._seed = env_wrappers.canonical_id(env), seed
+        self._env = env_wrappers.make_env(env, **env_kwargs)
         self.action_names = tuple(self._env.get_wrapper_attr("action_names"))
-        self.rate = env_wrappers.native_rate(self._source, env_kwargs)
+        self.rate = env_wrappers.native_rate(env, env_kwargs)
         provenance = {**provenance, "seed": seed, "max_episode_steps": MAX_EPISODE_STEPS}
-        schema = describe(self._env, self._source, env_kwargs, provenance)
-        self._store = EpisodeStore.create(store, schema) if store else None
+        self._schema = describe(self._env, env, env_kwargs, provenance)
+        self._store = EpisodeStore.create(store, self._schema) if store else None
         self._recording: Recording | None = None
         self._view: View | None = None
         self._unrecorded = 0  # episodes started without a store
@@ -68,7 +67,7 @@ class RecordSession:
         env_seed, _ = episode_seeds(self._seed, self._next_number())
         self._recording = Recording(self._env, env_seed)
         self._view = View(np.array(self._recording.observation))
-        self.film = Film(self._view, self.action_names, self.rate, self._source, self._provenance)
+        self.film = Film(self._view, self.rate, self._schema)
         return self._view
 
     def step(self, action: str) -> View:

@@ -1,6 +1,6 @@
 """What can be played: a session starts and steps, and returns a view of it each time. No web in here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -151,7 +151,7 @@ class DreamSession:
     def __init__(
         self, world: WorldModel, store: EpisodeStore | None = None, provenance: dict[str, Any] = HUMAN
     ) -> None:
-        self.world, self._store, self._provenance = world, store or EpisodeStore(world.clips_folder), provenance
+        self.world, self._store = world, store or EpisodeStore(world.clips_folder)
         self.action_names = world.action_names
         world.check_actions(self._store.schema.action_names)
         entries = [entry.number for entry in self._store.entries if entry.observations >= NUM_CONTEXT_FRAMES]
@@ -159,7 +159,8 @@ class DreamSession:
             raise ValueError(f"{self._store.path} has no episode of {NUM_CONTEXT_FRAMES} frames to start from")
         self._numbers, self.clips = entries, len(entries)
         self.rate = world.frame_rate
-        self._source = f"dream of {world.run.name}"
+        source = f"dream of {world.run.name}"
+        self._schema = replace(self._store.schema, environment=source, kwargs={}, provenance=provenance)
         self._view: View | None = None
 
     def start(self, start: Start) -> View:
@@ -171,7 +172,7 @@ class DreamSession:
         frames, actions = self._first_frames(start)
         self._dream, self._ends = Dream(self.world, frames, actions, start), np.random.default_rng([start.seed, 1])
         self._view = View(self._dream.frame)
-        self.film = Film(self._view, self.action_names, self.rate, self._source, self._provenance)
+        self.film = Film(self._view, self.rate, self._schema)
         return self._view
 
     def step(self, action: str) -> View:

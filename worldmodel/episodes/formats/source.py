@@ -15,11 +15,15 @@ MAX_UNNAMED_ACTIONS = 4096  # if the files do not name them
 
 @dataclass(frozen=True)
 class Source:
-    """Episodes to import: their schema, their names, and a function that reads episode n."""
+    """Episodes to import: their schema, their names, and a function that reads episode n.
+
+    With ``names_repeat``, another source can have other episodes of the same names; else such an episode has changed.
+    """
 
     schema: Schema
     names: Sequence[str]
     read: Callable[[int], Episode]
+    names_repeat: bool = False
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

@@ -21,4 +21,5 @@ def from_store(folder: str, env: str = "") -> Source:
     schema = replace(
         store.schema, environment=env or store.schema.environment, provenance={"merged": "other stores, by source"}
     )
-    return Source(schema, [f"{name}/{number}" for number in numbers], lambda index: store.read(numbers[index]))
+    names = [f"{name}/{number}" for number in numbers]
+    return Source(schema, names, lambda index: store.read(numbers[index]), names_repeat=True)
