@@ -35,7 +35,7 @@ def opening(store, episode: int = 9, length: int = 6):
 
 def test_the_same_seed_gives_the_same_dream(model, store):
     actions = torch.tensor([[0, 1, 2, 2, 0, 1, 1, 2]])
-    first, again, other = (model.imagine(model.start(*opening(store)), actions, seed) for seed in (3, 3, 4))
+    first, again, other = (model.imagine(model.start(*opening(store)), actions, seed) for seed in (3, np.int64(3), 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -405,4 +405,6 @@ def test_a_folder_named_like_a_shipped_world_is_given_by_its_path(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert shipped.find_world("./lab-seekavoid") == Path("lab-seekavoid")
     assert shipped.find_world("lab-seekavoid") == shipped.PRETRAINED / "lab-seekavoid"
+    assert shipped.stable_name("./lab-seekavoid") == str(tmp_path / "lab-seekavoid")
+    assert shipped.stable_name("lab-seekavoid") == "lab-seekavoid", "which is not the folder here"
     assert "note: lab-seekavoid is the shipped world; for the folder, give ./lab-seekavoid" in capsys.readouterr().err

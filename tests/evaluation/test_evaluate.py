@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from worldmodel.evaluate import evaluate
 from worldmodel.evaluation import drift, inverse_dynamics, plots
 from worldmodel.evaluation.clips import NUM_CONTEXT_FRAMES, Clips, dream_clips, sample_held_out_clips
 from worldmodel.evaluation.open_loop import action_sensitivity, intervals_by_horizon, open_loop
+from worldmodel.evaluation.report import Report
 from worldmodel.metrics import psnr, ssim
 from worldmodel.stats import auroc, bootstrap_interval, calibration, jensen_shannon_divergence
 from worldmodel.train.dynamics import dynamics as train_prior
@@ -349,6 +351,22 @@ def test_drift_needs_two_held_out_episodes_to_compare(store, world_run, tmp_path
     evaluate(str(store), str(world_run), **{**SETTINGS, **sizes}, only="drift", out=str(tmp_path / "page"))
     assert "note: drift is left out" in capsys.readouterr().out
     assert "drift" not in json.loads((tmp_path / "page" / "scores.json").read_text())
+
+
+def test_drift_needs_a_training_episode_to_dream_along(tmp_path, world_run, capsys):
+    made = EpisodeStore.create(tmp_path / "store", Schema((24, 24, 3), "uint8", Film.action_names, "stripes"))
+    for seed in range(20):
+        made.append(sliding_stripes(seed, steps=6))
+    evaluate(str(made.path), str(world_run), **SETTINGS, only="drift", out=str(tmp_path / "page"))
+    assert "note: drift is left out; it needs a training episode of 8 frames or more" in capsys.readouterr().out
+
+
+def test_a_picture_is_written_beside_the_page_whatever_its_action_is_called(tmp_path):
+    scores = {"settings": defaultdict(str), "held_out_episodes": 1}
+    images = {"strip_/../../turn left": np.zeros((4, 4, 3), np.uint8)}
+    Report("a world", scores, images=images).write(tmp_path / "a" / "b")
+    assert {path.name for path in tmp_path.rglob("*.png")} == {"strip________turn_left.png"}
+    assert (tmp_path / "a" / "b" / "strip________turn_left.png").exists()
 
 
 def test_evaluate_measures_the_parts_that_are_asked_for_and_prints_a_table(store, world_run, tmp_path, capsys):

@@ -172,13 +172,22 @@ def test_evaluate_follows_objects_where_a_store_knows_them(squares, tmp_path, mo
     assert "<td>square</td><td>20</td>" in (out / "index.html").read_text()
 
 
-def test_a_collector_records_what_a_world_says_is_in_view():
+BALL = {"objects": [("ball", 3, (0, 0, 0.5, 0.5))]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "frames"), [(BALL, {"objects": []}, [0]), (BALL, {}, [0]), ({}, BALL, [1]), ({}, {}, None)]
+)
+def test_a_collector_records_what_a_world_says_is_in_view(first, second, frames):
     class World:
         def reset(self, seed):
-            return np.zeros((8, 8, 3), np.uint8), {"objects": [("ball", 3, (0, 0, 0.5, 0.5))]}
+            return np.zeros((8, 8, 3), np.uint8), first
 
         def step(self, action):
-            return np.zeros((8, 8, 3), np.uint8), 0.0, True, False, {"objects": []}
+            return np.zeros((8, 8, 3), np.uint8), 0.0, True, False, second
 
     seen = play_episode(World(), lambda frame: 0, 0, 10).objects
-    assert (seen.names, seen.frames.tolist(), seen.identities.tolist()) == (("ball",), [0], [3])
+    if frames is None:
+        assert seen is None
+    else:
+        assert (seen.names, seen.frames.tolist(), seen.identities.tolist()) == (("ball",), frames, [3])

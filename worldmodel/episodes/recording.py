@@ -78,7 +78,7 @@ class Recording:
             terminated=self.terminated,
             truncated=self.truncated or not self.terminated,
             seed=self._seed,
-            objects=Objects.gather([seen or () for seen in self._objects]) if any_known else None,
+            objects=Objects.gather([() if seen is None else seen for seen in self._objects]) if any_known else None,
             reproducible=self._reproducible,
         )
 
