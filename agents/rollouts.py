@@ -1,6 +1,7 @@
 """Play episodes with an agent or a random policy, in the real environment or in a dream."""
 
 import itertools
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -48,7 +49,7 @@ class Result(NamedTuple):
     steps: int
 
 
-class BaselinePolicy:
+class BaselinePolicy(ABC):
     """A policy without a network, which holds each action that it chooses.
 
     Args:
@@ -70,9 +71,9 @@ class BaselinePolicy:
         self._num_frames += 1
         return self._held
 
+    @abstractmethod
     def choose(self, observation: np.ndarray) -> int:
         """Return a new action."""
-        raise NotImplementedError
 
 
 class RandomPolicy(BaselinePolicy):

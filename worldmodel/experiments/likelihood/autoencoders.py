@@ -5,6 +5,7 @@ trained with VIMCO.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -163,12 +164,12 @@ class PosteriorSamples(NamedTuple):
     rate: Tensor  # (B,) KL(q || p)
 
 
-class VariationalAutoencoder(Autoencoder):
+class VariationalAutoencoder(Autoencoder, ABC):
     """An autoencoder whose encoder gives a distribution, which subclasses define in ``sample_posterior``."""
 
+    @abstractmethod
     def sample_posterior(self, images: Tensor, num_samples: int, generator: torch.Generator | None) -> PosteriorSamples:
         """Sample ``num_samples`` latents for each image (B, H, W, C) uint8."""
-        raise NotImplementedError
 
     def bound(self, images: Tensor, num_samples: int = 1, generator: torch.Generator | None = None) -> Bound:
         """Return the evidence lower bound, with distortion averaged over samples, and the importance bound."""
