@@ -23,6 +23,7 @@ from tests.tiny_world import TinyWorld
 from worldmodel import checkpoint, shipped
 from worldmodel.episodes.collect import add_exploration, check_agent, collect
 from worldmodel.episodes.store import EpisodeStore
+from worldmodel.world_model import WorldModel
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
@@ -46,6 +47,16 @@ def test_random_actions_are_held_as_long_as_the_agents():
 
     every, held = act(1), act(3)
     assert held == [action for action in every[:4] for _ in range(3)] and len(set(every[:4])) > 1
+
+
+def test_an_agent_holds_its_actions_on_frames(world_run):
+    policy = Policy(torch.nn.Identity(), WorldModel.load(world_run).vqvae, ("a", "b"), action_repeat=3)
+    seen = []
+    policy.choose = lambda observation: seen.append(observation) or len(seen)
+    frames = np.random.default_rng(0).integers(0, 256, (7, 24, 24, 3), np.uint8)
+    policy._observation = lambda: policy._recent_frames[-1]
+    assert [policy.act(frame) for frame in frames] == [1, 1, 1, 2, 2, 2, 3]
+    np.testing.assert_array_equal(seen, frames[::3])
 
 
 def test_a_script_of_actions_is_evaluated_beside_the_agent(agent, tmp_path, capsys):

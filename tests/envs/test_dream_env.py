@@ -1,4 +1,4 @@
-"""Dreams as Gymnasium worlds: single ones, vectors of them, and the real world seen as they are."""
+"""Dreams as Gymnasium worlds: single ones, and vectors of them."""
 
 from unittest.mock import patch
 
@@ -9,11 +9,8 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from agents.policy import Policy
 from envs.dream import DreamEnv, DreamVectorEnv
-from envs.encoded import EncodedEnv
 from tests.conftest import sliding_stripes
-from tests.player.serving import STRIPES
 from worldmodel.episodes.schema import Schema
 from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
@@ -327,68 +324,3 @@ def test_seeds_are_integers_of_any_kind_one_or_one_for_each_dream(settings):
         np.testing.assert_array_equal(dreams.reset(seed=same)[0], first)
     with pytest.raises(ValueError, match="seed must be one number or one for each of 2 dreams, got 3"):
         dreams.reset(seed=[1, 2, 3])
-
-
-@pytest.mark.parametrize("observation", ["codes", "frame"])
-@pytest.mark.slow
-@pytest.mark.engine
-def test_the_real_world_shows_what_the_dream_shows(observation):
-    settings = {"observation": observation, "history": 2}
-    real = EncodedEnv("doom-health-gathering", horizon=4, render_mode="rgb_array", **settings)
-    dream = DreamEnv(world="doom-health-gathering", **settings)
-    assert real.observation_space == dream.observation_space and real.action_space == dream.action_space
-    first, _ = real.reset(seed=1)
-    channels = {"codes": lambda seen: seen, "frame": lambda seen: np.stack([seen[..., :3], seen[..., 3:]])}[observation]
-    assert real.observation_space.contains(first)
-    past, present = channels(first)
-    assert (past == present).all()
-    codes = real.world.encode(torch.from_numpy(real.render())[None])
-    expected = codes if observation == "codes" else real.world.decode(codes)
-    np.testing.assert_array_equal(present, expected[0])
-    seen = [real.step(1) for _ in range(4)]
-    np.testing.assert_array_equal(channels(seen[0][0])[0], present)
-    assert [step[3] for step in seen] == [False, False, False, True]
-    real.close()
-
-
-@pytest.mark.slow
-@pytest.mark.engine
-def test_a_real_world_with_other_actions_is_refused():
-    with pytest.raises(ValueError, match="knows the actions"):
-        EncodedEnv("doom-health-gathering", "envs:Doom-v0", {"actions": ["forward"]})
-
-
-def test_the_real_world_holds_an_action_and_sums_its_rewards(world_run):
-    held = EncodedEnv(str(world_run), STRIPES, {"length": 7}, history=2, action_repeat=3)
-    plain = EncodedEnv(str(world_run), STRIPES, {"length": 7})
-    held.reset(seed=4)
-    plain.reset(seed=4)
-    for action, count in ((2, 3), (0, 3), (2, 1)):  # the episode ends with its seventh frame
-        seen, reward, terminated, truncated, _ = held.step(action)
-        frames = [plain.step(action) for _ in range(count)]
-        assert reward == sum(frame[1] for frame in frames) == count * (action == 2)
-        assert (terminated, truncated) == frames[-1][2:4] == (count == 1, False)
-        np.testing.assert_array_equal(seen[-1], frames[-1][0])
-        if count > 1:
-            np.testing.assert_array_equal(seen[0], frames[-2][0])
-
-
-def test_an_agent_holds_its_actions_on_frames(world_run):
-    policy = Policy(torch.nn.Identity(), WorldModel.load(world_run).vqvae, ("a", "b"), action_repeat=3)
-    seen = []
-    policy.choose = lambda observation: seen.append(observation) or len(seen)
-    frames = np.random.default_rng(0).integers(0, 256, (7, 24, 24, 3), np.uint8)
-    policy._observation = lambda: policy._recent_frames[-1]
-    assert [policy.act(frame) for frame in frames] == [1, 1, 1, 2, 2, 2, 3]
-    np.testing.assert_array_equal(seen, frames[::3])
-
-
-def test_a_real_world_of_other_frames_is_refused(world_run):
-    with pytest.raises(ValueError, match=r"dreams frames of \(6, 6\) codes, the episodes have \(12, 12\)"):
-        EncodedEnv(str(world_run), STRIPES, {"frame_size": 48})
-
-
-@pytest.mark.parametrize("setting", [{"horizon": -1}, {"action_repeat": 0}, {"horizon": 2.5}, {"action_repeat": 1.5}])
-def test_a_real_world_is_stepped_a_whole_number_of_times(setting):
-    with pytest.raises(ValueError, match=rf"{next(iter(setting))} must be a whole number of [01] or more, got"):
-        EncodedEnv(**setting)

@@ -1,7 +1,6 @@
 """The measures of a dream against worlds whose scores are known: one that is perfect, one that stands still, …"""
 
 import json
-import math
 import os
 import re
 import subprocess
@@ -26,7 +25,6 @@ from worldmodel.evaluation.clips import NUM_CONTEXT_FRAMES, Clips, dream_clips, 
 from worldmodel.evaluation.open_loop import action_sensitivity, intervals_by_horizon, open_loop
 from worldmodel.evaluation.report import Report
 from worldmodel.metrics import psnr, ssim
-from worldmodel.stats import auroc, bootstrap_interval, calibration, jensen_shannon_divergence
 from worldmodel.train.dynamics import dynamics as train_prior
 
 pytestmark = pytest.mark.slow
@@ -232,53 +230,11 @@ def test_ssim_is_one_for_equal_frames_and_that_of_the_formula_for_flat_ones():
     assert ssim(noise[:1], noise[1:]).item() == pytest.approx(0, abs=0.1)
 
 
-def test_an_interval_holds_the_mean_and_narrows_with_the_root_of_the_number():
-    values = torch.randn(4000, generator=torch.Generator().manual_seed(0)) + 3
-    few, many = bootstrap_interval(values[:250]), bootstrap_interval(values)
-    assert few["low"] < few["mean"] < few["high"]
-    assert many["high"] - many["low"] == pytest.approx(2 * 1.96 / math.sqrt(4000), rel=0.1)
-    assert (few["high"] - few["low"]) / (many["high"] - many["low"]) == pytest.approx(4, rel=0.2)
-    assert bootstrap_interval(torch.full((5,), 2.0)) == {"mean": 2, "low": 2, "high": 2}
-
-
-def test_auroc_counts_the_pairs_in_order():
-    positive = torch.tensor([False, False, True, True])
-    assert auroc(torch.tensor([0.1, 0.2, 0.3, 0.4]), positive) == 1
-    assert auroc(torch.tensor([0.4, 0.3, 0.2, 0.1]), positive) == 0
-    assert auroc(torch.tensor([0.1, 0.3, 0.2, 0.4]), positive) == 0.75
-    assert auroc(torch.ones(4), positive) == 0.5
-    assert auroc(torch.ones(4), torch.zeros(4, dtype=torch.bool)) == 0.5
-
-
-def test_calibration_of_true_probabilities_is_the_diagonal():
-    generator = torch.Generator().manual_seed(0)
-    chance = torch.rand(50_000, generator=generator)
-    groups = calibration(chance, torch.rand(50_000, generator=generator) < chance)
-    assert len(groups) == 10
-    for group in groups:
-        assert group["observed"] == pytest.approx(group["predicted"], abs=0.03)
-
-
-def test_divergence_is_zero_for_equal_histograms_and_one_bit_for_disjoint_ones():
-    assert jensen_shannon_divergence(torch.tensor([2, 0, 6]), torch.tensor([1, 0, 3])) == pytest.approx(0)
-    assert jensen_shannon_divergence(torch.tensor([5, 0]), torch.tensor([0, 1])) == pytest.approx(1)
-
-
 def test_growth_counts_what_real_video_scores_as_none():
     real = dict(zip(drift.DISTANCES, (0.1, 0.1, 0.0), strict=True))
     rows = {"real": real, 10: real, 100: {**real, "change_rate_error": 0.05, "classifier_effect_size": 0.2}}
     rows[1000] = dict(zip(drift.DISTANCES, (0.3, 0.01, 0.2), strict=True))
     assert drift.compute_growth(rows) == pytest.approx(dict(zip(drift.DISTANCES, (3, 1, 1), strict=True)))
-
-
-def test_an_interval_over_episodes_is_as_wide_as_their_number_says():
-    generator = torch.Generator().manual_seed(0)
-    levels = torch.randn(16, generator=generator)
-    values, episodes = levels.repeat_interleave(100), torch.arange(16).repeat_interleave(100)
-    alone, together = bootstrap_interval(values), bootstrap_interval(values, episodes)
-    assert together["mean"] == pytest.approx(alone["mean"])
-    assert (together["high"] - together["low"]) / (alone["high"] - alone["low"]) == pytest.approx(10, rel=0.3)
-    assert bootstrap_interval(torch.tensor([1.0, 2, 3]), torch.zeros(3)) == {"mean": 2, "low": 2, "high": 2}
 
 
 def test_action_sequences_keep_the_order_of_the_held_out_actions(stripes):
