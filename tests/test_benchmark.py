@@ -177,10 +177,16 @@ def test_every_section_goes_into_a_table_and_the_json_and_a_missing_peer_is_name
     assert result["versions"]["torch"] == torch.__version__ and result["cores"] > 0
 
 
-def test_only_the_sections_that_are_asked_for_are_measured(world_run, store, small, tmp_path, capsys):
-    out = tmp_path / "benchmark.json"
-    benchmark(str(world_run), "store,codec", repeats=1, store=str(store), out=str(out))
-    assert list(json.loads(out.read_text())["sections"]) == ["limits", "store", "codec"]
+def test_only_the_sections_that_are_asked_for_are_measured_and_earlier_results_stay(
+    world_run, store, small, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for only in ("store,codec", "codec"):
+        benchmark(str(world_run), only, repeats=1, store=str(store))
+    assert "wrote benchmark-2.json" in capsys.readouterr().out
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("benchmark.json", "benchmark-2.json"))
+    assert list(first["sections"]) == ["limits", "store", "codec"]
+    assert list(second["sections"]) == ["limits", "codec"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from worldmodel import config
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.files import check_file, write_atomically
+from worldmodel.files import check_file, unused_path, write_atomically
 from worldmodel.models.config import Precision
 from worldmodel.shipped import DEFAULT_WORLD
 from worldmodel.suggest import unknown_name
@@ -45,7 +45,7 @@ def benchmark(
     threads: int = 2,
     store: str = "",
     env: str = "envs:Doom-v0",
-    out: str = "benchmark.json",
+    out: str = "",
     device: str = "cpu",
     precision: Precision = "float32",
 ) -> None:
@@ -64,7 +64,7 @@ def benchmark(
         threads: number of CPU threads that the largest batch is also timed with; everything else uses one.
         store: folder of recorded episodes to read; by default a few are recorded.
         env: Gymnasium id of the environment to record.
-        out: JSON file to write.
+        out: JSON file to write; by default the first unused name of benchmark.json, benchmark-2.json, ….
         device: device to run the models on, cpu or cuda.
         precision: number format of the dynamics model: float32, bfloat16, or auto for bfloat16 if the hardware has it.
     """
@@ -84,7 +84,8 @@ def benchmark(
             f"--batches must be numbers such as 1,16 and --repeats and --threads 1 or more, got {batches}, {repeats} "
             f"and {threads}"
         )
-    check_file(Path(out))
+    target = Path(out) if out else unused_path(Path("benchmark.json"))
+    check_file(target)
     if store:
         EpisodeStore(store)  # raises now if there is none
     model = WorldModel.load(world, device, precision=precision)
@@ -97,7 +98,8 @@ def benchmark(
         best = best or limits.peak_flops(section.rows)
         result["sections"][name] = {"rows": [row.summary() for row in section.rows], "remarks": section.remarks}
         text = json.dumps(result, indent=2) + "\n"
-        write_atomically(Path(out), text.encode())  # after each section, to keep results
+        write_atomically(target, text.encode())  # after each section, to keep results
+    print(f"wrote {target}")
 
 
 def run_section(name: str, settings: "Settings", best: dict[str, float]) -> "Section":

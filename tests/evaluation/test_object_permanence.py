@@ -144,6 +144,31 @@ def test_a_dream_that_doubles_objects_invents_them(squares, monkeypatch):
         assert row["per_frame_in_dream"]["mean"] > 1.4 * row["per_frame_in_truth"]["mean"]
 
 
+def test_episodes_that_choose_thresholds_do_not_train_the_detector(squares, monkeypatch):
+    sampled = []
+
+    def sample(*arguments):
+        sampled.append(sample_frames(*arguments))
+        return sampled[-1]
+
+    sample_frames = object_detector._sample_frames
+    monkeypatch.setattr(object_detector, "_sample_frames", sample)
+    monkeypatch.setattr(object_detector, "NUM_FRAMES", 64)
+    monkeypatch.setattr(measure, "MIN_SIGHTINGS", 50)
+    assert object_permanence(Film(lambda actions: actions), squares, 2)
+    validation, training = ({entry.number for entry, _ in part} for part in sampled)
+    assert validation and training and not validation & training
+    assert [len(part) for part in sampled] == [12, 50]
+
+
+def test_nothing_is_said_of_a_single_training_episode(squares, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "MIN_SIGHTINGS", 10)
+    store = EpisodeStore.create(tmp_path / "few", squares.schema)
+    for number in range(2):  # the last one is held out
+        store.append(squares.read(number))
+    assert object_permanence(Film(lambda actions: actions), store, 4) == {}
+
+
 def test_nothing_is_said_where_nobody_knows_what_is_in_view(squares, tmp_path):
     bare = EpisodeStore.create(tmp_path / "bare", squares.schema)
     for number in range(3):

@@ -13,7 +13,8 @@ from worldmodel.episodes.store import Entry, EpisodeStore
 from worldmodel.evaluation.objects_in_view import MIN_SIZE, points_in_boxes, select_kind, shorter_side
 from worldmodel.world_model import WorldModel
 
-NUM_FRAMES = 4096  # labeled frames, half of them with objects; a fifth chooses the thresholds, the others train
+NUM_FRAMES = 4096  # labeled frames, half of them with objects
+VALIDATION_FRACTION = 0.2  # of the episodes and of the labeled frames, which choose the thresholds; the others train
 NUM_EPOCHS = 4
 POSITIVE_WEIGHT = 10.0  # loss weight of a cell with an object
 BATCH_SIZE = 32  # frames
@@ -63,14 +64,22 @@ def train_detector(
     random: np.random.Generator,
     seed: int,
 ) -> ObjectDetector:
-    """Train a detector on frames of training episodes, half as recorded and half reconstructed by the VQ-VAE."""
-    labeled = _sample_frames(known, random)
+    """Train a detector on frames of training episodes, half as recorded and half reconstructed by the VQ-VAE.
+
+    Args:
+        known: the objects of two or more training episodes. Frames of a fifth of them, reconstructed, choose the
+            thresholds; frames of the others train the network.
+    """
+    episodes = [list(known)[i] for i in random.permutation(len(known))]
+    num_episodes = max(1, int(VALIDATION_FRACTION * len(episodes)))
+    validation = _sample_frames(known, episodes[:num_episodes], int(VALIDATION_FRACTION * NUM_FRAMES), random)
+    training = _sample_frames(known, episodes[num_episodes:], int((1 - VALIDATION_FRACTION) * NUM_FRAMES), random)
+    labeled, num_validation = validation + training, len(validation)
     frames = torch.from_numpy(np.concatenate([store.observations(entry.number, at, 1) for entry, at in labeled]))
     reconstructed = torch.cat([world.decode(world.encode(part)) for part in frames.split(BATCH_SIZE)])
     height, width = (-(-side // CELL_SIZE) for side in frames.shape[1:3])
     targets = [_build_target(known[entry], at, names, height, width) for entry, at in labeled]
     targets = torch.from_numpy(np.stack(targets))
-    num_validation = len(frames) // 5  # these choose the thresholds
     frames[num_validation::2] = reconstructed[num_validation::2]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -93,7 +102,7 @@ def train_detector(
     network.eval()
     with torch.no_grad():
         logits = torch.cat([network(part) for part in reconstructed[:num_validation].split(BATCH_SIZE)])
-    return ObjectDetector(network, _choose_thresholds(logits, known, labeled[:num_validation], names))
+    return ObjectDetector(network, _choose_thresholds(logits, known, validation, names))
 
 
 def _choose_thresholds(
@@ -114,13 +123,15 @@ def _choose_thresholds(
     return candidates[scores.argmax(0)]
 
 
-def _sample_frames(known: dict[Entry, Objects], random: np.random.Generator) -> list[tuple[Entry, int]]:
-    """Sample NUM_FRAMES (episode, observation), about half with objects in view, in random order."""
-    with_objects = [(entry, int(at)) for entry, objects in known.items() for at in np.unique(objects.frames)]
-    every = [(entry, at) for entry in known for at in range(entry.observations)]
+def _sample_frames(
+    known: dict[Entry, Objects], episodes: list[Entry], count: int, random: np.random.Generator
+) -> list[tuple[Entry, int]]:
+    """Sample up to ``count`` (episode, observation), about half with objects in view, in random order."""
+    with_objects = [(entry, int(at)) for entry in episodes for at in np.unique(known[entry].frames)]
+    every = [(entry, at) for entry in episodes for at in range(entry.observations)]
     chosen = []
     for part in (with_objects, every):
-        chosen += [part[i] for i in random.choice(len(part), min(len(part), NUM_FRAMES // 2), False)]
+        chosen += [part[i] for i in random.choice(len(part), min(len(part), count // 2), False)]
     return [chosen[i] for i in random.permutation(len(chosen))]
 
 

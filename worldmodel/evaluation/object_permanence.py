@@ -42,12 +42,12 @@ def object_permanence(
         detections per frame where the recording has no object (in real frames, errors of the detector);
         ``per_frame_in_truth`` and ``per_frame_in_dream``, all detections per frame, which agree if a dream has as many
         objects as the real environment, wherever they are. All but the first are intervals over episodes. Empty if the
-        objects in view are unknown or too rare.
+        objects in view are unknown, too rare, or known in a single training episode.
     """
     random, parts = np.random.default_rng(seed), split_held_out(store)
     found = [{entry: find_objects(store, entry) for entry in part} for part in parts]
     train, held_out = ({entry: objects for entry, objects in part.items() if objects is not None} for part in found)
-    names = _common_kinds(train.values())
+    names = _common_kinds(train.values()) if len(train) > 1 else []
     starts = _sample_starts(held_out, names, count, random)
     if not starts:
         return {}
