@@ -58,6 +58,7 @@ class EncodedEnv(gym.Wrapper):
             if not isinstance(count, int | np.integer) or count < least:
                 raise ValueError(f"{name} must be a whole number of {least} or more, got {count}")
         self.world = WorldModel.load(world, device)
+        space = make_observation_space(self.world, observation, history)
         data = checkpoint.read_config(self.world.run)["data"]
         env = env_wrappers.canonical_id(env)
         settings = {**env_wrappers.recorded_kwargs(env, data), **(env_kwargs or {})}
@@ -65,11 +66,15 @@ class EncodedEnv(gym.Wrapper):
             settings["render_mode"] = render_mode
         env = env or env_wrappers.check_trusted(data["environment"], self.world.run, "env=")
         real = env_wrappers.make_env(env, **settings)
-        self.world.check_episodes(describe(real, env, settings, {}))
+        try:
+            self.world.check_episodes(describe(real, env, settings, {}))
+        except ValueError:
+            real.close()
+            raise
         super().__init__(TimeLimit(real, horizon) if horizon else real)
         self.metadata = {**self.metadata, "render_fps": env_wrappers.native_rate(env, settings) / action_repeat}
         self.observation, self.history, self.action_repeat = observation, history, action_repeat
-        self.observation_space = make_observation_space(self.world, observation, history)
+        self.observation_space = space
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ import torch
 from envs.dream import DreamEnv
 from envs.encoded import EncodedEnv
 from tests.player.serving import STRIPES
+from worldmodel.env_wrappers import ResizeFrames
 
 
 @pytest.mark.parametrize("observation", ["codes", "frame"])
@@ -53,9 +54,12 @@ def test_the_real_world_holds_an_action_and_sums_its_rewards(world_run):
             np.testing.assert_array_equal(seen[0], frames[-2][0])
 
 
-def test_a_real_world_of_other_frames_is_refused(world_run):
+def test_a_real_world_of_other_frames_is_refused_and_closed(world_run, monkeypatch):
+    closed = []
+    monkeypatch.setattr(ResizeFrames, "close", closed.append)
     with pytest.raises(ValueError, match=r"dreams frames of \(6, 6\) codes, the episodes have \(12, 12\)"):
         EncodedEnv(str(world_run), STRIPES, {"frame_size": 48})
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize("setting", [{"horizon": -1}, {"action_repeat": 0}, {"horizon": 2.5}, {"action_repeat": 1.5}])
