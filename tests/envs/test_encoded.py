@@ -56,7 +56,7 @@ def test_the_real_world_holds_an_action_and_sums_its_rewards(world_run):
 
 def test_a_real_world_of_other_frames_is_refused_and_closed(world_run, monkeypatch):
     closed = []
-    monkeypatch.setattr(ResizeFrames, "close", closed.append)
+    monkeypatch.setattr(ResizeFrames, "close", lambda env: closed.append(env))
     with pytest.raises(ValueError, match=r"dreams frames of \(6, 6\) codes, the episodes have \(12, 12\)"):
         EncodedEnv(str(world_run), STRIPES, {"frame_size": 48})
     assert len(closed) == 1
