@@ -31,6 +31,14 @@ def test_codes_are_encoded_once_and_kept_small(store, vqvae_run):
         assert np.array_equal(kept.observations, network.encode(torch.from_numpy(original.observations.copy())))
 
 
+def test_only_chosen_episodes_are_encoded_and_the_others_later(store, vqvae_run, tmp_path):
+    frames = EpisodeStore(shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes")))
+    chosen = encode_store(frames, vqvae_run, torch.device("cpu"), entries=frames.entries[9:10])
+    assert [entry.number for entry in chosen.entries] == [9]
+    assert len(encode_store(frames, vqvae_run, torch.device("cpu"), entries=[])) == 1
+    assert len(encode_store(frames, vqvae_run, torch.device("cpu"))) == len(frames)
+
+
 @pytest.mark.slow
 def test_mirrored_codes_are_those_of_flipped_frames_under_swapped_actions(store, vqvae_run, tmp_path):
     recorded = EpisodeStore(shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("codes")))

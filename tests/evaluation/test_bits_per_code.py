@@ -20,8 +20,9 @@ def test_frames_beyond_the_context_are_scored_given_true_other_and_no_actions(st
     count, length, seed = BATCH_SIZE + 2, 12, 3
     world = WorldModel.load(world_run)
     world.dynamics.config = replace(world.dynamics.config, action_dropout=0.5)  # so that it is scored without actions
-    codes = encode_store(EpisodeStore(store), vqvae_run, torch.device("cpu"))
-    rows, _ = bits_per_code(world, codes, None, count, length, seed)
+    frames = EpisodeStore(store)
+    codes = encode_store(frames, vqvae_run, torch.device("cpu"))
+    rows, _ = bits_per_code(world, frames, codes, None, count, length, seed)
     segments, actions, _ = sample_segments(codes, split_held_out(codes)[1], count, length, seed)
     others = torch.cat([part.roll(1, 0) for part in actions.split(BATCH_SIZE)])
     given = {"true_actions": actions, "shuffled_actions": others, "no_actions": torch.full_like(actions, -1)}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore, Schema
 from worldmodel.evaluation.reward_termination import _dreamed_probabilities, reward_termination
 from worldmodel.models.dynamics import Prediction
@@ -35,7 +36,7 @@ def test_rewards_and_terminations_have_the_scores_of_their_definitions(tmp_path,
         device=torch.device("cpu"),
         rollout=SimpleNamespace(dynamics=SimpleNamespace(predict_episode=predict_episode)),
     )
-    scores = reward_termination(world, store, episodes=4)
+    scores = reward_termination(world, store, split_held_out(store)[1])
     reward, termination = scores["reward"], scores["termination"]
     gains = 1 + 1 + 2 + 497
     assert reward["rmse"] == pytest.approx(1.5) and reward["gains"] == {"auroc": 0.5, "steps": gains}

@@ -10,14 +10,20 @@ import torch
 from tqdm import tqdm
 
 from worldmodel import checkpoint, tensor_io
-from worldmodel.episodes.store import EpisodeStore, Schema
+from worldmodel.episodes.store import Entry, EpisodeStore, Schema
 from worldmodel.files import locked
 from worldmodel.models.vqvae import VQVAE
 
 BATCH_SIZE = 64  # frames
 
 
-def encode_store(store: EpisodeStore, vqvae_run: Path, device: torch.device, mirrored: bool = False) -> EpisodeStore:
+def encode_store(
+    store: EpisodeStore,
+    vqvae_run: Path,
+    device: torch.device,
+    mirrored: bool = False,
+    entries: Sequence[Entry] | None = None,
+) -> EpisodeStore:
     """Return the store of codes, ``<store>/codes/<digest of the VQ-VAE>``, after encoding the episodes it lacks.
 
     Episode numbers, actions and rewards are those of the given store; observations are codes (H, W) uint16, at most 882
@@ -26,6 +32,7 @@ def encode_store(store: EpisodeStore, vqvae_run: Path, device: torch.device, mir
     Args:
         mirrored: flip frames left to right, replace actions by :func:`mirrored_actions`, and use a separate store of
             codes (the codes of a flipped frame are not the flipped codes of the frame).
+        entries: episodes to encode; by default all. The returned store also has those that were encoded before.
     """
     network = checkpoint.load_tokenizer(vqvae_run).to(device)
     digest = tensor_io.digest(vqvae_run)
@@ -46,7 +53,8 @@ def encode_store(store: EpisodeStore, vqvae_run: Path, device: torch.device, mir
     )
     with locked(codes.path / "encode.lock"):
         codes = EpisodeStore(codes.path)  # reopened, because another process may have encoded episodes meanwhile
-        missing = [entry for entry in store.entries if entry.number not in codes]
+        wanted = store.entries if entries is None else entries
+        missing = [entry for entry in wanted if entry.number not in codes]
         bar = tqdm(total=sum(entry.observations for entry in missing), unit="frame", desc="encode", disable=not missing)
         for entry in missing:
             episode = store.read(entry.number)

@@ -17,10 +17,17 @@ from worldmodel.stats import bootstrap_interval
 from worldmodel.world_model import WorldModel
 
 BATCH_SIZE = 4  # segments; actions are shuffled within a batch
+TRAIN_SEGMENTS = 4  # of training episodes that the baselines are fitted to, for each scored segment
 
 
 def bits_per_code(
-    world: WorldModel, codes: EpisodeStore, no_context_prior: Dynamics | None, count: int, length: int, seed: int
+    world: WorldModel,
+    store: EpisodeStore,
+    codes: EpisodeStore,
+    no_context_prior: Dynamics | None,
+    count: int,
+    length: int,
+    seed: int,
 ) -> tuple[dict[str, dict], float]:
     """Score held-out segments, leaving out their first NUM_CONTEXT_FRAMES frames.
 
@@ -28,6 +35,7 @@ def bits_per_code(
     prior trained with ``action_dropout`` above 0. The baselines are fitted to training episodes.
 
     Args:
+        codes: store of the codes of the held-out episodes, or of all.
         no_context_prior: prior that sees no past frames, or None.
         count: number of segments.
         length: frames per segment.
@@ -36,8 +44,9 @@ def bits_per_code(
         By model, ``bits_per_code``, an interval over episodes, and ``bits_per_frame``; and the flip probability of
         the ``copy_last`` baseline.
     """
-    config, dynamics, (train, held_out) = world.dynamics.config, world.rollout.dynamics, split_held_out(codes)
-    train_codes, _, _ = sample_segments(codes, train, 4 * count, length, seed)
+    config, dynamics, (train, held_out) = world.dynamics.config, world.rollout.dynamics, split_held_out(store)
+    train_frames, _, _ = sample_segments(store, train, TRAIN_SEGMENTS * count, length, seed)
+    train_codes = world.encode(train_frames.flatten(0, 1)).unflatten(0, train_frames.shape[:2])
     unigram = Unigram(train_codes, config.codebook_size)
     copy_last = CopyLast(train_codes, unigram)
     segments, actions, episodes = sample_segments(codes, held_out, count, length, seed)

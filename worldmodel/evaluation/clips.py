@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from worldmodel.models.dream_state import DreamState
 from worldmodel.world_model import WorldModel
 
 BATCH_SIZE = 32  # clips
+MAX_CANDIDATES = 32  # clips of an action that are compared with each other
 
 
 class Clips(NamedTuple):
@@ -40,6 +42,35 @@ def sample_held_out_clips(store: EpisodeStore, count: int, horizon: int, seed: i
         ValueError: if no held-out episode is long enough.
     """
     return Clips(*sample_segments(store, split_held_out(store)[1], count, NUM_CONTEXT_FRAMES + horizon, seed))
+
+
+def find_action_clips(store: EpisodeStore, horizon: int) -> dict[int, Clips]:
+    """Return, by action, the held-out clip with ``horizon`` future frames that takes the action most often in them.
+
+    Ties are broken by the largest mean difference between consecutive frames, of at most MAX_CANDIDATES clips. Actions
+    that are never taken are left out.
+    """
+    num_actions, length = len(store.schema.action_names), NUM_CONTEXT_FRAMES + horizon
+    most, candidates = np.ones(num_actions, np.int64), [[] for _ in range(num_actions)]
+    for entry in split_held_out(store)[1]:
+        num_starts = max(0, entry.observations - length + 1)
+        taken = np.cumsum(store.steps(entry.number)[0][:, None] == np.arange(num_actions), 0)  # (steps, actions)
+        counts = taken[length - 2 :][:num_starts] - taken[NUM_CONTEXT_FRAMES - 2 :][:num_starts]
+        for action, best in enumerate(counts.max(0, initial=0)):
+            if best > most[action]:
+                most[action], candidates[action] = best, []
+            starts = np.flatnonzero(counts[:, action] == most[action])
+            candidates[action] += [(entry.number, int(start)) for start in starts]
+    chosen = {action: found[:: -(-len(found) // MAX_CANDIDATES)] for action, found in enumerate(candidates) if found}
+    return {action: _most_moving(store, found, length) for action, found in chosen.items()}
+
+
+def _most_moving(store: EpisodeStore, starts: list[tuple[int, int]], length: int) -> Clips:
+    """Return the clip, of those at these (episode, start), in which consecutive frames differ most."""
+    clips = [(store.observations(number, start, length), number, start) for number, start in starts]
+    frames, number, start = max(clips, key=lambda clip: np.abs(np.diff(clip[0].astype(np.int16), axis=0)).mean())
+    actions = store.steps(number)[0][start : start + length - 1]
+    return Clips(*(torch.from_numpy(part.copy())[None] for part in (frames, actions)), torch.tensor([number]))
 
 
 def start_dreams(world: WorldModel, clips: Clips, part: slice, repeats: int = 1) -> DreamState:

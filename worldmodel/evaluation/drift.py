@@ -46,7 +46,7 @@ def drift(
         ``rows`` by horizon and ``growth``, the ratio of each distance at the last horizon to that at 100, empty for
         shorter dreams; and the codes of the long dreams (count, frames, h, w).
     """
-    held_out = split_held_out(codes)[1]
+    held_out = split_held_out(store)[1]
     halves = held_out[::2], held_out[1::2]
     window = min(WINDOW_FRAMES, frames, *(max(entry.observations for entry in half) for half in halves))
     reference, others = (sample_segments(codes, half, 2 * count, window, seed)[0] for half in halves)
@@ -68,7 +68,7 @@ def drift(
         }
 
     starts = sample_held_out_clips(store, count, 1, seed + 1)
-    actions = sample_action_sequences(codes, count, frames, seed)
+    actions = sample_action_sequences(store, count, frames, seed)
     dreams = dream_clips(world, starts, actions, temperature=temperature, seed=seed)[:, 0]
     rows: dict = {"real": compare(others)}
     for horizon in sorted({h for h in HORIZONS if h < frames} | {frames}):

@@ -111,14 +111,17 @@ def _choose_thresholds(
     """Return the threshold with the best F1 score for each kind."""
     candidates = torch.linspace(-3, 4, 15)
     scores = torch.zeros(len(candidates), len(names))
-    for row, threshold in enumerate(candidates):
-        detections = find_peaks(logits, threshold.expand(len(names)))
-        for kind, name in enumerate(names):
+    for kind, name in enumerate(names):
+        large, every = (
+            [select_kind(known[entry], at, name, min_size)[0] for entry, at in labeled] for min_size in (MIN_SIZE, 0.0)
+        )
+        for row, threshold in enumerate(candidates):
             found = missed = wrong = 0
-            for points, (entry, at) in zip(detections, labeled, strict=True):
-                hits = points_in_boxes(points[kind], select_kind(known[entry], at, name, MIN_SIZE)[0]).any(0)
+            detections = find_peaks(logits[:, kind : kind + 1], threshold[None])
+            for (points,), large_boxes, boxes in zip(detections, large, every, strict=True):
+                hits = points_in_boxes(points, large_boxes).any(0)
                 found, missed = found + hits.sum(), missed + (~hits).sum()
-                wrong += (~points_in_boxes(points[kind], select_kind(known[entry], at, name)[0]).any(1)).sum()
+                wrong += (~points_in_boxes(points, boxes).any(1)).sum()
             scores[row, kind] = 2 * found / max(1, 2 * found + missed + wrong)
     return candidates[scores.argmax(0)]
 

@@ -99,12 +99,12 @@ def _sample_starts(
     known: dict[Entry, Objects], names: list[str], count: int, random: np.random.Generator
 ) -> list[tuple[Entry, int]]:
     """Sample up to ``count`` observations that have an object in view and enough frames before and after them."""
-    candidates = [
-        (entry, at)
-        for entry, objects in known.items()
-        for at in range(NUM_CONTEXT_FRAMES - 1, entry.observations - max(HORIZONS))
-        if any(len(select_kind(objects, at, name, MIN_SIZE)[0]) for name in names)
-    ]
+    candidates = []
+    for entry, objects in known.items():
+        kinds = [kind for kind, name in enumerate(objects.names) if name in names]
+        shown = np.isin(objects.kinds, kinds) & (shorter_side(objects.boxes) >= MIN_SIZE)
+        possible = range(NUM_CONTEXT_FRAMES - 1, entry.observations - max(HORIZONS))
+        candidates += [(entry, int(at)) for at in np.unique(objects.frames[shown]) if at in possible]
     if not candidates:
         return []
     return [candidates[i] for i in sorted(random.choice(len(candidates), min(count, len(candidates)), False))]

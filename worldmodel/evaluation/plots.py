@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from worldmodel import media
-from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
-from worldmodel.evaluation.clips import Clips, dream_clips
+from worldmodel.evaluation.clips import Clips, dream_clips, find_action_clips
 from worldmodel.evaluation.table import to_label
 from worldmodel.files import check_file
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
@@ -26,7 +25,6 @@ matplotlib.rcParams.update({"axes.spines.right": False, "figure.constrained_layo
 STYLES = {"dream": "C1-", "best_dream": "C1:", "copy_last": "C7--", "vqvae_reconstruction": "C0--"}
 TRAINING_STYLE = {"color": "0.8", "linewidth": 0.7, "zorder": 0}
 STRIP_FRAMES = 10  # dreamed frames in a strip
-MAX_STRIP_CANDIDATES = 32  # clips compared to choose the strip of an action
 NUM_WORST_CLIPS = 4
 DREAM_LINE_COLOR, DREAM_LINE_WIDTH = (255, 140, 0), 2  # RGB and pixels of the line where a dream starts
 MILESTONE_FRAMES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # frames shown of a long dream
@@ -160,38 +158,11 @@ def draw_comparison(above: Tensor, below: Tensor, real: int = 0) -> np.ndarray:
 def draw_action_strips(world: WorldModel, store: EpisodeStore, temperature: float, seed: int) -> dict[str, np.ndarray]:
     """Draw, as ``strip_ACTION``, the held-out clip that takes each action most often over its dream."""
     strips = {}
-    for action, name in enumerate(world.action_names):
-        found = find_action_clip(store, action)
-        if found is None:
-            continue
-        frames, actions = (torch.from_numpy(part.copy())[None] for part in found)
-        clip = Clips(frames, actions, torch.zeros(1, dtype=torch.int64))
+    for action, clip in find_action_clips(store, STRIP_FRAMES).items():
         codes = dream_clips(world, clip, clip.future_actions, temperature=temperature, seed=seed)[0, 0]
-        dreamed = torch.cat([frames[0, :NUM_CONTEXT_FRAMES], world.decode(codes)])[None]
-        strips[f"strip_{name}"] = draw_comparison(frames, dreamed, NUM_CONTEXT_FRAMES)
+        dreamed = torch.cat([clip.frames[0, :NUM_CONTEXT_FRAMES], world.decode(codes)])[None]
+        strips[f"strip_{world.action_names[action]}"] = draw_comparison(clip.frames, dreamed, NUM_CONTEXT_FRAMES)
     return strips
-
-
-def find_action_clip(store: EpisodeStore, action: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the frames and actions of the held-out clip that takes an action most often after its context frames.
-
-    Ties are broken by the largest mean difference between consecutive frames. None if the action is never taken.
-    """
-    most, candidates, length = 1, [], NUM_CONTEXT_FRAMES + STRIP_FRAMES
-    for entry in split_held_out(store)[1]:
-        actions = store.steps(entry.number)[0]
-        for start in range(0, entry.observations - length + 1):
-            count = int((actions[start + NUM_CONTEXT_FRAMES - 1 : start + length - 1] == action).sum())
-            if count > most:
-                most, candidates = count, []
-            if count == most:
-                candidates.append((entry.number, start))
-    every = max(1, len(candidates) // MAX_STRIP_CANDIDATES)
-    clips = [(store.observations(number, start, length), number, start) for number, start in candidates[::every]]
-    if not clips:
-        return None
-    frames, number, start = max(clips, key=lambda clip: np.abs(np.diff(clip[0].astype(np.int16), axis=0)).mean())
-    return frames, store.steps(number)[0][start : start + length - 1]
 
 
 def draw_worst_dreams(world: WorldModel, clips: Clips, dreams: Tensor, psnr: Tensor) -> np.ndarray:

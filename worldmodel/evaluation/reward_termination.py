@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.episodes.segments import SegmentSampler, split_held_out
+from worldmodel.episodes.segments import SegmentSampler
 from worldmodel.episodes.store import Entry, EpisodeStore
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.stats import auroc, calibration, detection
@@ -17,12 +17,12 @@ DREAMED_FRAMES = (10, 20)  # imagined frames before the step whose termination i
 
 @torch.no_grad()
 def reward_termination(
-    world: WorldModel, codes: EpisodeStore, episodes: int, temperature: float = 1.0, seed: int = 0
+    world: WorldModel, codes: EpisodeStore, entries: list[Entry], temperature: float = 1.0, seed: int = 0
 ) -> dict:
-    """Score the reward and termination heads on whole held-out episodes, given the true codes and actions.
+    """Score the reward and termination heads on whole episodes, given the true codes and actions.
 
     Args:
-        episodes: maximum number of episodes.
+        codes: store of the codes of the episodes in ``entries``, or of more.
         temperature: sampling temperature of the imagined frames before a predicted step.
         seed: random seed of the imagined frames.
 
@@ -35,7 +35,6 @@ def reward_termination(
         the threshold that one in 500 steps without a termination passes after true frames.
     """
     parts = []  # predicted and true rewards, probabilities and terminations
-    entries = split_held_out(codes)[1][:episodes]
     for entry in tqdm(entries, unit="episode", desc="rewards", leave=False):
         episode = SegmentSampler(codes, [entry], 1, entry.steps + 1, 0).read_segment(entry, 0)
         frames, actions, rewards, terminated, _, _ = map(torch.from_numpy, episode)

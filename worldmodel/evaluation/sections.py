@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worldmodel.episodes.encode import encode_store
 from worldmodel.episodes.segments import evenly_spaced, split_held_out
-from worldmodel.episodes.store import EpisodeStore
+from worldmodel.episodes.store import Entry, EpisodeStore
 from worldmodel.evaluation import plots
 from worldmodel.evaluation.bits_per_code import bits_per_code
 from worldmodel.evaluation.clips import Clips, dream_clips, sample_held_out_clips
@@ -64,8 +64,13 @@ class Evaluation:
         return {name: self.settings[name] for name in ("temperature", "seed")}
 
     @cached_property
+    def held_out(self) -> list[Entry]:
+        return split_held_out(self.store)[1]
+
+    @cached_property
     def codes(self) -> EpisodeStore:
-        return encode_store(self.store, self.world.run / "vqvae", self.world.device)
+        """The codes of the held-out episodes, and of those that were encoded before."""
+        return encode_store(self.store, self.world.run / "vqvae", self.world.device, entries=self.held_out)
 
     @cached_property
     def clips(self) -> Clips:
@@ -84,7 +89,7 @@ class Evaluation:
 def add_reconstruction(evaluation: Evaluation) -> None:
     """Add the reconstruction scores of held-out frames, and an image of some originals over reconstructions."""
     report, store = evaluation.report, evaluation.store
-    held_out = FrameImages([(store, split_held_out(store)[1])])
+    held_out = FrameImages([(store, evaluation.held_out)])
     originals = torch.from_numpy(held_out.read(evenly_spaced(len(held_out), evaluation.settings["frames"])))
     reconstructions, report.scores["reconstruction"] = vqvae_scores(evaluation.vqvae, originals)
     every = max(1, len(originals) // NUM_SHOWN_FRAMES)
@@ -96,7 +101,7 @@ def add_bits_per_code(evaluation: Evaluation) -> None:
     """Add the bits per code of the next frame under the world and the baselines."""
     world, settings, scores = evaluation.world, evaluation.settings, evaluation.report.scores
     sampling = settings["segments"], settings["length"], settings["seed"]
-    results = bits_per_code(world, evaluation.codes, evaluation.no_context_prior, *sampling)
+    results = bits_per_code(world, evaluation.store, evaluation.codes, evaluation.no_context_prior, *sampling)
     scores["bits_per_code"], scores["flip_probability"] = results
 
 
@@ -130,9 +135,8 @@ def add_drift(evaluation: Evaluation) -> None:
     report, world, settings = evaluation.report, evaluation.world, evaluation.settings
     if not settings["drift_rollouts"]:
         return
-    training, held_out = split_held_out(evaluation.store)
-    needed = NUM_CONTEXT_FRAMES + 2
-    if len(held_out) < 2:
+    training, needed = split_held_out(evaluation.store)[0], NUM_CONTEXT_FRAMES + 2
+    if len(evaluation.held_out) < 2:
         print("note: drift is left out; it compares dreams with two halves of the held-out episodes, and there is one")
     elif max(entry.observations for entry in training) < needed:
         print(f"note: drift is left out; it needs a training episode of {needed} frames or more")
@@ -146,9 +150,8 @@ def add_drift(evaluation: Evaluation) -> None:
 def add_reward_termination(evaluation: Evaluation) -> None:
     """Add the scores of predicted rewards and terminations, and a reliability diagram."""
     report = evaluation.report
-    found = reward_termination(
-        evaluation.world, evaluation.codes, evaluation.settings["episodes"], **evaluation.sampling
-    )
+    entries = evaluation.held_out[: evaluation.settings["episodes"]]
+    found = reward_termination(evaluation.world, evaluation.codes, entries, **evaluation.sampling)
     report.scores["reward_termination"] = found
     report.plots["reliability"] = plots.to_svg(plots.plot_reliability(found["termination"]["calibration"]))
 

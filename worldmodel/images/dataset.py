@@ -15,6 +15,7 @@ from worldmodel.images import array_files, folders
 from worldmodel.images.sources import LAYOUTS, ArrayImages, FrameImages, ImageSource, ImageSubset, ScaledImages
 
 CIFAR10_FOLDER = "cifar-10-batches-py"  # the folder in CIFAR-10's archive
+VARIANCE_IMAGES = 512
 
 # training images, held-out images (None if the data set defines no such part), classes, facts
 Splits = tuple[ImageSource, ImageSource | None, tuple[str, ...], dict[str, Any]]
@@ -92,6 +93,11 @@ def open_store_or_images(store: str, images: str, size: int = 0) -> ImageDataset
 def read_evenly(images: ImageSource, count: int) -> Tensor:
     """Read at most ``count`` evenly spaced images, (count, H, W, 3) uint8."""
     return torch.from_numpy(images.read(evenly_spaced(len(images), count)))
+
+
+def measure_variance(images: ImageSource) -> float:
+    """Return the variance of pixels in [0, 1], over VARIANCE_IMAGES evenly spaced images or all if there are fewer."""
+    return float((read_evenly(images, VARIANCE_IMAGES) / 255).var())
 
 
 def dataset_facts(dataset: ImageDataset) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Images in arrays and in episode stores, subsets of images, and scaled images; for folders see folders.py."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -72,7 +73,7 @@ class FrameImages:
         self._classes = np.repeat(np.arange(len(parts)), [len(entries) for _, entries in parts])
         self._lengths = np.array([entry.observations for _, entry in self._episodes])
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """(N,) int64 index of the store that each frame is in."""
         return np.repeat(self._classes, self._lengths)

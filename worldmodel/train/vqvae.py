@@ -45,7 +45,7 @@ def vqvae(
 
     from worldmodel import checkpoint
     from worldmodel.episodes.segments import evenly_spaced
-    from worldmodel.images.dataset import ImageBatches, dataset_facts, open_store_or_images
+    from worldmodel.images.dataset import ImageBatches, dataset_facts, measure_variance, open_store_or_images
     from worldmodel.metrics import vqvae_scores
     from worldmodel.models.vqvae import VQVAE
     from worldmodel.ray_train import fit_on_workers
@@ -53,16 +53,14 @@ def vqvae(
 
     dataset, folder = open_store_or_images(store, images, size), Path(run).absolute()
     batches = ImageBatches(dataset.train, batch_size, train.seed, mirror)
-    variance = (
-        model.data_variance or checkpoint.measured_value(folder, "data_variance") or float((batches(0) / 255).var())
-    )
-    model = replace(model, data_variance=variance)
+    variance = model.data_variance or checkpoint.measured_value(folder, "data_variance")
+    model = replace(model, data_variance=variance or measure_variance(dataset.train))
     data = {"store": store, "images": images, "size": size, "batch_size": batch_size, "mirror": mirror}
     data |= dataset_facts(dataset)
     torch.manual_seed(train.seed)
     network = VQVAE.from_config(model)
     eval_indices = evenly_spaced(len(dataset.held_out), EVAL_IMAGES)
-    network.encode(torch.from_numpy(dataset.held_out.read(eval_indices))[:1])  # raises if the image size does not fit
+    network.encode(torch.from_numpy(dataset.held_out.read(eval_indices[:1])))  # raises if the image size does not fit
     checkpoint.begin_run(folder, "vqvae", model, train, data)
 
     def evaluate(network: "VQVAE", step: int) -> dict[str, float]:

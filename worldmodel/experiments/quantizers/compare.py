@@ -85,9 +85,9 @@ def compare_quantizers(
     """
     from worldmodel import checkpoint
     from worldmodel.evaluation import plots
-    from worldmodel.experiments.quantizers.runs import NUM_EVAL_IMAGES, build_initial_vqvae, train_variant
+    from worldmodel.experiments.quantizers.runs import build_initial_vqvae, train_variant
     from worldmodel.experiments.quantizers.table import format_table, plot_scores, read_scores, summarize
-    from worldmodel.images.dataset import dataset_facts, open_store_or_images, read_evenly
+    from worldmodel.images.dataset import dataset_facts, measure_variance, open_store_or_images, read_evenly
 
     if seeds < 1 or parallel < 1:
         raise ValueError(f"--seeds and --parallel must be 1 or more, got {seeds} and {parallel}")
@@ -103,8 +103,7 @@ def compare_quantizers(
     check_folder(Path(out))
     variants = list_variants(quantizers, starts, codes or str(model.quantizer.codebook_size))
     dataset, folder = open_store_or_images(store, images, size), Path(out).absolute()
-    variance = float((read_evenly(dataset.train, NUM_EVAL_IMAGES).numpy() / 255).var())
-    model = replace(model, data_variance=model.data_variance or variance)
+    model = replace(model, data_variance=model.data_variance or measure_variance(dataset.train))
     data = {"store": checkpoint.absolute(store), "images": checkpoint.absolute(images), "size": size}
     data |= {"batch_size": batch_size, **dataset_facts(dataset)}
     models = {variant: _variant_model(variant, model, {"gumbel": gumbel, "semhash": semhash}) for variant in variants}
