@@ -69,12 +69,12 @@ class Policy:
     def start(self, seed: int) -> None:
         """Start an episode."""
         self._generator = torch.Generator().manual_seed(seed)
-        self._recent_frames: deque[np.ndarray] = deque(maxlen=self.history)
+        self._recent: deque[np.ndarray | torch.Tensor] = deque(maxlen=self.history)  # frames, or codes once encoded
         self._num_frames, self._held = 0, 0
 
     def act(self, frame: np.ndarray) -> int:
         """Return the action to take after a frame (H, W, 3) uint8 of the real environment."""
-        self._recent_frames.append(frame.copy())
+        self._recent.append(frame.copy())
         if self._num_frames % self.action_repeat == 0:
             self._held = self.choose(self._observation())
         self._num_frames += 1
@@ -83,8 +83,12 @@ class Policy:
     @torch.no_grad()
     def _observation(self) -> np.ndarray:
         """Return the observation of ``Encoded-v0``: the latest frames as codes, or reconstructed."""
-        frames = [self._recent_frames[0]] * (self.history - len(self._recent_frames)) + list(self._recent_frames)
-        codes = self.vqvae.encode(torch.from_numpy(np.stack(frames)))  # (history, h, w)
+        new = {index: frame for index, frame in enumerate(self._recent) if isinstance(frame, np.ndarray)}
+        encoded = self.vqvae.encode(torch.from_numpy(np.stack(list(new.values()))))
+        for index, frame_codes in zip(new, encoded, strict=True):
+            self._recent[index] = frame_codes
+        recent = [torch.as_tensor(frame_codes) for frame_codes in self._recent]
+        codes = torch.stack([recent[0]] * (self.history - len(recent)) + recent)  # (history, h, w)
         if not self.network.config.codebook_size:
             return stack_frames(self.vqvae.decode(codes).numpy())
         return (codes if self.history > 1 else codes[0]).numpy()

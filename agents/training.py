@@ -125,7 +125,7 @@ def begin_run(
     from worldmodel.shipped import find_agent
 
     codebook = world.vqvae.quantizer.codebook.detach().cpu() if space.dtype != "uint8" else None
-    rewards = world.dynamics.config.reward_scale * data["action_repeat"]
+    rewards = world.dynamics.config.reward_unit * data["action_repeat"]
     model = replace(
         model,
         codebook_size=len(codebook) if codebook is not None else 0,

@@ -262,8 +262,8 @@ class DreamEnv(gym.Env):
         render_mode: ``"rgb_array"`` to let :meth:`render` decode the current frame, or None.
         action_repeat: number of frames that an action is held for in each step, whose rewards are summed.
         termination_cost: if above 0, each frame's probability of termination, times this cost, is subtracted from its
-            reward, and a dream that would be terminated is truncated: an agent then adds the value of its last
-            observation, so that a termination is paid for once, in expectation. That is learned faster than rare ends.
+            reward, and a dream that would be terminated is truncated instead, so that an agent bootstraps from the
+            value of its last observation. A cost in every frame is learned faster than rare ends.
         starts_near_termination: fraction of dreams that start 5 to 40 frames before a recorded termination; the others
             start anywhere.
 
@@ -293,22 +293,22 @@ class DreamEnv(gym.Env):
         starts_near_termination: float = 0.0,
     ) -> None:
         self._dream = dream = DreamVectorEnv(
-            1,
-            world,
-            horizon,
-            observation,
-            history,
-            start,
-            store,
-            context,
-            temperature,
-            device,
-            threads,
-            precision,
-            render_mode,
-            action_repeat,
-            termination_cost,
-            starts_near_termination,
+            num_envs=1,
+            world=world,
+            horizon=horizon,
+            observation=observation,
+            history=history,
+            start=start,
+            store=store,
+            context=context,
+            temperature=temperature,
+            device=device,
+            threads=threads,
+            precision=precision,
+            render_mode=render_mode,
+            action_repeat=action_repeat,
+            termination_cost=termination_cost,
+            starts_near_termination=starts_near_termination,
         )
         self.world, self.render_mode, self.action_names = dream.world, render_mode, dream.action_names
         self.metadata = {**self.metadata, "render_fps": dream.metadata["render_fps"]}

@@ -66,13 +66,10 @@ class EncodedEnv(gym.Wrapper):
             settings["render_mode"] = render_mode
         env = env or env_wrappers.check_trusted(data["environment"], self.world.run, "env=")
         real = env_wrappers.make_env(env, **settings)
-        try:
+        with env_wrappers.closed_on_error(real):
             self.world.check_episodes(describe(real, env, settings, {}))
-        except ValueError:
-            real.close()
-            raise
         super().__init__(TimeLimit(real, horizon) if horizon else real)
-        self.metadata = {**self.metadata, "render_fps": env_wrappers.native_rate(env, settings) / action_repeat}
+        self.metadata = {**self.metadata, "render_fps": env_wrappers.frame_rate(real) / action_repeat}
         self.observation, self.history, self.action_repeat = observation, history, action_repeat
         self.observation_space = space
 

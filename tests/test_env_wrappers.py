@@ -163,9 +163,12 @@ def test_a_world_that_shows_no_picture_is_refused(space):
     [spaces.Box(-1, 1, (2,), np.float32), spaces.MultiDiscrete([3, 3]), spaces.Discrete(3, start=1)],
     ids=["continuous", "several at once", "counted from 1"],
 )
-def test_actions_that_are_not_discrete_are_refused(space):
+def test_actions_that_are_not_discrete_are_refused_and_the_environment_closed(space, monkeypatch):
+    closed = []
+    monkeypatch.setattr(World, "close", lambda env: closed.append(env))
     with pytest.raises(ValueError, match="--env World-v0 must have discrete actions, counted from 0; it has"):
         env_wrappers.make_env("World-v0", observation_space=picture(48, 64, 3), action_space=space)
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Gymnasium environments as RGB frames, 84×84 by default, with named discrete actions."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import gymnasium as gym
@@ -10,7 +12,7 @@ from PIL import Image
 
 FRAME_SIZE = 84  # default height and width in pixels
 TRUSTED_MODULES = ("", "envs")  # modules whose environments a file may name
-DEFAULT_RATE = 10.0  # steps per second of an environment whose own rate is unknown
+DEFAULT_RATE = 10.0  # steps per second of an environment without render_fps
 ACTION_REPEAT = 4  # frames of the engine per step, in Doom and in DeepMind Lab
 DOOM_RATE, LAB_RATE = 35, 30  # frames of the engine per second; Lab's is its default
 MIN_IMAGE_SIDE = 32  # smaller arrays are symbolic grids, such as MiniGrid's 7×7
@@ -21,12 +23,24 @@ def canonical_id(env: str) -> str:
     return re.sub(r"^(envs:)?worldmodel/", "envs:", env)
 
 
-def native_rate(environment: str, kwargs: dict[str, Any]) -> float:
-    """Return the steps per second at which an environment passes in real time, 10 if that is unknown."""
-    if "Doom" in environment:
+def frame_rate(env: gym.Env) -> float:
+    """Return the steps per second at which an environment passes in real time: its ``render_fps``, 10 without one."""
+    return float(env.metadata.get("render_fps") or DEFAULT_RATE)
+
+
+def recorded_rate(data: dict[str, Any]) -> float:
+    """Return the :func:`frame_rate` of the environment that a world or a store was recorded in.
+
+    Args:
+        data: data section of the world's config.yaml, or a store's schema; older ones do not have the rate itself.
+    """
+    if rate := data.get("provenance", {}).get("render_fps"):
+        return float(rate)
+    environment = data.get("environment", "")
+    if environment == "envs:Doom-v0":
         return DOOM_RATE / ACTION_REPEAT
-    if "Lab" in environment:
-        return kwargs.get("fps", LAB_RATE) / ACTION_REPEAT
+    if environment == "envs:Lab-v0":
+        return data.get("kwargs", {}).get("fps", LAB_RATE) / ACTION_REPEAT
     return DEFAULT_RATE
 
 
@@ -60,14 +74,28 @@ def make_env(env: str, **kwargs: Any) -> gym.Env:
             f"cannot make --env {env}: {type(error).__name__}: {error}; an environment that opens a window needs a "
             "display; xvfb-run provides one"
         ) from error
+    refusal = ""
     if not isinstance(made.action_space, gym.spaces.Discrete) or made.action_space.start != 0:
-        raise ValueError(f"--env {env} must have discrete actions, counted from 0; it has {made.action_space}")
-    if not _image_keys(made.observation_space):
-        raise ValueError(
-            f"--env {env} must observe or render one uint8 image of {MIN_IMAGE_SIDE} or more pixels per side, "
+        refusal = f"have discrete actions, counted from 0; it has {made.action_space}"
+    elif not _image_keys(made.observation_space):
+        refusal = (
+            f"observe or render one uint8 image of {MIN_IMAGE_SIDE} or more pixels per side, "
             f"it observes {made.observation_space}"
         )
+    if refusal:
+        made.close()
+        raise ValueError(f"--env {env} must {refusal}")
     return ResizeFrames(made)
+
+
+@contextmanager
+def closed_on_error(env: gym.Env) -> Iterator[None]:
+    """Close an environment if the block raises an error, so that what refuses it leaves no engine running."""
+    try:
+        yield
+    except BaseException:
+        env.close()
+        raise
 
 
 def recorded_kwargs(env: str, data: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: if it is not there.
         ValueError: if it is damaged.
     """
+    return _read_verified(path)[0]
+
+
+def _read_verified(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a file and their checksum; raises as :func:`read_tensors` does."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no {path.name}; train a model there, or give another folder")
     try:
@@ -57,9 +62,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         facts = _metadata(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or train again") from error
-    if facts.get("sha256", _checksum(tensors)) != _checksum(tensors):
+    checksum = _checksum(tensors)
+    if facts.get("sha256", checksum) != checksum:
         raise ValueError(f"{path} is damaged (checksum mismatch); restore it, or train again")
-    return tensors
+    return tensors, checksum
 
 
 def read_step(path: Path) -> int:
@@ -76,7 +82,7 @@ def read_step(path: Path) -> int:
 
 def digest(run: Path) -> str:
     """Return the first twelve hexadecimal digits of the sha256 of a run's weights."""
-    return _checksum(read_tensors(run / "model.safetensors"))[:12]
+    return _read_verified(run / "model.safetensors")[1][:12]
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

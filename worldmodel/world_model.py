@@ -52,7 +52,8 @@ class WorldModel:
         threads: number of CPU threads that share the dreams; call ``torch.set_num_threads(1)`` as well, because torch's
             own threads are slow for such small steps.
         precision: number format of the dynamics model, except where codes, rewards and terminations are decided; auto
-            for bfloat16 if the hardware has it. Weights are copied: later changes of the networks have no effect.
+            for bfloat16 if the hardware has it. Dreaming and decoding use copies of the weights, so later changes of
+            ``dynamics`` and of the decoder have no effect on them; :meth:`encode` uses ``vqvae`` itself.
 
     Attributes:
         rollout: inference version of the dynamics model.
@@ -179,9 +180,8 @@ class WorldModel:
 
     @property
     def frame_rate(self) -> float:
-        """Frames per second at which the real environment passes, 10 if that is unknown."""
-        data = checkpoint.read_config(self.run)["data"]
-        return env_wrappers.native_rate(data.get("environment", ""), data.get("kwargs", {}))
+        """Steps per second at which the recorded environment passes in real time, 10 if that is unknown."""
+        return env_wrappers.recorded_rate(checkpoint.read_config(self.run)["data"])
 
     @property
     def device(self) -> torch.device:
@@ -236,7 +236,7 @@ class WorldModel:
             raise ValueError(f"actions must be {shape}, one for each dream, got {tuple(actions.shape)}")
         check_temperature(temperature)
         uniforms = _check_tensor("uniforms", uniforms, "float", (*shape, *self._grid)).float()
-        if not 0 <= uniforms.min() <= uniforms.max() <= 1:
+        if not 0 <= uniforms.min() <= uniforms.max() <= 1:  # a float64 just below 1 was rounded to 1
             raise ValueError(f"uniforms must be in [0, 1), got {uniforms.min():.4g} to {uniforms.max():.4g}")
         step = self._graphed_step if self.device.type == "cuda" else self._step_in_chunks
         state, prediction = step(state, actions.to(self.device), uniforms.to(self.device), temperature)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium as gym
 import imageio.v3 as iio
@@ -23,6 +24,7 @@ from tests.tiny_world import TinyWorld
 from worldmodel import checkpoint, shipped
 from worldmodel.episodes.collect import add_exploration, check_agent, collect
 from worldmodel.episodes.store import EpisodeStore
+from worldmodel.models.vqvae import VQVAE
 from worldmodel.world_model import WorldModel
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
@@ -50,13 +52,32 @@ def test_random_actions_are_held_as_long_as_the_agents():
 
 
 def test_an_agent_holds_its_actions_on_frames(world_run):
-    policy = Policy(torch.nn.Identity(), WorldModel.load(world_run).vqvae, ("a", "b"), action_repeat=3)
-    seen = []
-    policy.choose = lambda observation: seen.append(observation) or len(seen)
-    frames = np.random.default_rng(0).integers(0, 256, (7, 24, 24, 3), np.uint8)
-    policy._observation = lambda: policy._recent_frames[-1]
+    policy, frames, seen = coded_policy(world_run, action_repeat=3)
     assert [policy.act(frame) for frame in frames] == [1, 1, 1, 2, 2, 2, 3]
-    np.testing.assert_array_equal(seen, frames[::3])
+    np.testing.assert_array_equal(seen, policy.vqvae.encode(torch.from_numpy(frames[::3])))
+
+
+def test_an_agent_sees_its_last_frames_and_encodes_each_once(world_run, monkeypatch):
+    policy, frames, seen = coded_policy(world_run, history=3)
+    codes, encoded = policy.vqvae.encode(torch.from_numpy(frames)), []
+    monkeypatch.setattr(policy.vqvae, "encode", lambda part: (encoded.append(len(part)), VQVAE.encode(vqvae, part))[1])
+    vqvae = policy.vqvae
+    for frame in frames:
+        policy.act(frame)
+    assert encoded == [1] * len(frames)
+    for last, observation in enumerate(seen):
+        np.testing.assert_array_equal(observation, codes[[max(0, last - 2), max(0, last - 1), last]])
+    policy.start(0)
+    policy.act(frames[5])
+    np.testing.assert_array_equal(seen[-1], codes[[5, 5, 5]])
+
+
+def coded_policy(world_run, **settings) -> tuple[Policy, np.ndarray, list[np.ndarray]]:
+    """An agent that counts its choices, frames to act on, and the list of what it sees."""
+    network = SimpleNamespace(config=SimpleNamespace(codebook_size=16))
+    policy, seen = Policy(network, WorldModel.load(world_run).vqvae, ("a", "b"), **settings), []
+    policy.choose = lambda observation: seen.append(observation) or len(seen)
+    return policy, np.random.default_rng(0).integers(0, 256, (7, 24, 24, 3), np.uint8), seen
 
 
 def test_a_script_of_actions_is_evaluated_beside_the_agent(agent, tmp_path, capsys):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_world import TinyWorld
-from worldmodel.episodes.collect import MAX_HOLD_STEPS, collect, play_episode, scripted_actions
+from worldmodel.episodes.collect import MAX_HOLD_STEPS, Recorder, collect, play_episode, scripted_actions
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import locked
 
@@ -167,6 +168,20 @@ def test_more_workers_than_the_cluster_has_are_refused(cluster, tmp_path):
     done = run(tmp_path / "store", "--episodes", "20", "--workers", "3", "--address", cluster)
     assert done.returncode == 1
     assert "3 workers need 3 CPUs, Ray has 2" in done.stderr
+
+
+def test_episodes_that_another_process_adds_before_the_lock_are_kept(tmp_path, monkeypatch):
+    other, lock = Recorder(str(tmp_path), WORLD, {}, "sticky", 0, 4000), locked
+
+    @contextmanager
+    def locked_after_the_other(path, wait):
+        other.store.add_to_index(other.record(0))
+        with lock(path, wait):
+            yield
+
+    monkeypatch.setattr("worldmodel.files.locked", locked_after_the_other)
+    collect(str(tmp_path), WORLD, episodes=2)
+    assert sorted(content(tmp_path)) == [0, 1]
 
 
 def test_two_processes_do_not_record_into_one_store(tmp_path):

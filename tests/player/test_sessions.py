@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from dataclasses import asdict, replace
 
 import imageio.v3 as iio
 import numpy as np
@@ -247,10 +248,22 @@ def test_a_factory_says_what_contradicts(world_run, tmp_path):
 
 
 def test_the_pace_is_that_of_the_engine():
-    assert env_wrappers.native_rate("envs:Doom-v0", {}) == 8.75
-    assert env_wrappers.native_rate("envs:Lab-v0", {"fps": 60}) == 15
-    assert env_wrappers.native_rate("envs:Lab-v0", {}) == 7.5
-    assert env_wrappers.native_rate("Other-v0", {}) == 10
+    assert WorldModel.load("doom-health-gathering").frame_rate == 8.75
+    assert env_wrappers.recorded_rate({"environment": "envs:Lab-v0", "kwargs": {"fps": 60}}) == 15
+    assert env_wrappers.recorded_rate({"environment": "envs:Lab-v0"}) == 7.5
+    assert env_wrappers.recorded_rate({"environment": "Labyrinth-v0"}) == 10
+
+
+def test_the_pace_of_any_other_environment_is_its_render_fps(tmp_path, monkeypatch):
+    monkeypatch.setattr(StripesWorld, "metadata", {**StripesWorld.metadata, "render_fps": 50})
+    store, plain = tmp_path / "store", tmp_path / "older"
+    collect(str(store), STRIPES, episodes=1, max_episode_steps=5)
+    schema = EpisodeStore(store).schema
+    assert env_wrappers.recorded_rate(asdict(schema)) == 50 == RecordSession(STRIPES, {}).rate
+    older = {name: value for name, value in schema.provenance.items() if name != "render_fps"}
+    EpisodeStore.create(plain, replace(schema, provenance=older)).append(EpisodeStore(store).read(0))
+    collect(str(plain), STRIPES, episodes=2, max_episode_steps=5)  # a store without the rate can be continued
+    assert len(EpisodeStore(plain)) == 2 and env_wrappers.recorded_rate(asdict(EpisodeStore(plain).schema)) == 10
 
 
 @pytest.mark.engine

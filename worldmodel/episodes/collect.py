@@ -8,7 +8,7 @@ for _library in ("OMP", "OPENBLAS", "MKL"):  # before numpy is imported: one thr
 import importlib  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
+from contextlib import closing, contextmanager  # noqa: E402
 from typing import Any, Protocol  # noqa: E402
 
 import gymnasium as gym  # noqa: E402
@@ -41,7 +41,7 @@ class Policy(Protocol):
     The run's config.yaml names the class as ``policy: module:Name``. It is only imported if it is
     :data:`DEFAULT_POLICY_CLASS` or the user names it as well.
 
-    It may have the shape of the frames (H, W, 3) that it acts on as ``frame_shape``, to refuse others.
+    With an optional attribute ``frame_shape``, (H, W, 3), environments with frames of another shape are refused.
 
     Attributes:
         action_names: names of actions 0, 1, ….
@@ -105,7 +105,14 @@ def collect(
     if policy not in SCRIPTED_POLICIES and policy not in shipped.names(shipped.AGENTS):
         policy = os.path.abspath(policy)
     recorder = Recorder(store, env, env_kwargs, policy, seed, max_episode_steps, epsilon, policy_class)
-    recorded = recorder.store
+    with closing(recorder.env), _recording_alone(recorder.store) as recorded:
+        _record_missing(recorder, recorded, frames, episodes, workers, address)
+
+
+def _record_missing(
+    recorder: "Recorder", recorded: EpisodeStore, frames: int, episodes: int, workers: int, address: str
+) -> None:
+    """Record what a store lacks until it holds ``frames`` or ``episodes``, with a progress bar and a last line."""
     unit, goal = ("frame", frames) if frames else ("episode", episodes)
     before, start = recorded.num_frames, time.perf_counter()
 
@@ -129,10 +136,7 @@ def collect(
         else _record_in_actors(recorder, missing(), workers, address)
     )
     try:
-        with (
-            _recording_alone(recorded),
-            tqdm(total=goal, initial=min(progress(), goal), unit=unit, bar_format=PROGRESS_BAR) as bar,
-        ):
+        with tqdm(total=goal, initial=min(progress(), goal), unit=unit, bar_format=PROGRESS_BAR) as bar:
             for entry in recording:
                 recorded.add_to_index(entry)
                 bar.update(min(progress(), goal) - bar.n)
@@ -145,15 +149,15 @@ def collect(
 
 
 @contextmanager
-def _recording_alone(store: EpisodeStore) -> Iterator[None]:
-    """Hold the lock of a store's recorder until the block or the process ends.
+def _recording_alone(store: EpisodeStore) -> Iterator[EpisodeStore]:
+    """Hold the lock of a store's recorder until the block or the process ends; returns the store as it is by then.
 
     Raises:
         ValueError: if another process holds it, which would write the same episodes.
     """
     try:
         with files.locked(store.path / "collect.lock", wait=False):
-            yield
+            yield EpisodeStore(store.path)
     except BlockingIOError:
         raise ValueError(
             f"another process is recording into {store.path}; wait for it, stop it, or use another --store"
@@ -183,11 +187,12 @@ class Recorder:
             self.agent, provenance = load_policy(policy, epsilon, policy_class)
         env = env_wrappers.canonical_id(env)
         self.env = env_wrappers.make_env(env, **env_kwargs)
-        if self.agent:
-            check_agent(self.agent, policy, self.env.get_wrapper_attr("action_names"), self.env.observation_space.shape)
         provenance = {**provenance, "seed": seed, "max_episode_steps": max_episode_steps}
-        schema = describe(self.env, env, env_kwargs, provenance)
-        self.store = EpisodeStore.create(store, schema)
+        with env_wrappers.closed_on_error(self.env):
+            names, shape = self.env.get_wrapper_attr("action_names"), self.env.observation_space.shape
+            if self.agent:
+                check_agent(self.agent, policy, names, shape)
+            self.store = EpisodeStore.create(store, describe(self.env, env, env_kwargs, provenance))
 
     def record(self, number: int) -> Entry:
         """Play episode ``number`` and write its file; the caller adds it to the index."""

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from worldmodel import env_wrappers
 from worldmodel.episodes.episode import Episode, Objects
 from worldmodel.episodes.schema import Schema
 
@@ -90,12 +91,16 @@ def episode_seeds(seed: int, number: int) -> tuple[int, int]:
 
 
 def describe(env: gym.Env, name: str, kwargs: dict[str, Any], provenance: dict[str, Any]) -> Schema:
-    """Return the schema of a store of an environment's episodes; its engine is added to the provenance."""
+    """Return the schema of a store of an environment's episodes.
+
+    Added to the provenance are the environment's engine and ``render_fps``, its steps per second in real time.
+    """
+    provenance = {**provenance, "engine": env.metadata.get("engine", f"gymnasium {version('gymnasium')}")}
     return Schema(
         observation_shape=env.observation_space.shape or (),
         observation_dtype=str(env.observation_space.dtype),
         action_names=env.get_wrapper_attr("action_names"),
         environment=name,
         kwargs=kwargs,
-        provenance={**provenance, "engine": env.metadata.get("engine", f"gymnasium {version('gymnasium')}")},
+        provenance={**provenance, "render_fps": env_wrappers.frame_rate(env)},
     )

@@ -160,8 +160,8 @@ def read_clip(store: EpisodeStore, episode: int, start: int, length: int) -> tup
     Raises:
         ValueError: if the episode does not exist or is too short.
     """
-    numbers = [entry.number for entry in store.entries]
-    if episode not in numbers:
+    if episode not in store:
+        numbers = [entry.number for entry in store.entries]
         known = (
             f"its {len(numbers)} episodes have numbers from {numbers[0]} to {numbers[-1]}" if numbers else "it is empty"
         )

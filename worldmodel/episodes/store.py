@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -87,6 +87,9 @@ class EpisodeStore:
         if not len(store) and store.schema != schema:  # left by an import that failed
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
             store = cls(path)
+        if "render_fps" not in store.schema.provenance:  # an older store, which can still be continued
+            known = {name: value for name, value in schema.provenance.items() if name != "render_fps"}
+            schema = replace(schema, provenance=known)
         for name, expected in asdict(store.schema).items():
             if (given := asdict(schema)[name]) != expected:
                 raise ValueError(f"{path} holds episodes with {name} {expected}, got {given}; use another --store")

@@ -134,6 +134,11 @@ class DynamicsConfig:
                 f"model.embed_dim must be a multiple of model.num_heads, got {self.embed_dim} and {self.num_heads}"
             )
 
+    @property
+    def reward_unit(self) -> float:
+        """The reward that a prediction of 1 stands for: ``reward_scale``, or 1 if that was not measured."""
+        return self.reward_scale or 1.0
+
 
 @dataclass(frozen=True)
 class SpatialPriorConfig:

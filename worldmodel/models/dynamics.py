@@ -118,7 +118,7 @@ class Dynamics(nn.Module):
             parts = rewards, terminated, frame_valid, step_valid
             rewards, terminated, frame_valid, step_valid = (part.gather(1, steps) for part in parts)
         nats, prediction = self.score(batch.codes, context, actions, steps)
-        squared_error = ((prediction.rewards - rewards) / (self.config.reward_scale or 1.0)).square()
+        squared_error = ((prediction.rewards - rewards) / self.config.reward_unit).square()
         pos_weight = torch.tensor(self.config.termination_pos_weight, device=nats.device)
         termination_nats = F.binary_cross_entropy_with_logits(
             prediction.termination_logits + pos_weight.log(), terminated, reduction="none", pos_weight=pos_weight
@@ -238,7 +238,7 @@ class Dynamics(nn.Module):
         summary = torch.cat([x.mean(1), condition.mean((1, 2))], -1)
         rewards, termination_logits = self.outcome(summary).float().unbind(-1)
         termination_logits = termination_logits - math.log(self.config.termination_pos_weight)
-        return Prediction(condition, rewards * (self.config.reward_scale or 1.0), termination_logits)
+        return Prediction(condition, rewards * self.config.reward_unit, termination_logits)
 
     def predict_episode(self, codes: Tensor, actions: Tensor) -> Iterator[Prediction]:
         """Predict every step of an episode, codes (T, H, W) and actions (T,), in parts of at most CHUNK_STEPS steps."""
@@ -272,7 +272,7 @@ class Dynamics(nn.Module):
         self.load_state_dict(other.state_dict(), strict=False)
         with torch.no_grad():  # rewards and terminations stay the same, whatever their scales
             head = cast(nn.Linear, self.outcome[-1])
-            reward_ratio = (other.config.reward_scale or 1.0) / (self.config.reward_scale or 1.0)
+            reward_ratio = other.config.reward_unit / self.config.reward_unit
             head.weight[0] *= reward_ratio
             head.bias[0] *= reward_ratio
             head.bias[1] += math.log(self.config.termination_pos_weight / other.config.termination_pos_weight)

@@ -45,14 +45,11 @@ class BesideSession:
         self.world, self.action_names = world, world.action_names
         env, recorded = (env_wrappers.canonical_id(env), {}) if env else recorded_environment(world)
         kwargs = {**recorded, **(env_kwargs or {})}
-        self.rate = env_wrappers.native_rate(env, kwargs)
         self._env = env_wrappers.make_env(env, **kwargs)
-        try:
+        self.rate = env_wrappers.frame_rate(self._env)
+        with env_wrappers.closed_on_error(self._env):
             world.check_actions(self._env.get_wrapper_attr("action_names"))
-        except ValueError:
-            self._env.close()
-            raise
-        self._schema = describe(self._env, env, kwargs, provenance)
+            self._schema = describe(self._env, env, kwargs, provenance)
         self._waiting = self.action_names.index("noop") if "noop" in self.action_names else 0
         self._view: View | None = None
 

@@ -113,9 +113,10 @@ class FilmHandler(CheckedHandler):
         Raises:
             HTTPError: 404 if there is none, or no more.
         """
-        if name not in self.shared.films:
+        film = self.shared.films.get(name)
+        if film is None:
             raise web.HTTPError(404, "there is no such film; save it again")
-        kind, data = self.shared.films[name]
+        kind, data = film
         self.set_header("Content-Type", CONTENT_TYPES[kind])
         self.set_header("Content-Disposition", f'inline; filename="{file_name(kind)}"')
         self.finish(data)

@@ -45,10 +45,11 @@ class RecordSession:
         env, self._seed = env_wrappers.canonical_id(env), seed
         self._env = env_wrappers.make_env(env, **env_kwargs)
         self.action_names = tuple(self._env.get_wrapper_attr("action_names"))
-        self.rate = env_wrappers.native_rate(env, env_kwargs)
+        self.rate = env_wrappers.frame_rate(self._env)
         provenance = {**provenance, "seed": seed, "max_episode_steps": MAX_EPISODE_STEPS}
-        self._schema = describe(self._env, env, env_kwargs, provenance)
-        self._store = EpisodeStore.create(store, self._schema) if store else None
+        with env_wrappers.closed_on_error(self._env):
+            self._schema = describe(self._env, env, env_kwargs, provenance)
+            self._store = EpisodeStore.create(store, self._schema) if store else None
         self._recording: Recording | None = None
         self._view: View | None = None
         self._unrecorded = 0  # episodes started without a store

@@ -15,7 +15,8 @@ AGENT = "agent"  # the action that leaves the choice to the agent
 class WatchedSession:
     """A session in which an agent chooses the action of each step called ``agent``.
 
-    The agent sees every frame, of a dream beside the truth the real one, also while the player overrides it.
+    The agent sees every frame, even those on which the player overrides it. Beside the real environment, it sees the
+    real frames.
 
     Raises:
         ValueError: if the agent has other actions than the session, or, at a start, acts on frames of another size.

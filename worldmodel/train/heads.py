@@ -106,7 +106,7 @@ def losses(world: "WorldModel", head: "nn.Module", steps: Steps) -> "tuple[Tenso
     from torch.nn import functional as F
 
     config, (rewards, logits) = world.dynamics.config, head(steps.features).unbind(-1)
-    reward_loss = F.mse_loss(rewards, steps.rewards / (config.reward_scale or 1.0))
+    reward_loss = F.mse_loss(rewards, steps.rewards / config.reward_unit)
     logits = logits - math.log(config.termination_pos_weight)  # as in Dynamics.predict_from_features
     return reward_loss, F.binary_cross_entropy_with_logits(logits, steps.terminated)
 

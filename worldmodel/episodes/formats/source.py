@@ -17,7 +17,8 @@ MAX_UNNAMED_ACTIONS = 4096  # if the files do not name them
 class Source:
     """Episodes to import: their schema, their names, and a function that reads episode n.
 
-    With ``names_repeat``, another source can have other episodes of the same names; else such an episode has changed.
+    With ``names_repeat``, episodes of different sources can have the same name. Without it, a known name with other
+    content means that the episode has changed, which is an error.
     """
 
     schema: Schema

@@ -268,7 +268,7 @@ def _to_sequences(rows: Tensor, counts: Tensor, fill: float) -> Tensor:
 def _apply_within(layers: nn.Sequential, x: Tensor, counts: Tensor) -> Tensor:
     """Apply convolutions to (B, channels, n), and set to zero what lies beyond each sentence after every layer.
 
-    Beyond a sentence is what convolutions take to be beyond a tensor, so that its codes do not depend on the batch.
+    Convolutions pad with zeros, too, so the codes of a sentence do not depend on the longer ones in its batch.
     """
     num_latents = int(counts.max())
     for layer in layers:
