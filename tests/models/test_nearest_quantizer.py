@@ -97,13 +97,14 @@ def test_soft_em_decodes_the_mean_of_the_samples_and_averages_their_counts():
     assert torch.allclose(made.ema_count, 0.5 * torch.bincount(samples, minlength=3) / 5)
 
 
-def test_the_samples_for_a_prior_are_soft_ems_draws():
+def test_a_prior_learns_the_samples_whose_mean_was_decoded():
     made, z = quantizer("soft_em", num_samples=5, ema_decay=0.5), grid((0.4, 0.1), (0.1, 1.4))
     codebook = made.codebook.clone()
     samples = made.sample_codes(z, 5, torch.Generator().manual_seed(3))
     assert samples.shape == (1, 5, 1, 2) and samples.dtype == torch.int64
-    vectors = made(z, torch.Generator().manual_seed(3)).vectors
-    assert torch.allclose(vectors[0, :, 0].T, codebook[samples[0, :, 0]].mean(0))
+    result = made(z, torch.Generator().manual_seed(3))
+    assert torch.equal(result.samples, samples) and made.eval()(z).samples is None
+    assert torch.allclose(result.vectors[0, :, 0].T, codebook[samples[0, :, 0]].mean(0))
     many = made.sample_codes(z, 50_000, torch.Generator().manual_seed(0))
     distances = torch.cdist(z[0, :, 0].T, made.codebook).square()
     for place in range(2):

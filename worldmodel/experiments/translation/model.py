@@ -92,7 +92,7 @@ class LatentTranslator(nn.Module):
             vectors, loss = quantized.vectors, quantized.loss
             metrics = {"quantizer_loss": loss.detach(), "perplexity": perplexity(quantized.counts)}
             if not self.training or self.steps >= self.config.predictor_warmup_steps:
-                samples = self._target_codes(rows.detach(), quantized.codes, generator)  # (L, m)
+                samples = quantized.codes if quantized.samples is None else quantized.samples[..., 0]  # (L, m)
                 sequences = _to_sequences(samples, counts, self.end)
                 logits = self.code_logits(sequences[..., 0], source.predictor, generator)
                 nats = self.predictor_nats(logits, sequences, counts)
@@ -208,13 +208,6 @@ class LatentTranslator(nn.Module):
     def _code_logits(self, features: Tensor) -> Tensor:
         num_symbols = self.begin if self.config.latent_length == "end_symbol" else self.end
         return F.linear(features, self.code_embedding.weight[:num_symbols])
-
-    def _target_codes(self, rows: Tensor, codes: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return the codes that the predictor is trained on: samples (L, m) under soft EM, else the codes (L, 1)."""
-        quantizer = self.config.quantizer
-        if self.training and isinstance(self.quantizer, VectorQuantizer) and quantizer.update == "soft_em":
-            return self.quantizer.sample_codes(rows, quantizer.num_samples, generator)[..., 0]
-        return codes
 
     def _mix_in_predicted(
         self, vectors: Tensor, logits: Tensor, counts: Tensor, generator: torch.Generator | None

@@ -13,6 +13,7 @@ class Quantized(NamedTuple):
     codes: Tensor  # (B, *grid) int64, without training noise
     loss: Tensor  # (), the quantizer's own loss terms
     counts: Tensor  # (K,) float32, how often each code was chosen; in training, over all workers
+    samples: Tensor | None = None  # (B, m, *grid) int64, the codes whose mean soft EM passes on in training
 
 
 def flatten(z: Tensor, dim: int) -> Tensor:
@@ -28,10 +29,13 @@ def flatten(z: Tensor, dim: int) -> Tensor:
     return z.float().movedim(1, -1).reshape(-1, dim)
 
 
-def unflatten(vectors: Tensor, codes: Tensor, loss: Tensor, counts: Tensor, z: Tensor) -> Quantized:
-    """Return vectors (B·grid, D) and codes (B·grid,) in the shape of ``z``, with the loss and counts."""
+def unflatten(
+    vectors: Tensor, codes: Tensor, loss: Tensor, counts: Tensor, z: Tensor, samples: Tensor | None = None
+) -> Quantized:
+    """Return vectors (N, D), codes (N,) and samples (N, m), N = B·grid, in the shape of ``z``, with loss and counts."""
     grid = z.shape[:1] + z.shape[2:]
-    return Quantized(vectors.view(*grid, -1).movedim(-1, 1), codes.view(grid), loss, counts)
+    samples = None if samples is None else samples.view(*grid, -1).movedim(-1, 1)
+    return Quantized(vectors.view(*grid, -1).movedim(-1, 1), codes.view(grid), loss, counts, samples)
 
 
 def perplexity(counts: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class VectorQuantizer(nn.Module):
             vectors = F.embedding(codes, self.codebook)  # (N, D)
             counts = torch.bincount(codes, minlength=size).float()
             counts = distributed.all_reduce_sum(counts) if self.training else counts
-            loss = beta * F.mse_loss(rows, vectors.detach())
+            loss, samples = beta * F.mse_loss(rows, vectors.detach()), None
             if self.training and self.config.update == "loss":
                 loss = loss + self.config.codebook_weight * F.mse_loss(vectors, rows.detach())
                 self.usage += counts
@@ -67,7 +67,7 @@ class VectorQuantizer(nn.Module):
                 sums = _sum_by_code(rows.detach().repeat_interleave(m, 0), samples.flatten(), size)
                 self._update_averages(soft_counts / m, distributed.all_reduce_sum(sums) / m)
             vectors = rows + (vectors - rows).detach()
-        return unflatten(vectors, codes, loss, counts, z)
+        return unflatten(vectors, codes, loss, counts, z, samples)
 
     def encode(self, z: Tensor) -> Tensor:
         """Return the nearest codes of ``z``: (B, D, *grid) -> (B, *grid) int64."""
