@@ -97,7 +97,7 @@ def test_the_loss_has_no_path_from_targets_to_words_around_the_quantizer():
     network.embedding.register_forward_hook(hook)
     network.quantizer.forward = lambda rows, generator=None: type(
         "Quantized", (), {"vectors": rows.detach(), "codes": rows.new_zeros(len(rows), 1).long(),
-                          "loss": rows.new_zeros(()), "counts": torch.ones(8)}
+                          "loss": rows.new_zeros(()), "counts": torch.ones(8), "samples": None}
     )()  # fmt: skip
     loss, _ = network(BATCH)
     loss.backward()
@@ -125,18 +125,16 @@ def test_the_target_of_soft_em_is_the_average_of_its_samples():
 
 
 def test_soft_em_trains_its_predictor_on_samples_and_hard_em_on_codes():
-    rows, generator = torch.randn(50, 16, 1), torch.Generator().manual_seed(0)
-    soft = build_latent().train()
-    codes = soft.quantizer.encode(rows)
-    samples = soft._target_codes(rows, codes, generator)
-    assert samples.shape == (50, 3) and (samples != codes).any()
-    hard = build_latent(config=replace(LATENTS, quantizer=QuantizerConfig(codebook_size=8, code_dim=16))).train()
-    assert hard._target_codes(rows, codes, generator) is codes
-    assert soft.eval()._target_codes(rows, codes, generator) is codes
-    given = []
-    soft.predictor_nats = lambda logits, samples, _: given.append(samples) or samples.new_zeros(()).float()
-    soft.train()(BATCH, generator)
-    assert given[0].shape == (3, 3, 3) and (given[0].amin(2) != given[0].amax(2)).any()
+    hard = replace(LATENTS, quantizer=QuantizerConfig(codebook_size=8, code_dim=16))
+    for config, training, num_samples in ((LATENTS, True, 3), (LATENTS, False, 1), (hard, True, 1)):
+        network, quantized, given = build_latent(config=config).train(training), [], []
+        network.quantizer.register_forward_hook(lambda *call, kept=quantized: kept.append(call[2]))
+        network.predictor_nats = lambda logits, samples, _, kept=given: kept.append(samples) or logits.sum() * 0
+        network(BATCH, torch.Generator().manual_seed(0))
+        assert given[0].shape == (3, 3, num_samples)
+        targets = quantized[0].codes if num_samples == 1 else quantized[0].samples[..., 0]  # (L, m)
+        assert torch.equal(given[0][given[0] != network.end], targets.flatten())
+        assert (given[0].amin(2) != given[0].amax(2)).any() == (num_samples > 1)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.9])
