@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, which brings singular values near one
 NUM_ITERATIONS = 5
-OUTPUT_LAYERS = ("readout", "logits")  # layers whose rows stand for codes, like those of an embedding
+OUTPUT_LAYERS = ("readout", "logits")  # a network's last layers, into the space of codes
 
 
 class Muon(torch.optim.Optimizer):
@@ -97,7 +97,7 @@ def _newton_schulz_gram(x: Tensor) -> Tensor:
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
-    """Return the weights that Muon is meant for: matrices and kernels, except those of embeddings and output layers."""
+    """Return the weights that Muon trains: matrices and kernels, but not embeddings and layers named in OUTPUT_LAYERS."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     return [
         module.weight

@@ -32,7 +32,7 @@ class WavefrontNet(nn.Module):
     def __init__(self, embedding: nn.Embedding, condition_channels: int, hidden_channels: int, num_layers: int) -> None:
         super().__init__()
         if num_layers < 2:
-            raise ValueError(f"a wavefront network must have 2 layers or more, got {num_layers}; raise model.ar_layers")
+            raise ValueError(f"a wavefront network must have 2 layers or more, got {num_layers}")
         (codes, dim), hidden = embedding.weight.shape, hidden_channels
         self.embedding = embedding
         self.hidden, self.num_layers = hidden, num_layers
