@@ -30,6 +30,7 @@ from worldmodel import config, files
 from worldmodel.files import write_atomically
 from worldmodel.models.precision import check_device
 from worldmodel.renamed import FORMAT, upgrade_config
+from worldmodel.run_kind import RunKind
 from worldmodel.tensor_io import check_shapes, digest, load_weights, read_step, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -37,34 +38,29 @@ if TYPE_CHECKING:
     from worldmodel.models.spatial_prior import SpatialPrior
     from worldmodel.models.vqvae import VQVAE
 
-TEXTS = ("corpus", "source", "target", "distilled")
-PATHS = ("store", "images", "speech", "vqvae", "voices", "init", *TEXTS)  # data keys that are paths of this machine
-CHOICES = ("store", "images", "size", "speech", "batch_size", "seq_length", "segment_length", "mirror", "flip")
-CHOICES += ("num_samples", "env", "env_kwargs", "languages", "batch_tokens", "max_length", *TEXTS)
-FILE_FACTS = ("shape", "num_train", "num_held_out")  # of image files, which are split anew if there are others
-DATA_TYPES = {  # types of the values of config.yaml's data section
-    **dict.fromkeys(("store", "images", "speech", "vqvae", "environment", "env", "languages", *TEXTS), str),
-    **dict.fromkeys(("action_names", "classes", "speakers"), list),
+KINDS = {  # kind of a run: its RunKind, imported when needed; an agent's run has none
+    "vqvae": "worldmodel.models.config:VQVAE_RUN",
+    "dynamics": "worldmodel.models.config:DYNAMICS_RUN",
+    "spatial_prior": "worldmodel.models.config:SPATIAL_PRIOR_RUN",
+    "autoencoder": "worldmodel.experiments.likelihood.config:AUTOENCODER_RUN",
+    "global_codes": "worldmodel.experiments.global_codes.config:GLOBAL_CODES_RUN",
+    "speech": "worldmodel.experiments.speech.config:SPEECH_RUN",
+    "speech_prior": "worldmodel.experiments.speech.config:SPEECH_PRIOR_RUN",
+    "translation": "worldmodel.experiments.translation.config:TRANSLATION_RUN",
+    "translation_teacher": "worldmodel.experiments.translation.config:TEACHER_RUN",
+}
+# keys of config.yaml's data section, for all kinds of runs, as in RunKind
+PATHS = ("store", "images", "vqvae", "init")
+CHOICES = ("store", "images", "size", "batch_size", "seq_length", "mirror", "env", "env_kwargs")
+FILE_FACTS = ("shape", "num_train", "num_held_out")  # choices of image files, which are split anew if there are others
+TYPES = {
+    **dict.fromkeys(("store", "images", "vqvae", "environment", "env"), str),
+    **dict.fromkeys(("action_names", "classes"), list),
     **dict.fromkeys(("kwargs", "env_kwargs"), dict),
-    **dict.fromkeys(("size", "batch_size", "seq_length", "segment_length", "history"), int),
+    **dict.fromkeys(("size", "batch_size", "seq_length", "history"), int),
 }
 MAX_CODES = 1 << 16  # of a codebook, as codes are stored in uint16
 COMPUTE_KEYS = ("device", "threads", "precision")  # arguments of an environment that do not change what it is
-LIKELIHOOD, TRANSLATION = "worldmodel.experiments.likelihood", "worldmodel.experiments.translation"
-KINDS = {  # kind of a run: the configuration of its model, and what makes the model from one; imported when needed
-    "vqvae": ("worldmodel.models.config:VQVAEConfig", "worldmodel.models.vqvae:VQVAE.from_config"),
-    "dynamics": ("worldmodel.models.config:DynamicsConfig", "worldmodel.models.dynamics:Dynamics"),
-    "spatial_prior": ("worldmodel.models.config:SpatialPriorConfig", "worldmodel.models.spatial_prior:SpatialPrior"),
-    "autoencoder": (f"{LIKELIHOOD}.config:AutoencoderConfig", f"{LIKELIHOOD}.autoencoders:build_autoencoder"),
-    "global_codes": (
-        "worldmodel.experiments.global_codes.config:GlobalCodesConfig",
-        "worldmodel.experiments.global_codes.model:GlobalCodes",
-    ),
-    "speech": ("worldmodel.experiments.speech.config:SpeechConfig", "worldmodel.experiments.speech.model:SpeechVQVAE"),
-    "translation_teacher": (f"{TRANSLATION}.config:TransformerConfig", f"{TRANSLATION}.teacher:Teacher"),
-    "translation": (f"{TRANSLATION}.config:LatentConfig", f"{TRANSLATION}.model:LatentTranslator"),
-    "speech_prior": ("worldmodel.models.config:SpatialPriorConfig", "worldmodel.models.spatial_prior:SpatialPrior"),
-}
 
 
 def export(run: Path, out: Path, half: str | None = None, **more: Any) -> None:
@@ -78,7 +74,8 @@ def export(run: Path, out: Path, half: str | None = None, **more: Any) -> None:
         ValueError: if a weight is too large for float16.
     """
     values = read_config(run)
-    values["data"] = {name: value for name, value in values["data"].items() if name not in PATHS}
+    paths = PATHS + run_kind(values["kind"]).paths
+    values["data"] = {name: value for name, value in values["data"].items() if name not in paths}
     tensors = read_tensors(run / "model.safetensors")
     if half is not None:
         rounded = [name for name in tensors if name.startswith(half) and tensors[name].is_floating_point()]
@@ -120,7 +117,8 @@ def begin_run(
     begun = is_begun(run)
     if "init" in data and not data["init"] and begun:
         data = {**data, "init": read_config(run)["data"].get("init", "")}  # where its weights came from
-    data = {name: absolute(value) if name in PATHS else value for name, value in data.items()}
+    paths = PATHS + run_kind(kind).paths
+    data = {name: absolute(value) if name in paths else value for name, value in data.items()}
     text = config.dump(format=FORMAT, kind=kind, **more, model=model, train=train, data=data)
     copied = begun and (run / "vqvae" / "model.safetensors").exists()
     if begun:
@@ -164,7 +162,7 @@ def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> Non
 
     Args:
         train: settings with ``seed``, and with ``allow_changes``, which disables the comparison of data and seed.
-        data: data section, whose :data:`CHOICES` are compared where the run has them.
+        data: data section, whose choices are compared where the run has them.
 
     Raises:
         ValueError: naming the first difference.
@@ -183,7 +181,8 @@ def check_choices(run: Path, kind: str, train: Any, data: dict[str, Any]) -> Non
             f"{run} was begun with --train.optimizer {begun}, got {optimizer}; go on with {begun}, or use another --run"
         )
     begun = {**there["data"], "train.seed": known.get("seed", train.seed)}
-    compared = CHOICES if {"environment", "stores"} & data.keys() else CHOICES + FILE_FACTS  # stores may grow
+    compared = CHOICES + run_kind(kind).choices
+    compared += () if {"environment", "stores"} & data.keys() else FILE_FACTS  # stores may grow
     choices = {name: value for name, value in data.items() if name in compared or (name == "init" and value)}
     for name, asked in {**choices, "train.seed": train.seed}.items():
         old = begun.get(name, asked)
@@ -252,7 +251,7 @@ def read_config(run: Path) -> dict[str, Any]:
         _check_type(path, name, values[name], kind)
     if "train" in values:
         _check_type(path, "train", values["train"], dict)
-    for name, kind in DATA_TYPES.items():
+    for name, kind in {**TYPES, **run_kind(values["kind"]).types}.items():
         if name in values["data"]:
             _check_type(path, f"data.{name}", values["data"][name], kind)
     return {**values, "data": _Data(path, values["data"])}
@@ -306,8 +305,8 @@ def load_model(run: Path, kind: str) -> nn.Module:
     values = read_config(run)
     if values["kind"] != kind:
         raise ValueError(f"{run} must be the run of a {kind}, it is that of a {values['kind']}")
-    settings, make = (_imported(name) for name in KINDS[kind])
-    sizes = config.build(settings, values["model"], run / "config.yaml")
+    known = run_kind(kind)
+    sizes, make = config.build(known.config, values["model"], run / "config.yaml"), _imported(known.build)
     check_shapes(run / "model.safetensors", make, sizes)
     network = make(sizes)
     load_weights(run / "model.safetensors", network)
@@ -347,6 +346,11 @@ def load_dynamics(run: Path) -> "Dynamics":
 def load_spatial_prior(run: Path) -> "SpatialPrior":
     """The spatial prior of a run."""
     return cast("SpatialPrior", load_model(run, "spatial_prior"))
+
+
+def run_kind(kind: str) -> RunKind:
+    """Return what a kind of run declares: nothing for an agent, or for kinds that this version does not know."""
+    return _imported(KINDS[kind]) if kind in KINDS else RunKind(object, "")
 
 
 def _imported(name: str) -> Any:

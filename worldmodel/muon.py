@@ -97,7 +97,7 @@ def _newton_schulz_gram(x: Tensor) -> Tensor:
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
-    """Return the weights that Muon trains: matrices and kernels, but not embeddings and layers named in OUTPUT_LAYERS."""
+    """Return the weights that Muon trains: matrices and kernels, except those of embeddings and of OUTPUT_LAYERS."""
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     return [
         module.weight

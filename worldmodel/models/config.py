@@ -5,6 +5,7 @@ from typing import Literal
 
 from worldmodel.checks import check_ranges
 from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.run_kind import RunKind
 
 GridNetKind = Literal["pixelcnn", "wavefront"]  # autoregressive networks over an (H, W) grid
 NetKind = Literal["pixelcnn", "wavefront", "wavenet"]
@@ -181,3 +182,10 @@ class SpatialPriorConfig:
             raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}")
         if self.dropout and self.net == "wavefront":
             raise ValueError(f"model.dropout is for --model.net pixelcnn or wavenet, got {self.dropout} with wavefront")
+
+
+VQVAE_RUN = RunKind(VQVAEConfig, "worldmodel.models.vqvae:VQVAE.from_config")
+DYNAMICS_RUN = RunKind(DynamicsConfig, "worldmodel.models.dynamics:Dynamics")
+SPATIAL_PRIOR_RUN = RunKind(
+    SpatialPriorConfig, "worldmodel.models.spatial_prior:SpatialPrior", choices=("num_samples",)
+)

@@ -7,6 +7,7 @@ from typing import get_args
 from worldmodel.checks import check_ranges
 from worldmodel.models.config import GridNetKind
 from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.run_kind import RunKind
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,6 @@ class GlobalCodesConfig:
     def bits_per_image(self) -> float:
         """Number of bits of all latents of an image."""
         return self.num_latents * math.log2(self.quantizer.codebook_size)
+
+
+GLOBAL_CODES_RUN = RunKind(GlobalCodesConfig, "worldmodel.experiments.global_codes.model:GlobalCodes")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from worldmodel.checks import check_ranges
 from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.run_kind import RunKind
 
 Likelihood = Literal["logistic", "softmax"]
 
@@ -42,3 +43,8 @@ class AutoencoderConfig:
         check_ranges("model", self, counts, ("num_residual_blocks", "num_downsamples"))
         if self.kind == "vimco" and self.num_samples < 2:
             raise ValueError(f"model.num_samples must be 2 or more for a vimco, got {self.num_samples}")
+
+
+AUTOENCODER_RUN = RunKind(
+    AutoencoderConfig, "worldmodel.experiments.likelihood.autoencoders:build_autoencoder", choices=("flip",)
+)

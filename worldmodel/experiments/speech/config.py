@@ -1,11 +1,13 @@
 """Configuration of the speech VQ-VAE."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from worldmodel.checks import check_ranges
+from worldmodel.models.config import SpatialPriorConfig
 from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.run_kind import RunKind
 
 
 @dataclass(frozen=True)
@@ -88,3 +90,18 @@ class SpeechConfig:
 
 
 DEFAULT_CODEC = "spoken-digits"
+
+
+SPEECH_RUN = RunKind(
+    SpeechConfig,
+    "worldmodel.experiments.speech.model:SpeechVQVAE",
+    paths=("speech",),
+    choices=("speech", "segment_length"),
+    types={"speech": str, "segment_length": int, "speakers": list},
+)
+SPEECH_PRIOR_RUN = replace(
+    SPEECH_RUN,
+    config=SpatialPriorConfig,
+    build="worldmodel.models.spatial_prior:SpatialPrior",
+    paths=("speech", "voices"),
+)

@@ -1,10 +1,11 @@
 """Configuration of the translation models. Free of torch, so that ``--help`` is fast."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from worldmodel.checks import check_ranges
 from worldmodel.models.quantizers.config import QuantizerConfig
+from worldmodel.run_kind import RunKind
 
 DEFAULT_TRANSLATOR = "en-de"
 
@@ -87,3 +88,16 @@ class LatentConfig:
             )
         if self.num_downsamples > 8:
             raise ValueError(f"model.num_downsamples must be 8 or less, got {self.num_downsamples}")
+
+
+TEXTS = ("corpus", "source", "target", "distilled")  # files or folders of sentences
+TRANSLATION_RUN = RunKind(
+    LatentConfig,
+    "worldmodel.experiments.translation.model:LatentTranslator",
+    paths=TEXTS,
+    choices=(*TEXTS, "languages", "batch_tokens", "max_length"),
+    types=dict.fromkeys((*TEXTS, "languages"), str),
+)
+TEACHER_RUN = replace(
+    TRANSLATION_RUN, config=TransformerConfig, build="worldmodel.experiments.translation.teacher:Teacher"
+)
