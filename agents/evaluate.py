@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from worldmodel import config, media
+from worldmodel import cli, media
 from worldmodel.checks import check_seed
 from worldmodel.episodes.collect import check_agent
 from worldmodel.files import check_file, write_atomically
@@ -105,4 +105,4 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    config.run(evaluate)
+    cli.run(evaluate)

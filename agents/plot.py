@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from worldmodel import config
+from worldmodel import cli
 
 
 def plot(runs: str, out: str, real_steps: str = "", labels: str = "") -> None:
@@ -91,4 +91,4 @@ def read_returns(folder: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    config.run(plot)
+    cli.run(plot)

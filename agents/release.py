@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.files import write_folder_atomically
 from worldmodel.shipped import find_agent, find_world
 
@@ -40,4 +40,4 @@ def release(run: str, world: str, out: str, about: str) -> None:
 
 
 if __name__ == "__main__":
-    config.run(release)
+    cli.run(release)

@@ -15,7 +15,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import VectorEnvCreator
 from torch import Tensor
 
-from worldmodel import checkpoint, config, tensor_io
+from worldmodel import checkpoint, cli, tensor_io
 
 if TYPE_CHECKING:
     from agents.config import AgentConfig
@@ -107,7 +107,7 @@ def start_algorithm(run: Path, env: str, env_kwargs: dict[str, Any], train: "Age
         if owns_ray:
             quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
             ray.init(address="local", num_cpus=max(1, train.num_env_runners), num_gpus=train.num_gpus or None, **quiet)
-            config.exit_on_sigterm()
+            cli.exit_on_sigterm()
         algorithm = None
         try:
             algorithm = ppo_config(run, env, env_kwargs, train).build_algo()

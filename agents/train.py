@@ -4,11 +4,11 @@ import sys
 
 from agents.loop import loop
 from agents.training import train
-from worldmodel import config
+from worldmodel import cli
 
 if __name__ == "__main__":
     if "--loop" in sys.argv:
         sys.argv.remove("--loop")
-        config.run(loop)
+        cli.run(loop)
     else:
-        config.run(train)
+        cli.run(train)

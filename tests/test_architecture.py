@@ -16,13 +16,14 @@ import docstring_parser
 import pytest
 
 import worldmodel
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.__main__ import PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # low to high; a file imports only from lines above its own, or from its own package
     "worldmodel.{baselines,checks,distributed,env_wrappers,files,muon,renamed,run_kind,stats,suggest,tables}",
     "worldmodel.{action_script,config,media,models,shipped,tensor_io}",
+    "worldmodel.cli",
     "worldmodel.{checkpoint,metrics,ray_cluster,train_config}",
     "worldmodel.{episodes,training}",
     "worldmodel.{images,ray_train,world_model}",
@@ -112,7 +113,7 @@ def test_the_public_names_are_those_of_the_modules():
 def functions(module: str) -> dict[str, Callable]:
     """The functions that a program runs, by subcommand."""
     taken = []
-    with patch.object(config, "run", lambda program, *_: taken.append(program)), patch.object(sys, "argv", [module]):
+    with patch.object(cli, "run", lambda program, *_: taken.append(program)), patch.object(sys, "argv", [module]):
         runpy.run_module(module, run_name="__main__")
     return taken[0] if isinstance(taken[0], dict) else {"": taken[0]}
 

@@ -19,7 +19,7 @@ from worldmodel.play import play
 PROGRAM = ("-m", "worldmodel.play")
 STOPPED_WHILE_IT_ANSWERS = """
 import os, signal
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.play import play
 from worldmodel.player.session_handler import SessionHandler
 
@@ -32,7 +32,7 @@ async def send_and_stop(self, message):
         os.kill(os.getpid(), signal.Signals[name])
 
 SessionHandler._send = send_and_stop
-config.run(play)
+cli.run(play)
 """
 
 

@@ -183,7 +183,7 @@ def workers_of(parent: int) -> Iterator[int]:
 
 def test_one_process_never_loads_ray(store, tmp_path):
     code = (
-        "import sys; from worldmodel import config; from worldmodel.train.vqvae import vqvae; config.run(vqvae); "
+        "import sys; from worldmodel import cli; from worldmodel.train.vqvae import vqvae; cli.run(vqvae); "
         "print('ray' in sys.modules)"
     )
     flags = [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from envs.dream import DreamVectorEnv
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.dream import dream
 from worldmodel.episodes import __main__ as episodes
 from worldmodel.episodes.collect import collect
@@ -299,7 +299,7 @@ def test_a_flag_of_any_value_is_taken_or_refused_in_a_line(data, store, vqvae_ru
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         try:
-            config.run(program, line)
+            cli.run(program, line)
         except SystemExit as end:
             assert end.code in (1, 2)
     assert "Traceback" not in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.suggest import unknown_name
 
 PROGRAMS = {  # subcommand: the module to run, and one line about it
@@ -33,10 +33,11 @@ def main() -> None:
     """Run the program that the first argument names, with the other arguments."""
     name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name == "--version":
-        config.run(main, [name])
+        cli.run(main, [name])
     elif name in ("--help", "-h"):
-        print("usage: worldmodel PROGRAM [options]      worldmodel PROGRAM --help\n")
-        print(*(f"  {program:15} {line}" for program, (_, line) in PROGRAMS.items()), sep="\n")
+        with cli.output_may_close():
+            print("usage: worldmodel PROGRAM [options]      worldmodel PROGRAM --help\n")
+            print(*(f"  {program:15} {line}" for program, (_, line) in PROGRAMS.items()), sep="\n")
     elif name not in PROGRAMS:
         print("error:", unknown_name("program", name, PROGRAMS), file=sys.stderr)
         sys.exit(2)

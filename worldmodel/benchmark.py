@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import check_file, unused_path, write_atomically
 from worldmodel.models.config import Precision
@@ -142,4 +142,4 @@ def _version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    config.run(benchmark)
+    cli.run(benchmark)

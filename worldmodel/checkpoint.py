@@ -109,6 +109,9 @@ def begin_run(
         ValueError: if there is a run with a model of another kind or size, or for the codes of another VQ-VAE, that is
             damaged or being trained by another process, or that :func:`check_choices` refuses; nothing is changed then.
     """
+    files.check_folder(run)
+    if (run / "store.json").exists():
+        raise ValueError(f"{run} is a store of episodes; use another --run")
     check_choices(run, kind, train, data)
     if getattr(train, "device", "auto") != "auto":
         check_device(train.device)

@@ -1,7 +1,7 @@
 """Record episodes of an environment: ``python -m worldmodel.collect --frames 10000 --store stores/doom``."""
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.episodes.collect import collect
 
 if __name__ == "__main__":
-    config.run(collect)
+    cli.run(collect)

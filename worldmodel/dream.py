@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldmodel import config, media
+from worldmodel import cli, media
 from worldmodel.action_script import DEFAULT_FRAMES, MAX_FRAMES, plan_actions
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import unused_path
@@ -119,4 +119,4 @@ def add_progress_bar(frames: "Tensor", num_real: int) -> "Tensor":
 
 
 if __name__ == "__main__":
-    config.run(dream)
+    cli.run(dream)

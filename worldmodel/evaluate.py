@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.checks import check_seed, check_temperature
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluation.table import format_scores
@@ -156,4 +156,4 @@ def _check(settings: dict[str, Any], threads: int) -> None:
 
 
 if __name__ == "__main__":
-    config.run(evaluate)
+    cli.run(evaluate)

@@ -7,7 +7,7 @@ import threading
 import webbrowser
 from typing import TYPE_CHECKING, Any
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.checks import check_seed, check_temperature
 from worldmodel.models.config import Precision
 from worldmodel.shipped import DEFAULT_WORLD
@@ -118,4 +118,4 @@ async def _stop_signal() -> int:
 
 
 if __name__ == "__main__":
-    config.run(play)
+    cli.run(play)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 
-from worldmodel.config import exit_on_sigterm
+from worldmodel.cli import exit_on_sigterm
 
 
 def connect(num_workers: int, address: str = "", resources: Mapping[str, float] = {"CPU": 1}) -> None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import write_folder_atomically
@@ -84,4 +84,4 @@ def cut_clip(store: EpisodeStore, number: int, start: int, length: int) -> Episo
 
 
 if __name__ == "__main__":
-    config.run(release)
+    cli.run(release)

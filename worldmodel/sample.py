@@ -4,7 +4,7 @@ import re
 import time
 from pathlib import Path
 
-from worldmodel import config, media
+from worldmodel import cli, media
 from worldmodel.files import unused_path
 
 
@@ -59,4 +59,4 @@ def sample(
 
 
 if __name__ == "__main__":
-    config.run(sample)
+    cli.run(sample)

@@ -1,6 +1,6 @@
 """List the worlds that come with the package: ``python -m worldmodel.worlds``."""
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.shipped import find_world, shipped_worlds
 
@@ -19,4 +19,4 @@ def worlds() -> None:
 
 
 if __name__ == "__main__":
-    config.run(worlds)
+    cli.run(worlds)

@@ -19,7 +19,7 @@ from gymnasium.utils.env_checker import check_env
 from envs import lab_engine
 from envs.actions import NAVIGATION
 from envs.lab import LabEnv
-from worldmodel import config, env_wrappers
+from worldmodel import cli, env_wrappers
 from worldmodel.episodes import __main__ as episodes
 from worldmodel.episodes.collect import collect, play_episode
 from worldmodel.episodes.store import EpisodeStore
@@ -322,7 +322,7 @@ def test_the_engines_own_settings_reach_it_as_words(make, calls):
 
 def test_the_engines_own_settings_are_given_on_the_command_line(tmp_path, calls):
     arguments = ["--env", "envs:Lab-v0", "--env.config.minimalUI", "false", "--episodes", "1", "--store", str(tmp_path)]
-    config.run(collect, arguments)
+    cli.run(collect, arguments)
     assert calls("open")[-1][2]["minimalUI"] == "false"
     assert EpisodeStore(tmp_path).schema.kwargs == {"config": {"minimalUI": "false"}}
 
@@ -370,7 +370,7 @@ def test_a_module_that_lacks_a_part_of_its_own_says_which(monkeypatch, tmp_path)
 def test_without_the_module_collecting_ends_with_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "deepmind_lab", None)
     with pytest.raises(SystemExit, match="1"):
-        config.run(collect, ["--env", "envs:Lab-v0", "--frames", "10", "--store", str(tmp_path / "lab")])
+        cli.run(collect, ["--env", "envs:Lab-v0", "--frames", "10", "--store", str(tmp_path / "lab")])
     error = capsys.readouterr().err
     assert error.startswith("error: envs:Lab-v0 needs the module deepmind_lab") and error.count("\n") == 1
     assert not (tmp_path / "lab").exists()

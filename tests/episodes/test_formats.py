@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.episodes.test_store import CODES, FRAMES, episode, flipped, same
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.episodes import __main__ as episodes
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.images.dataset import open_images
@@ -66,7 +66,7 @@ def test_verify_names_damaged_files_and_ends_with_one(tmp_path, capsys):
     flipped(tmp_path / "episodes" / "000001.safetensors")
     (tmp_path / "episodes" / ".000003.safetensors.77").touch()
     with pytest.raises(SystemExit, match="1"):
-        config.run(PROGRAMS, ["verify", "--store", str(tmp_path)])
+        cli.run(PROGRAMS, ["verify", "--store", str(tmp_path)])
     out, errors = capsys.readouterr()
     assert "000001.safetensors is damaged" in out + errors and "000002" not in out + errors
     assert "error: 1 of 3 episodes" in errors and "the other 2 can be read" in errors
@@ -77,7 +77,7 @@ def test_verify_names_damaged_files_and_ends_with_one(tmp_path, capsys):
 def test_npz_files_are_imported_as_they_are(per_step, tmp_path):
     for number in range(3):
         write_npz(tmp_path / "source", number, per_step)
-    config.run(PROGRAMS, ["import", "--store", str(tmp_path / "store"), "--source", str(tmp_path / "source")])
+    cli.run(PROGRAMS, ["import", "--store", str(tmp_path / "store"), "--source", str(tmp_path / "source")])
     opened = EpisodeStore(tmp_path / "store")
     assert opened.schema.action_names == ("0", "1") and opened.schema.environment == "unknown"
     for number, got in enumerate(opened):

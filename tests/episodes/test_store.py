@@ -239,8 +239,48 @@ def test_what_a_killed_writer_left_does_not_count(filled):
     (filled.path / "episodes" / ".000007.safetensors.123").write_bytes(b"half")
     opened = EpisodeStore(filled.path)
     assert len(opened) == len(list(opened)) == len(list(opened.verify())) == 6
+    assert opened.append(episode(17, seed=6)).number == 6  # the same episode again, as a killed import would write it
+    assert len(EpisodeStore(filled.path)) == 7
+
+
+def test_a_file_that_the_index_lost_is_not_replaced_by_another_episode(filled):
+    index = filled.path / "index.jsonl"
+    index.write_bytes(b"".join(index.read_bytes().splitlines(True)[:5]))
+    opened = EpisodeStore(filled.path)
+    lost = (filled.path / "episodes" / "000005.safetensors").read_bytes()
     assert opened.append(episode(9, seed=8)).number == 6
-    assert same(EpisodeStore(filled.path).read(6), episode(9, seed=8))
+    assert (filled.path / "episodes" / "000005.safetensors").read_bytes() == lost
+
+
+def test_a_last_line_that_only_lacks_its_newline_counts(filled):
+    index = filled.path / "index.jsonl"
+    whole = index.read_bytes()
+    index.write_bytes(whole.rstrip(b"\n"))
+    assert len(EpisodeStore(filled.path)) == 6
+    assert EpisodeStore(filled.path).append(episode(9, seed=8)).number == 6
+    assert index.read_bytes().startswith(whole) and len(EpisodeStore(filled.path)) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("store.json", "holds episodes but no store.json; restore it, or use another --store"),
+        ("index.jsonl", "holds episodes that its empty index.jsonl lacks; restore it"),
+    ],
+)
+def test_episodes_are_not_given_another_schema_when_a_file_was_lost(name, message, filled):
+    lost = filled.path / name
+    lost.unlink() if name == "store.json" else lost.write_bytes(b"")
+    with pytest.raises(ValueError, match=message):
+        EpisodeStore.create(filled.path, replace(FRAMES, provenance={"seed": 9}))
+
+
+def test_a_store_is_not_made_within_a_run_or_a_file(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match="is the folder of a run; use another --store"):
+        EpisodeStore.create(tmp_path, FRAMES)
+    with pytest.raises(ValueError, match=r"config.yaml is not a folder, so nothing can be written"):
+        EpisodeStore.create(tmp_path / "config.yaml", FRAMES)
 
 
 @pytest.mark.slow

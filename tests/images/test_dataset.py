@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import VQVAE_SIZES, sliding_stripes, train_config
 from tests.images.test_array_files import everything, noise, write_cifar
-from worldmodel import checkpoint, config
+from worldmodel import checkpoint, cli
 from worldmodel.episodes.store import EpisodeStore, Schema
 from worldmodel.images.dataset import ImageBatches, open_images
 from worldmodel.images.folders import load_image
@@ -225,7 +225,7 @@ def test_a_vqvae_learns_from_images_and_says_from_which(tmp_path):
         "--train.threads=1",
         "--batch_size=4",
     ]
-    config.run({"vqvae": vqvae}, arguments)
+    cli.run({"vqvae": vqvae}, arguments)
     run = tmp_path / "run"
     data = yaml.safe_load((run / "config.yaml").read_text())["data"]
     assert data["images"] == str(tmp_path / "cifar") and data["store"] == "" and data["size"] == 16
@@ -261,7 +261,7 @@ def test_a_run_on_frames_says_of_which_world_they_are(vqvae_run):
 def test_either_a_store_or_images_are_given(store, tmp_path, capsys):
     for more in ([], ["--store", str(store), "--images", str(store)]):
         with pytest.raises(SystemExit, match="1"):
-            config.run({"vqvae": vqvae}, ["vqvae", "--run", str(tmp_path / "run"), *more])
+            cli.run({"vqvae": vqvae}, ["vqvae", "--run", str(tmp_path / "run"), *more])
         assert "error: give either --store or --images, got " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from worldmodel import config, env_wrappers
+from worldmodel import cli, env_wrappers
 from worldmodel.episodes.formats import minari, npz, stores, video
 from worldmodel.episodes.store import EpisodeStore
 
@@ -143,4 +143,4 @@ def _format(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    config.run({"info": info, "verify": verify, "import": import_, "export": export})
+    cli.run({"info": info, "verify": verify, "import": import_, "export": export})

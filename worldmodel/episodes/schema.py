@@ -88,4 +88,9 @@ class Entry:
     @property
     def file(self) -> str:
         """Path of the episode file in the store."""
-        return f"episodes/{self.number:06d}.safetensors"
+        return episode_file(self.number)
+
+
+def episode_file(number: int) -> str:
+    """Return the path in a store of the file of an episode."""
+    return f"episodes/{number:06d}.safetensors"

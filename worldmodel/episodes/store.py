@@ -30,8 +30,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from worldmodel.episodes.episode import Episode, Objects
-from worldmodel.episodes.schema import Entry, Schema
-from worldmodel.files import lock, remove_stale_temporaries, write_atomically
+from worldmodel.episodes.schema import Entry, Schema, episode_file
+from worldmodel.files import check_folder, lock, remove_stale_temporaries, write_atomically
 from worldmodel.renamed import PROVENANCE, renamed
 
 CHUNK_SIZE = 8  # observations compressed together; a segment of 16 frames needs two or three chunks
@@ -70,21 +70,33 @@ class EpisodeStore:
         """Create a store, or open the existing one if it has the same schema.
 
         Raises:
-            ValueError: if the existing store has a different schema; the message names the difference.
+            ValueError: if the existing store has a different schema; the message names the difference. Also if episodes
+                are there without the store.json or the index that belongs to them, or a run is.
         """
         path = Path(path)
+        check_folder(path)
         try:
             schema = Schema(**json.loads(json.dumps(asdict(schema))))  # as it will be read: tuples become lists
         except TypeError as error:
             raise ValueError(f"{path} keeps the arguments of the environment as JSON: {error}") from error
+        index, has_files = path / "index.jsonl", any(path.glob("episodes/*.safetensors"))
+        if not (path / "store.json").exists():
+            if has_files or (index.exists() and index.stat().st_size):
+                raise ValueError(f"{path} holds episodes but no store.json; restore it, or use another --store")
+            if (path / "config.yaml").exists():
+                raise ValueError(f"{path} is the folder of a run; use another --store")
         (path / "episodes").mkdir(parents=True, exist_ok=True)
         for folder in (path, path / "episodes"):
             remove_stale_temporaries(folder)
         if not (path / "store.json").exists():
-            (path / "index.jsonl").touch()  # first, so that every store.json has an index
+            index.touch()  # first, so that every store.json has an index
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
         store = cls(path)
         if not len(store) and store.schema != schema:  # left by an import that failed
+            if has_files:
+                raise ValueError(
+                    f"{path} holds episodes that its empty index.jsonl lacks; restore it, or use another --store"
+                )
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
             store = cls(path)
         if "render_fps" not in store.schema.provenance:  # an older store, which can still be continued
@@ -127,6 +139,10 @@ class EpisodeStore:
         Raises:
             ValueError: if the episode does not match the store's schema.
         """
+        return self._write(number, episode, self._pack(episode), source)
+
+    def _pack(self, episode: Episode) -> bytes:
+        """Return the content of an episode's file; raises as :meth:`write` does."""
         self._check_episode(episode)
         compressor = zstandard.ZstdCompressor(
             level=ZSTD_LEVEL, write_checksum=True
@@ -145,11 +161,13 @@ class EpisodeStore:
         if episode.objects is not None:
             tensors |= {f"objects.{name}": getattr(episode.objects, name) for name in OBJECT_ARRAYS}
             metadata["object_names"] = episode.objects.names
-        data = save(tensors, metadata={"episode": json.dumps(metadata)})  # one key: the order of several is random
+        return save(tensors, metadata={"episode": json.dumps(metadata)})  # one key: the order of several is random
+
+    def _write(self, number: int, episode: Episode, data: bytes, source: str) -> Entry:
         entry = Entry(
             number=number,
             steps=len(episode),
-            observations=len(observations),
+            observations=len(episode.observations),
             terminated=bool(episode.terminated),
             truncated=bool(episode.truncated),
             seed=int(episode.seed),
@@ -178,11 +196,17 @@ class EpisodeStore:
     def append(self, episode: Episode, source: str = "") -> Entry:
         """Write an episode under the next free number, which no other process takes, and add it to the index.
 
+        A number is not free if its file holds another episode, which the index may have lost.
+
         Raises:
             ValueError: if the episode does not match the store's schema.
         """
+        data = self._pack(episode)
         with self._locked_index() as file:
-            entry = self.write(max(self._entries, default=-1) + 1, episode, source)
+            number = max(self._entries, default=-1) + 1
+            while (path := self.path / episode_file(number)).exists() and path.read_bytes() != data:
+                number += 1
+            entry = self._write(number, episode, data, source)
             self._add_line(file, entry)
         return entry
 
@@ -318,7 +342,11 @@ class EpisodeStore:
             size = file.seek(0, os.SEEK_END)
             if size != self._index_bytes:  # others added lines, or part of a line before being killed
                 file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+                complete, last_line = _split_index(file.read())
+                if _is_entry(last_line):
+                    file.write(b"\n")
+                else:
+                    file.truncate(len(complete))
                 self._load_index()
             yield file
 
@@ -337,14 +365,29 @@ class EpisodeStore:
     def _read_index(self) -> Iterator[Entry]:
         if not (self.path / "index.jsonl").is_file():
             raise FileNotFoundError(f"{self.path} lacks its index.jsonl; restore it, or record into another --store")
-        data = (self.path / "index.jsonl").read_bytes()
-        self._index_bytes = data.rfind(b"\n") + 1  # a line without a newline was not written completely
-        lines = data[: self._index_bytes].split(b"\n")
-        for number, line in enumerate(lines[:-1], 1):
+        complete, last_line = _split_index((self.path / "index.jsonl").read_bytes())
+        self._index_bytes = len(complete)
+        lines = complete.split(b"\n")[:-1] + ([last_line] if _is_entry(last_line) else [])
+        for number, line in enumerate(lines, 1):
             try:
                 yield Entry(**json.loads(line))
             except (ValueError, TypeError, RecursionError, OverflowError) as error:
                 raise ValueError(f"{self.path / 'index.jsonl'} is damaged in line {number}: {error}") from error
+
+
+def _split_index(data: bytes) -> tuple[bytes, bytes]:
+    """Split an index into its complete lines and a last one without a newline, which is usually empty."""
+    end = data.rfind(b"\n") + 1
+    return data[:end], data[end:]
+
+
+def _is_entry(line: bytes) -> bool:
+    """Return whether a line without a newline is whole, as an editor leaves it, and not cut by a killed process."""
+    try:
+        Entry(**json.loads(line))
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _decompress(chunk: bytes, max_bytes: int) -> bytes:

@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import tones, train_config
 from tests.experiments.speech.test_model import SMALL
-from worldmodel import checkpoint, config, tensor_io
+from worldmodel import checkpoint, cli, tensor_io
 from worldmodel.experiments.speech import codec
 from worldmodel.experiments.speech.codec import SpeechCodec, pad_to_hop
 from worldmodel.experiments.speech.convert import convert
@@ -132,7 +132,7 @@ def test_the_voices_that_come_with_the_package_speak(corpus, tmp_path):
     shipped = SpeechCodec.load()
     assert shipped.speakers == ("george", "jackson", "lucas", "nicolas", "theo") and shipped.rate == 8000
     out = tmp_path / "b.wav"
-    config.run(
+    cli.run(
         {"convert": convert},
         f"convert --wav {corpus.parent / 'strange' / 'up-0.wav'} --speaker george --out {out}".split(),
     )
@@ -260,7 +260,7 @@ def test_a_bad_recording_is_one_line_on_the_command_line(run, tmp_path, capsys, 
     wav, out = tmp_path / "a.wav", tmp_path / "b.wav"
     BAD[message](wav)
     with pytest.raises(SystemExit) as stopped:
-        config.run({"convert": convert}, f"convert --run {run} --wav {wav} --speaker low --out {out}".split())
+        cli.run({"convert": convert}, f"convert --run {run} --wav {wav} --speaker low --out {out}".split())
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and error.count("\n") == 1 and message in error and str(wav) in error
     assert not out.exists()
@@ -270,7 +270,7 @@ def test_a_bad_recording_is_one_line_on_the_command_line(run, tmp_path, capsys, 
 def test_a_strange_recording_is_converted(run, tmp_path, kind):
     wav, out = tmp_path / "a.wav", tmp_path / "b.wav"
     FINE[kind](wav)
-    config.run({"convert": convert}, f"convert --run {run} --wav {wav} --speaker low --out {out}".split())
+    cli.run({"convert": convert}, f"convert --run {run} --wav {wav} --speaker low --out {out}".split())
     assert len(audio.load(out, RATE)) == (1 if kind == "of one sample" else 600)
 
 

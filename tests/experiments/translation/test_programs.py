@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import train_config
 from tests.experiments.translation.tiny import LATENTS, SIZES, sentences, write_corpus
-from worldmodel import checkpoint, config, tensor_io
+from worldmodel import checkpoint, cli, tensor_io
 from worldmodel.evaluation import plots
 from worldmodel.experiments.translation import latents, translator
 from worldmodel.experiments.translation.corpus import Pairs, read_pairs
@@ -145,7 +145,7 @@ def test_distillation_writes_a_line_for_each_training_source(teacher, corpus, tm
 
 def say(monkeypatch, text: bytes, *arguments: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
-    config.run({"translate": translate}, ["translate", *arguments])
+    cli.run({"translate": translate}, ["translate", *arguments])
 
 
 @pytest.mark.slow

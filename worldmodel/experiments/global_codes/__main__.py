@@ -1,8 +1,8 @@
 """``python -m worldmodel.experiments.global_codes {train,evaluate}``."""
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.experiments.global_codes.evaluate import evaluate
 from worldmodel.experiments.global_codes.train import train
 
 if __name__ == "__main__":
-    config.run({"train": train, "evaluate": evaluate})
+    cli.run({"train": train, "evaluate": evaluate})

@@ -1,8 +1,8 @@
 """``python -m worldmodel.experiments.likelihood {train,evaluate}``."""
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.experiments.likelihood.evaluate import evaluate
 from worldmodel.experiments.likelihood.train import train
 
 if __name__ == "__main__":
-    config.run({"train": train, "evaluate": evaluate})
+    cli.run({"train": train, "evaluate": evaluate})

@@ -1,7 +1,7 @@
 """``python -m worldmodel.experiments.quantizers``."""
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.experiments.quantizers.compare import compare_quantizers
 
 if __name__ == "__main__":
-    config.run(compare_quantizers)
+    cli.run(compare_quantizers)

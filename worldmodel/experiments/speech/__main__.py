@@ -1,6 +1,6 @@
 """``python -m worldmodel.experiments.speech {synthesize,train,convert,evaluate,phonemes,prior,sample,release}``."""
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.experiments.speech.convert import convert
 from worldmodel.experiments.speech.evaluate import evaluate
 from worldmodel.experiments.speech.phonemes import phonemes
@@ -11,7 +11,7 @@ from worldmodel.experiments.speech.synthesize import synthesize
 from worldmodel.experiments.speech.train import train
 
 if __name__ == "__main__":
-    config.run(
+    cli.run(
         {
             "synthesize": synthesize,
             "train": train,

@@ -1,6 +1,6 @@
 """``python -m worldmodel.experiments.translation``: train-teacher, distill, train, translate, evaluate and others."""
 
-from worldmodel import config
+from worldmodel import cli
 from worldmodel.experiments.translation.distill import distill
 from worldmodel.experiments.translation.evaluate import evaluate
 from worldmodel.experiments.translation.plot import plot
@@ -10,7 +10,7 @@ from worldmodel.experiments.translation.train import train, train_teacher
 from worldmodel.experiments.translation.translate import translate
 
 if __name__ == "__main__":
-    config.run(
+    cli.run(
         {
             "train-teacher": train_teacher,
             "distill": distill,
