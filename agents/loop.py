@@ -97,6 +97,21 @@ class AgentStage:
     evaluation_episodes: int = 100
 
 
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Return the rounds of a loop: rows with ``real_steps``, ``return``, ``low`` and ``high``, and others.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+        for row in rows:
+            [float(row[key]) for key in ("real_steps", "return", "low", "high")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); restore it, or use another --run") from error
+    return rows
+
+
 def loop(
     run: str,
     rounds: int = 3,
@@ -125,7 +140,7 @@ def loop(
         raise ValueError(f"rounds and vqvae.rounds must be 1 or more, got {rounds} and {vqvae.rounds}")
     folder = Path(run)
     table = folder / "table.json"
-    rows = json.loads(table.read_text("utf-8")) if table.exists() else []
+    rows = read_table(table) if table.exists() else []
     for number in range(len(rows) + 1, rounds + 1):
         rows.append(run_round(folder, number, world, collect, vqvae, dynamics, agent))
         write_atomically(table, json.dumps(rows, indent=1).encode())

@@ -64,8 +64,9 @@ def read_returns(folder: Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such folder or file.
-        ValueError: if the file is none of agents.evaluate.
+        ValueError: if the file is none of agents.evaluate, or a loop's table is damaged.
     """
+    from agents.loop import read_table
     from agents.policy import read_agent_config
     from agents.rollouts import DREAM_ENV
     from worldmodel import checkpoint
@@ -73,14 +74,15 @@ def read_returns(folder: Path) -> list[dict[str, Any]]:
     if folder.is_file():
         try:
             values = json.loads(folder.read_text("utf-8"))
-            evaluated, env = {**values["agent"]}, values.get("env", "")
-        except (ValueError, KeyError, TypeError) as error:
+            in_dreams = values.get("env") == DREAM_ENV
+            evaluated = {} if in_dreams else {key: float(values["agent"][key]) for key in ("return", "low", "high")}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder} must be a file that agents.evaluate --out wrote: {error!r}") from error
-        if env == DREAM_ENV:
+        if in_dreams:
             raise ValueError(f"{folder} has returns of dreams; plots are of real returns")
         return [{**evaluated, "real_steps": None}]
     if (folder / "table.json").is_file():
-        return json.loads((folder / "table.json").read_text("utf-8"))
+        return read_table(folder / "table.json")
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} is the folder of no agent and no loop")
     data, rows = read_agent_config(folder)["data"], checkpoint.read_metrics(folder)

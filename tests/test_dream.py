@@ -227,6 +227,18 @@ def test_the_bar_grows_and_tells_real_from_imagined():
     assert marked[3, 10, :, 0].tolist() == [235] * 2 + [255] * 6
 
 
+@pytest.mark.parametrize("generators", [[], [None], [3]])
+def test_random_numbers_are_never_torchs_own(generators, world_run):
+    with pytest.raises(ValueError, match=r"uniforms need a torch.Generator for each dream, got \["):
+        WorldModel.load(world_run).uniforms(generators)
+
+
+@pytest.mark.parametrize("threads", [0, 1025, "2"])
+def test_threads_are_a_number_that_a_machine_may_have(threads, world_run):
+    with pytest.raises(ValueError, match=rf"threads must be a whole number from 1 to 1024, got {threads!r}"):
+        WorldModel.load(world_run, threads=threads)
+
+
 def test_actions_are_parsed_by_name_and_number():
     assert parse_actions("right:3, left,stay:1", NAMES).tolist() == [2, 2, 2, 0, 1]
 
@@ -240,6 +252,7 @@ def test_actions_are_parsed_by_name_and_number():
         ("right:²", "'right:²' must be"),
         ("right:99999999999999999999", "must be an action, a colon and a number of frames"),
         ("", "unknown action ''"),
+        ("right:1000000,left", "actions must take 1000000 frames or fewer in all, got 1000001 by 'left'"),
     ],
 )
 def test_actions_that_do_not_parse_are_explained(text, message):

@@ -30,6 +30,14 @@ def test_a_run_does_not_go_on_with_another_optimizer(begun, asked, store, tmp_pa
     train(begun, 8)
 
 
+def test_a_run_is_not_mixed_with_a_store_or_put_below_a_file(store, tmp_path):
+    (tmp_path / "store.json").touch()
+    with pytest.raises(ValueError, match="is a store of episodes; use another --run"):
+        vqvae(str(tmp_path), str(store), model=VQVAE_SIZES, train=train_config(1))
+    with pytest.raises(ValueError, match=r"store.json is not a folder, so nothing can be written"):
+        vqvae(str(tmp_path / "store.json" / "run"), str(store), model=VQVAE_SIZES, train=train_config(1))
+
+
 def test_the_wrong_kind_of_run_is_refused(world_run, vqvae_run, tmp_path):
     with pytest.raises(ValueError, match="must be the run of a vqvae, it is that of a dynamics"):
         checkpoint.load_vqvae(world_run)

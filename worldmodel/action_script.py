@@ -21,7 +21,7 @@ def parse_actions(actions: str, action_names: tuple[str, ...]) -> np.ndarray:
     """``"forward:2,look_left:1"`` -> (T,) int64.
 
     Raises:
-        ValueError: for an unknown action name or an invalid number of frames.
+        ValueError: for an unknown action name, or an invalid or too large number of frames.
     """
     indices = []
     for part in actions.split(","):
@@ -31,4 +31,6 @@ def parse_actions(actions: str, action_names: tuple[str, ...]) -> np.ndarray:
         if times and not (times.isascii() and times.isdigit() and 0 < int(times[:20]) <= MAX_FRAMES):
             raise ValueError(f"{part!r} must be an action, a colon and a number of frames, such as {name}:10")
         indices += [action_names.index(name)] * int(times or 1)
+        if len(indices) > MAX_FRAMES:
+            raise ValueError(f"actions must take {MAX_FRAMES} frames or fewer in all, got {len(indices)} by {part!r}")
     return np.array(indices)

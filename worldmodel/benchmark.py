@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldmodel import cli
+from worldmodel.checks import check_threads
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.files import check_file, unused_path, write_atomically
 from worldmodel.models.config import Precision
@@ -79,11 +80,11 @@ def benchmark(
         if name not in SECTIONS:
             raise ValueError(unknown_name("section", name, SECTIONS))
     sizes = batches.split(",")
-    if not all(size.isdigit() and int(size) > 0 for size in sizes) or repeats < 1 or threads < 1:
+    if not all(size.isdigit() and int(size) > 0 for size in sizes) or repeats < 1:
         raise ValueError(
-            f"--batches must be numbers such as 1,16 and --repeats and --threads 1 or more, got {batches}, {repeats} "
-            f"and {threads}"
+            f"--batches must be numbers such as 1,16, and --repeats 1 or more, got {batches} and {repeats}"
         )
+    check_threads(threads)
     target = Path(out) if out else unused_path(Path("benchmark.json"))
     check_file(target)
     if store:

@@ -62,6 +62,16 @@ def check_ranges(
                 raise ValueError(f"{section}.{name} must be {expected}, got {value}")
 
 
+def check_threads(threads: int) -> None:
+    """Check that ``threads`` is a whole number from 1 to MAX_THREADS.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
+
+
 def check_temperature(temperature: float) -> None:
     """Check that ``temperature`` is a number of 0 or more.
 

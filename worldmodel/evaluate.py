@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from worldmodel import cli
-from worldmodel.checks import check_seed, check_temperature
+from worldmodel.checks import check_seed, check_temperature, check_threads
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.evaluation.table import format_scores
 from worldmodel.files import check_folder, unused_path
@@ -106,6 +106,8 @@ def evaluate(
     _check(settings, threads)
     folder = Path(out) if out else unused_path(Path("evaluation"))
     check_folder(folder)
+    if (folder / "index.html").exists() and not (folder / "scores.json").exists():
+        raise ValueError(f"{folder} holds an index.html of something else than an evaluation; use another --out")
     torch.set_num_threads(1)
     recorded = EpisodeStore(store)
     model = None if vqvae else WorldModel.load(world, device, threads, precision)
@@ -136,12 +138,12 @@ def _check(settings: dict[str, Any], threads: int) -> None:
     if (
         settings["length"] <= NUM_CONTEXT_FRAMES
         or settings["horizon"] < 2
-        or min(*(settings[name] for name in counts), threads) < 1
+        or min(settings[name] for name in counts) < 1
         or min(settings["drift_rollouts"], settings["objects"]) < 0
     ):
         raise ValueError(
             f"--length must be more than {NUM_CONTEXT_FRAMES}, --horizon more than 1, --drift_rollouts and --objects "
-            f"0 or more, and {', '.join(f'--{name}' for name in counts)} and --threads 1 or more"
+            f"0 or more, and {', '.join(f'--{name}' for name in counts)} 1 or more"
         )
     if settings["drift_rollouts"] and settings["drift_horizon"] < 2:
         raise ValueError(
@@ -152,6 +154,7 @@ def _check(settings: dict[str, Any], threads: int) -> None:
             f"--segments must be a multiple of {BATCH_SIZE}, which swap their actions, got {settings['segments']}"
         )
     check_seed(settings["seed"])
+    check_threads(threads)
     check_temperature(settings["temperature"])
 
 

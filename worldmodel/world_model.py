@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint, env_wrappers
-from worldmodel.checks import check_seed, check_temperature
+from worldmodel.checks import check_seed, check_temperature, check_threads
 from worldmodel.episodes.segments import read_clip
 from worldmodel.episodes.store import EpisodeStore, Schema
 from worldmodel.models.config import NUM_CONTEXT_FRAMES, Precision
@@ -68,8 +68,7 @@ class WorldModel:
         threads: int = 1,
         precision: Precision = "float32",
     ) -> None:
-        if threads < 1:
-            raise ValueError(f"threads must be 1 or more, got {threads}")
+        check_threads(threads)
         self.vqvae, self.dynamics, self.action_names, self.run = vqvae, dynamics, tuple(action_names), run
         self.threads, self.dtype = threads, resolve_precision(precision, self.device)
         self.rollout = Rollout(dynamics, self.dtype)
@@ -273,8 +272,8 @@ class WorldModel:
     def uniforms(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the random numbers of one step, (B, h, w), from one CPU generator per dream."""
         grid = self.dynamics.config.grid
-        if not generators:
-            raise ValueError("uniforms need a generator for each dream, got none")
+        if not generators or not all(isinstance(generator, torch.Generator) for generator in generators):
+            raise ValueError(f"uniforms need a torch.Generator for each dream, got {generators!r:.80}")
         return torch.stack([torch.rand(grid, generator=generator) for generator in generators])
 
     def encode(self, frames: ArrayLike) -> Tensor:

@@ -302,10 +302,20 @@ def test_returns_are_plotted_against_real_steps(agent, tiny_world, tmp_path):
     plot(runs, str(out), real_steps="64,70", labels="game,loop,dream,file")
     text = out.read_text()
     assert all(f"<!-- {name} -->" in text for name in ("game", "loop", "dream", "file"))
+    for name, content in (
+        ("none", {"agent": {}}),
+        ("null", {"agent": {"return": None, "low": 1, "high": 2}}),
+        ("list", [1]),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "table.json").write_text('[{"return": "x"}]')
     (tmp_path / "dreams.json").write_text(json.dumps({"agent": {"return": 3.0}, "env": "envs:Dream-v0"}))
     for arguments, message in (
         ({"runs": str(tmp_path / "dreams.json")}, "has returns of dreams; plots are of real returns"),
         ({"runs": dreamed}, "has no real steps of its own: --real_steps must say"),
+        ({"runs": str(tmp_path / "damaged")}, r"table.json is damaged \(KeyError\('real_steps'\)\); restore it"),
+        *(({"runs": str(tmp_path / f"{name}.json")}, "must be a file that") for name in ("none", "null", "list")),
         ({"runs": str(tmp_path / "loop" / "table.json")}, "must be a file that agents.evaluate --out wrote"),
         ({"runs": dreamed, "labels": "a,b", "real_steps": "5"}, "--labels must be one for each of 1 runs, got 2"),
     ):

@@ -1,5 +1,7 @@
 """Dreams as Gymnasium worlds: single ones, and vectors of them."""
 
+import copy
+import pickle
 from unittest.mock import patch
 
 import gymnasium as gym
@@ -46,6 +48,18 @@ def test_a_dream_is_a_world_by_gymnasiums_own_checks(settings, observation, hist
     codes = (history,) * (history > 1) + (6, 6)
     assert env.reset(seed=0)[0].shape == (codes if observation == "codes" else (24, 24, 3 * history))
     assert env.render().shape == (24, 24, 3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
+def test_a_copy_of_a_dream_goes_on_as_the_dream_does(settings, copied):
+    env = DreamEnv(**settings)
+    set_termination_logit(env, -20.0)
+    env.reset(seed=2)
+    env.step(0)
+    other = copied(env)
+    for action in (2, 1):
+        for one, two in zip(env.step(action), other.step(action), strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_several_frames_lie_in_the_channels_the_oldest_first(settings):

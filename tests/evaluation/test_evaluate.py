@@ -275,6 +275,13 @@ def two_held_out(tmp_path_factory) -> Path:
     return made.path
 
 
+def test_a_page_of_something_else_is_not_replaced(two_held_out, vqvae_run, tmp_path):
+    (tmp_path / "index.html").write_text("my page")
+    with pytest.raises(ValueError, match="holds an index.html of something else than an evaluation; use another --out"):
+        evaluate(str(two_held_out), vqvae=str(vqvae_run), out=str(tmp_path))
+    assert (tmp_path / "index.html").read_text() == "my page"
+
+
 def test_evaluate_writes_a_page_with_every_number_and_picture(
     two_held_out, store, vqvae_run, world_run, tmp_path, monkeypatch, capsys
 ):
@@ -389,7 +396,7 @@ def test_a_strip_marks_where_the_dream_begins():
         ({"length": 6}, "--length must be more than 6"),
         ({"horizon": 1}, "--horizon more than 1"),
         ({"segments": 9}, "--segments must be a multiple of 4, which swap their actions, got 9"),
-        ({"episodes": 0}, "--episodes, --pairs and --threads 1 or more"),
+        ({"episodes": 0}, "--episodes, --pairs 1 or more"),
         ({"drift_horizon": 1}, "--drift_horizon must be 2 or more, got 1"),
         ({"horizon": 30}, "segments of 36 frames need longer episodes than .* at most 21"),
     ],

@@ -6,6 +6,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from worldmodel.checks import check_threads
 from worldmodel.models.config import Precision
 
 M = TypeVar("M", bound=nn.Module)
@@ -51,10 +52,9 @@ def use_threads(threads: int) -> None:
     """Set the number of CPU threads of torch.
 
     Raises:
-        ValueError: if it is less than one.
+        ValueError: as :func:`worldmodel.checks.check_threads`.
     """
-    if threads < 1:
-        raise ValueError(f"--threads must be 1 or more, got {threads}")
+    check_threads(threads)
     torch.set_num_threads(threads)
 
 

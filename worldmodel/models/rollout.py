@@ -1,5 +1,7 @@
 """Dreams, frame by frame, with cached keys and values of the past frames."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,12 +32,17 @@ class Rollout:
 
     def __init__(self, dynamics: Dynamics, dtype: torch.dtype = torch.float32) -> None:
         on_cpu = dynamics.position.device.type == "cpu" and dynamics.position.dtype == torch.float32
-        self._kernel = load_kernel("transformer") if on_cpu else None
-        exact = (*FLOAT32_MODULES, "blocks") if self._kernel else FLOAT32_MODULES
+        self._is_compiled = on_cpu and load_kernel("transformer") is not None
+        exact = (*FLOAT32_MODULES, "blocks") if self._is_compiled else FLOAT32_MODULES
         self.config, self.dynamics = dynamics.config, prepare_for_inference(dynamics, dtype, exact)
         self._wavefront_weights = dynamics.wavefront.pack_weights()
         if self.config.context_length:
             self._build_tables(dynamics, dtype)
+
+    @property
+    def _kernel(self) -> Any:
+        """The compiled kernel or None; not an attribute, as a module cannot be pickled or copied."""
+        return load_kernel("transformer") if self._is_compiled else None
 
     @torch.no_grad()
     def _build_tables(self, dynamics: Dynamics, dtype: torch.dtype) -> None:
@@ -52,8 +59,8 @@ class Rollout:
         for name in ("weight", "bias"):
             setattr(keys_values, name, nn.Parameter(torch.cat([getattr(block.keys_values, name) for block in blocks])))
         self._coarse_conv = prepare_for_inference(coarse, dtype)
-        self._keys_values = prepare_for_inference(keys_values, torch.float32 if self._kernel else dtype)
-        self._block_weights = self._kernel.pack_weights(blocks) if self._kernel else None
+        self._keys_values = prepare_for_inference(keys_values, torch.float32 if self._is_compiled else dtype)
+        self._block_weights = self._kernel.pack_weights(blocks) if self._is_compiled else None
 
     @torch.no_grad()
     def start(self, codes: Tensor, actions: Tensor) -> DreamState:
@@ -98,7 +105,7 @@ class Rollout:
         if not self.config.context_length:
             return state, self.dynamics.predict_without_context(actions.shape)
         state, x = self._append(state, actions)
-        if self._kernel:
+        if self._is_compiled:
             x = self._kernel.forward_blocks(x, state.kv_cache, state.cache_length, self._block_weights)
         else:
             for layer, block in enumerate(self.dynamics.blocks):
@@ -153,7 +160,7 @@ class Rollout:
         windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # (B, 2, H, W, 3, 3)
         update = _sum_entries(self._motion_table, windows.permute(0, 2, 3, 1, 4, 5).flatten(3))
         update = update + self._coarse_conv(coarse.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        add = self._kernel.add_gated if self._kernel else transformer.add_gated
+        add = self._kernel.add_gated if self._is_compiled else transformer.add_gated
         return self.dynamics.motion.forward_after_first(update, coarse, recent, add)
 
     def _check_start(self, codes: Tensor, actions: Tensor) -> None:

@@ -168,7 +168,7 @@ def test_standard_input_is_translated_line_by_line(teacher, run, monkeypatch, ca
             b"a man\n",
             "has latents, which are decoded greedily; --beam must be 1, got 4",
         ),
-        (["--run", "RUN", "--threads", "0"], b"a man\n", "--threads must be 1 or more, got 0"),
+        (["--run", "RUN", "--threads", "0"], b"a man\n", "threads must be a whole number from 1 to 1024, got 0"),
         (["--run", "RUN", "--beam", "0"], b"a man\n", "--beam must be 1 or more, got 0"),
         (["--run", "RUN"], b"\xff\xff\n", "can't decode byte 0xff"),
         (["--run", "nowhere"], b"a man\n", "unknown translator 'nowhere'"),
