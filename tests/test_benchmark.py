@@ -195,7 +195,7 @@ def test_only_the_sections_that_are_asked_for_are_measured_and_earlier_results_s
         ({"only": "codec,dreams"}, "unknown section 'dreams': expected one of dream, .*did you mean 'dream'"),
         ({"repeats": 0}, "--repeats 1 or more, got 1,16,64 and 0"),
         ({"threads": 100_000}, "threads must be a whole number from 1 to 1024, got 100000"),
-        ({"batches": "1,two"}, "--batches must be numbers such as 1,16 .* got 1,two"),
+        ({"batches": "1,two"}, "--batches must be numbers such as 1,16, .* got 1,two"),
         ({"store": "nowhere"}, "nowhere holds no store.json"),
     ],
 )

@@ -277,7 +277,9 @@ def two_held_out(tmp_path_factory) -> Path:
 
 def test_a_page_of_something_else_is_not_replaced(two_held_out, vqvae_run, tmp_path):
     (tmp_path / "index.html").write_text("my page")
-    with pytest.raises(ValueError, match="holds an index.html of something else than an evaluation; use another --out"):
+    with pytest.raises(
+        ValueError, match=r"holds an index.html of something else than an evaluation; use another --out"
+    ):
         evaluate(str(two_held_out), vqvae=str(vqvae_run), out=str(tmp_path))
     assert (tmp_path / "index.html").read_text() == "my page"
 
