@@ -21,7 +21,7 @@ from worldmodel.__main__ import PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # low to high; a file imports only from lines above its own, or from its own package
-    "worldmodel.{baselines,checks,distributed,env_wrappers,files,muon,renamed,run_kind,stats,suggest,tables}",
+    "worldmodel.{baselines,checks,distributed,env_wrappers,files,muon,renamed,run_kind,splits,stats,suggest,tables}",
     "worldmodel.{action_script,config,media,models,shipped,tensor_io}",
     "worldmodel.cli",
     "worldmodel.{checkpoint,metrics,ray_cluster,train_config}",

@@ -4,19 +4,17 @@ A batch depends only on the seed and the training step, so a resumed run sees th
 Workers that share a batch each read their own rows of it.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldmodel.episodes.store import Entry, EpisodeStore
-
-HELD_OUT_EVERY = 10
+from worldmodel.splits import batch_indices, is_held_out, locate
 
 
 def split_held_out(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
-    """Return the index entries of the training and of the held-out episodes, as chosen by :func:`is_held_out`.
+    """Return the index entries of the training and of the held-out episodes, as chosen by
+    :func:`worldmodel.splits.is_held_out`.
 
     A store of ten or more episodes keeps its split as it grows.
 
@@ -29,27 +27,6 @@ def split_held_out(store: EpisodeStore) -> tuple[list[Entry], list[Entry]]:
     for entry, held_out in zip(store.entries, is_held_out([entry.number for entry in store.entries]), strict=True):
         parts[int(held_out)].append(entry)
     return parts
-
-
-def is_held_out(numbers: Sequence[int]) -> np.ndarray:
-    """Return which of the samples with these numbers are held out, (N,) bool: every tenth number, 9, 19, and so on.
-
-    If none has such a number, the last sample is held out, unless it is the only one.
-    """
-    held_out = np.asarray(numbers) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    held_out[1:][-1:] |= not held_out.any()
-    return held_out
-
-
-def locate(lengths: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sequence (N,) that each flat position (N,) falls into and the offset (N,) in it.
-
-    Args:
-        lengths: lengths of the sequences, in the order in which they are laid end to end.
-    """
-    ends = np.cumsum(lengths)
-    indices = np.searchsorted(ends, positions, side="right")
-    return indices, positions - ends[indices] + lengths[indices]
 
 
 class SegmentSampler:
@@ -86,39 +63,30 @@ class SegmentSampler:
         for index, start, flip in zip(
             *locate(self._num_starts, positions), np.split(flipped, world_size)[rank], strict=True
         ):
-            segments.append(self.read_segment(self.entries[index], int(start), bool(flip)))
+            store = self.mirrored if flip and self.mirrored else self.store
+            segments.append(read_segment(store, self.entries[index], int(start), self.length))
         return tuple(torch.from_numpy(np.stack(column)) for column in zip(*segments, strict=True))
 
-    def read_segment(self, entry: Entry, start: int, flip: bool = False) -> tuple[np.ndarray, ...]:
-        """Return the segment that starts at observation ``start`` of an episode, without the batch dimension."""
-        length, store = self.length, self.mirrored if flip and self.mirrored else self.store
-        actions, rewards = (part[start : start + length - 1] for part in store.steps(entry.number))
-        terminated = np.zeros(len(actions), np.float32)
-        if start + len(actions) == entry.steps:
-            terminated[-1:] = entry.terminated
-        num_observations = min(length, entry.observations - start)
-        observations = store.observations(entry.number, start, num_observations)
-        if observations.dtype != np.uint8:
-            observations = observations.astype(np.int64)
-        positions = np.arange(length)
-        return (
-            _pad(observations, length),
-            _pad(actions, length - 1),
-            _pad(rewards.astype(np.float32), length - 1),
-            _pad(terminated, length - 1),
-            positions < num_observations,
-            positions[:-1] < len(actions),
-        )
 
-
-def batch_indices(total: int, batch_size: int, seed: int, step: int, rank: int, world_size: int) -> np.ndarray:
-    """Return the random indices below ``total`` that one worker reads for a step, (batch_size / world_size,) int64."""
-    if batch_size < 1:
-        raise ValueError(f"--batch_size must be 1 or more, got {batch_size}")
-    if world_size < 1 or batch_size % world_size:
-        raise ValueError(f"--batch_size must be a multiple of --workers, got {batch_size} and {world_size}")
-    indices = np.random.default_rng([seed, 0, step]).integers(total, size=batch_size)
-    return np.split(indices, world_size)[rank]
+def read_segment(store: EpisodeStore, entry: Entry, start: int, length: int) -> tuple[np.ndarray, ...]:
+    """Return the segment of ``length`` observations from ``start`` on, as in a batch of :class:`SegmentSampler`."""
+    actions, rewards = (part[start : start + length - 1] for part in store.steps(entry.number))
+    terminated = np.zeros(len(actions), np.float32)
+    if start + len(actions) == entry.steps:
+        terminated[-1:] = entry.terminated
+    num_observations = min(length, entry.observations - start)
+    observations = store.observations(entry.number, start, num_observations)
+    if observations.dtype != np.uint8:
+        observations = observations.astype(np.int64)
+    positions = np.arange(length)
+    return (
+        _pad(observations, length),
+        _pad(actions, length - 1),
+        _pad(rewards.astype(np.float32), length - 1),
+        _pad(terminated, length - 1),
+        positions < num_observations,
+        positions[:-1] < len(actions),
+    )
 
 
 def _pad(array: np.ndarray, length: int) -> np.ndarray:
@@ -141,17 +109,12 @@ def sample_segments(
     if not enough:
         longest = max(entry.observations for entry in entries)
         raise ValueError(f"segments of {length} frames need longer episodes than {store.path} has: at most {longest}")
-    sampler, random = SegmentSampler(store, enough, 1, length, seed), np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     starts, rows = np.array([entry.observations - length + 1 for entry in enough]), []
     for index, start in zip(*locate(starts, random.integers(starts.sum(), size=count)), strict=True):
-        rows.append((*sampler.read_segment(enough[index], int(start))[:2], enough[index].number))
+        rows.append((*read_segment(store, enough[index], int(start), length)[:2], enough[index].number))
     observations, actions, episodes = zip(*rows, strict=True)
     return torch.from_numpy(np.stack(observations)), torch.from_numpy(np.stack(actions)), torch.tensor(episodes)
-
-
-def evenly_spaced(total: int, count: int) -> np.ndarray:
-    """Return at most ``count`` evenly spaced indices below ``total``; deterministic."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 def read_clip(store: EpisodeStore, episode: int, start: int, length: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel.episodes.episode import Objects
-from worldmodel.episodes.segments import SegmentSampler, split_held_out
+from worldmodel.episodes.segments import read_segment, split_held_out
 from worldmodel.episodes.store import Entry, EpisodeStore
 from worldmodel.evaluation.clips import Clips, dream_clips
 from worldmodel.evaluation.object_detector import train_detector
@@ -112,7 +112,7 @@ def _sample_starts(
 
 def _read_clips(store: EpisodeStore, starts: list[tuple[Entry, int]]) -> Clips:
     """Read the clips whose last context frames these are."""
-    sampler = SegmentSampler(store, [entry for entry, _ in starts], 1, NUM_CONTEXT_FRAMES + max(HORIZONS), 0)
-    segments = [sampler.read_segment(entry, last - NUM_CONTEXT_FRAMES + 1) for entry, last in starts]
+    length = NUM_CONTEXT_FRAMES + max(HORIZONS)
+    segments = [read_segment(store, entry, last - NUM_CONTEXT_FRAMES + 1, length) for entry, last in starts]
     frames, actions = (torch.from_numpy(np.stack([segment[part] for segment in segments])) for part in (0, 1))
     return Clips(frames, actions, torch.tensor([entry.number for entry, _ in starts]))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.episodes.segments import SegmentSampler
+from worldmodel.episodes.segments import read_segment
 from worldmodel.episodes.store import Entry, EpisodeStore
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.stats import auroc, calibration, detection
@@ -36,7 +36,7 @@ def reward_termination(
     """
     parts = []  # predicted and true rewards, probabilities and terminations
     for entry in tqdm(entries, unit="episode", desc="rewards", leave=False):
-        episode = SegmentSampler(codes, [entry], 1, entry.steps + 1, 0).read_segment(entry, 0)
+        episode = read_segment(codes, entry, 0, entry.steps + 1)
         frames, actions, rewards, terminated, _, _ = map(torch.from_numpy, episode)
         past = frames[:-1].to(world.device), actions.to(world.device)
         predictions = [part[1:] for part in world.rollout.dynamics.predict_episode(*past)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.episodes.encode import encode_store
-from worldmodel.episodes.segments import evenly_spaced, split_held_out
+from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import Entry, EpisodeStore
 from worldmodel.evaluation import plots
 from worldmodel.evaluation.bits_per_code import bits_per_code
@@ -25,6 +25,7 @@ from worldmodel.metrics import vqvae_scores
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.vqvae import VQVAE
+from worldmodel.splits import evenly_spaced
 from worldmodel.world_model import WorldModel
 
 NUM_SHOWN_FRAMES = 12  # in the image of reconstructions

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.episodes.segments import batch_indices, evenly_spaced, is_held_out, split_held_out
+from worldmodel.episodes.segments import split_held_out
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.images import array_files, folders
 from worldmodel.images.sources import LAYOUTS, ArrayImages, FrameImages, ImageSource, ImageSubset, ScaledImages
+from worldmodel.splits import batch_indices, evenly_spaced, is_held_out
 
 CIFAR10_FOLDER = "cifar-10-batches-py"  # the folder in CIFAR-10's archive
 VARIANCE_IMAGES = 512

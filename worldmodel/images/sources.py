@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from worldmodel.episodes.segments import locate
 from worldmodel.episodes.store import Entry, EpisodeStore
 from worldmodel.images import array_files
+from worldmodel.splits import locate
 
 LAYOUTS = (
     "put there CIFAR-10's own files (data_batch_1 to data_batch_5, test_batch, batches.meta, or .npz of those names "

@@ -58,7 +58,6 @@ def spatial_prior(
 
     from worldmodel import checkpoint
     from worldmodel.baselines import Unigram
-    from worldmodel.episodes.segments import evenly_spaced
     from worldmodel.images.codes import EncodedImages, encode_images
     from worldmodel.images.dataset import ImageBatches, dataset_facts, open_store_or_images
     from worldmodel.images.generator import ImageGenerator
@@ -66,6 +65,7 @@ def spatial_prior(
     from worldmodel.metrics import spatial_scores
     from worldmodel.models.spatial_prior import SpatialPrior
     from worldmodel.ray_train import fit_on_workers
+    from worldmodel.splits import evenly_spaced
     from worldmodel.train.dynamics import NUM_SHOWN
     from worldmodel.training import pick_device
 

@@ -44,11 +44,11 @@ def vqvae(
     import torch
 
     from worldmodel import checkpoint
-    from worldmodel.episodes.segments import evenly_spaced
     from worldmodel.images.dataset import ImageBatches, dataset_facts, measure_variance, open_store_or_images
     from worldmodel.metrics import vqvae_scores
     from worldmodel.models.vqvae import VQVAE
     from worldmodel.ray_train import fit_on_workers
+    from worldmodel.splits import evenly_spaced
     from worldmodel.train.dynamics import NUM_SHOWN
 
     dataset, folder = open_store_or_images(store, images, size), Path(run).absolute()

@@ -47,7 +47,7 @@ def evaluate(
 
     from worldmodel import checkpoint
     from worldmodel.episodes.encode import encode_store
-    from worldmodel.episodes.segments import evenly_spaced, split_held_out
+    from worldmodel.episodes.segments import split_held_out
     from worldmodel.experiments.global_codes.measures import (
         NUM_IMAGES_SHOWN,
         bits_per_code,
@@ -64,6 +64,7 @@ def evaluate(
     from worldmodel.images.sources import FrameImages
     from worldmodel.metrics import psnr
     from worldmodel.models.precision import check_device
+    from worldmodel.splits import evenly_spaced
     from worldmodel.stats import bootstrap_interval
 
     if min(frames, psnr_frames, threads) < 1:

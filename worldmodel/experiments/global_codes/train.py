@@ -43,11 +43,12 @@ def train(
 
     from worldmodel import checkpoint
     from worldmodel.episodes.encode import encode_store
-    from worldmodel.episodes.segments import evenly_spaced, split_held_out
+    from worldmodel.episodes.segments import split_held_out
     from worldmodel.experiments.global_codes import measures
     from worldmodel.experiments.global_codes.model import GlobalCodes
     from worldmodel.images.dataset import ImageBatches
     from worldmodel.images.sources import FrameImages
+    from worldmodel.splits import evenly_spaced
     from worldmodel.training import fit, pick_device
 
     folder, origin = Path(run).absolute(), find_vqvae(vqvae)

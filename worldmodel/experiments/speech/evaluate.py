@@ -52,13 +52,13 @@ def evaluate(
     import torch
 
     from worldmodel import checkpoint
-    from worldmodel.episodes.segments import evenly_spaced
     from worldmodel.evaluation import plots
     from worldmodel.experiments.speech.codec import SpeechCodec, check_same_speech
     from worldmodel.experiments.speech.data.dataset import open_speech
     from worldmodel.experiments.speech.resynthesis import MAX_SECONDS, Resynthesis
     from worldmodel.models.precision import use_threads
     from worldmodel.models.quantizers.interface import perplexity
+    from worldmodel.splits import evenly_spaced
 
     settings = {"run": run, "speech": speech, "recordings": recordings, "classifiers": classifiers}
     settings |= {"temperature": temperature, "seed": seed}

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.episodes.segments import evenly_spaced
 from worldmodel.experiments.speech import phoneme_scores as scores
 from worldmodel.experiments.speech.codec import SpeechCodec
 from worldmodel.experiments.speech.data.corpora import SPLITS
 from worldmodel.experiments.speech.data.dataset import Recordings, Speech
 from worldmodel.experiments.speech.data.phonemes import CLASSES, frame_labels
+from worldmodel.splits import evenly_spaced
 from worldmodel.stats import descriptive_stats
 from worldmodel.tables import align_columns
 

@@ -41,11 +41,11 @@ def prior(
 
     from worldmodel import checkpoint
     from worldmodel.baselines import Bigram, Unigram
-    from worldmodel.episodes.segments import batch_indices
     from worldmodel.experiments.speech.codec import SpeechCodec, check_same_speech, encode_all
     from worldmodel.experiments.speech.data.dataset import describe, open_speech
     from worldmodel.metrics import sequence_scores
     from worldmodel.models.spatial_prior import CodeBatch, SpatialPrior
+    from worldmodel.splits import batch_indices
     from worldmodel.training import fit, pick_device
 
     if seq_length < 1:

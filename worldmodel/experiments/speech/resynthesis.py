@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.episodes.segments import evenly_spaced
 from worldmodel.experiments.speech.classifiers import classify, train_classifier
 from worldmodel.experiments.speech.codec import SpeechCodec
 from worldmodel.experiments.speech.data import audio
 from worldmodel.experiments.speech.data.dataset import Recordings, Speech
 from worldmodel.experiments.speech.mel import mel_distance, plot_sounds
+from worldmodel.splits import evenly_spaced
 from worldmodel.stats import bootstrap_interval
 
 MAX_SECONDS = 10  # evaluated length of a recording

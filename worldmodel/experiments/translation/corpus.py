@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from worldmodel.episodes.segments import evenly_spaced
 from worldmodel.experiments.translation.subwords import Subwords
 from worldmodel.files import read_lines
+from worldmodel.splits import evenly_spaced
 
 MAX_HELD_OUT = 1000  # sentence pairs held out of two files, at most a tenth of them
 

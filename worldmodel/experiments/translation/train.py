@@ -94,13 +94,13 @@ def _train(
     import torch
 
     from worldmodel import checkpoint
-    from worldmodel.episodes.segments import evenly_spaced
     from worldmodel.experiments.translation.batches import TextBatch, TokenBatches, pad
     from worldmodel.experiments.translation.corpus import encode_pairs, read_training_pairs
     from worldmodel.experiments.translation.model import LatentTranslator
     from worldmodel.experiments.translation.scores import bleu
     from worldmodel.experiments.translation.subwords import Subwords
     from worldmodel.experiments.translation.translator import Translator
+    from worldmodel.splits import evenly_spaced
     from worldmodel.training import fit
 
     checkpoint.check_choices(run, kind, train, data)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodel.episodes.segments import is_held_out
 from worldmodel.experiments.speech.data.audio import SUFFIXES
 from worldmodel.renamed import SPEECH_SPLITS
+from worldmodel.splits import is_held_out
 
 LAYOUTS = (
     "put there VCTK's folders (wav48 or wav48_silence_trimmed, beside txt), LibriSpeech's (SPEAKER/CHAPTER/*.flac), "

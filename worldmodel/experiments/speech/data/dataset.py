@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.episodes.segments import batch_indices, locate
 from worldmodel.experiments.speech.data import audio
 from worldmodel.experiments.speech.data.corpora import LAYOUTS, SPLITS, RecordingInfo, find_recordings
 from worldmodel.experiments.speech.data.phonemes import Phonemes, read_phn
 from worldmodel.experiments.speech.model import SpeechBatch
+from worldmodel.splits import batch_indices, locate
 
 CACHE_BYTES = 2**28  # of mu-law codes: 4.6 hours at 16 kHz
 
