@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tests.conftest import VQVAE_SIZES, train_config
 from tests.test_training import interrupt_after, lines
-from worldmodel import checkpoint, config, tensor_io
+from worldmodel import checkpoint, cli, tensor_io
 from worldmodel.episodes.store import EpisodeStore
 from worldmodel.images import generator
 from worldmodel.images.codes import EncodedImages, encode_images
@@ -152,7 +152,7 @@ def run_program(*flags: str) -> subprocess.CompletedProcess:
 
 
 def test_drawing_shows_a_bar_of_its_images_if_asked(prior_run, capsys, monkeypatch):
-    monkeypatch.setattr(tqdm, "__init__", config.BAR)  # as in a terminal
+    monkeypatch.setattr(tqdm, "__init__", cli.BAR)  # as in a terminal
     made = ImageGenerator.load(prior_run)
     made.generate(made.make_labels(3, 5), progress=True)
     shown = capsys.readouterr().err

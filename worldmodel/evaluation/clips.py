@@ -70,7 +70,7 @@ def _most_moving(store: EpisodeStore, starts: list[tuple[int, int]], length: int
     clips = [(store.observations(number, start, length), number, start) for number, start in starts]
     frames, number, start = max(clips, key=lambda clip: np.abs(np.diff(clip[0].astype(np.int16), axis=0)).mean())
     actions = store.steps(number)[0][start : start + length - 1]
-    return Clips(*(torch.from_numpy(part.copy())[None] for part in (frames, actions)), torch.tensor([number]))
+    return Clips(torch.from_numpy(frames.copy())[None], torch.from_numpy(actions.copy())[None], torch.tensor([number]))
 
 
 def start_dreams(world: WorldModel, clips: Clips, part: slice, repeats: int = 1) -> DreamState:

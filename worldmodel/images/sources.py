@@ -1,7 +1,6 @@
 """Images in arrays and in episode stores, subsets of images, and scaled images; for folders see folders.py."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -70,13 +69,9 @@ class FrameImages:
     def __init__(self, parts: Sequence[tuple[EpisodeStore, list[Entry]]]) -> None:
         self.parts = parts
         self._episodes = [(store, entry) for store, entries in parts for entry in entries]
-        self._classes = np.repeat(np.arange(len(parts)), [len(entries) for _, entries in parts])
         self._lengths = np.array([entry.observations for _, entry in self._episodes])
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """(N,) int64 index of the store that each frame is in."""
-        return np.repeat(self._classes, self._lengths)
+        counts = [sum(entry.observations for entry in entries) for _, entries in parts]
+        self.labels = np.repeat(np.arange(len(parts)), counts)  # (N,) int64, the store that each frame is in
 
     def __len__(self) -> int:
         return int(self._lengths.sum())
