@@ -1,7 +1,6 @@
 """Evaluate a second VQ-VAE: ``python -m worldmodel.experiments.global_codes evaluate``."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -42,90 +41,50 @@ def evaluate(
         device: device to evaluate on, cpu or cuda.
         threads: number of CPU threads of PyTorch.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("out", "device", "threads")}
     import torch
 
     from worldmodel import checkpoint
     from worldmodel.episodes.encode import encode_store
     from worldmodel.episodes.segments import split_held_out
-    from worldmodel.experiments.global_codes.measures import (
-        NUM_IMAGES_SHOWN,
-        bits_per_code,
-        check_grid,
-        decode_frames,
-        encode_latents,
-        latent_usage,
-        load_global_codes,
-        load_unconditional,
-        read_images,
-        sample_codes,
-        shuffle_latents,
-    )
+    from worldmodel.experiments.global_codes import measures
     from worldmodel.images.sources import FrameImages
-    from worldmodel.metrics import psnr
-    from worldmodel.models.precision import check_device
+    from worldmodel.models.precision import check_device, use_threads
     from worldmodel.splits import evenly_spaced
-    from worldmodel.stats import bootstrap_interval
 
-    if min(frames, psnr_frames, threads) < 1:
-        raise ValueError("--frames, --psnr_frames and --threads must be 1 or more")
+    if min(frames, psnr_frames) < 1:
+        raise ValueError(f"--frames and --psnr_frames must be 1 or more, got {frames} and {psnr_frames}")
     check_temperature(temperature)
     check_seed(seed)
     check_folder(Path(out))
-    torch.set_num_threads(threads)
+    use_threads(threads)
     torch_device = check_device(device)
-    network = load_global_codes(run).to(torch_device)
-    unconditional = load_unconditional(baseline, run, network)
+    network = measures.load_global_codes(run).to(torch_device)
+    unconditional = measures.load_unconditional(baseline, run, network)
     first, recorded = checkpoint.load_vqvae(Path(run) / "vqvae").to(torch_device), EpisodeStore(store)
-    check_grid(first, network, recorded, run)
-    encoded = encode_store(recorded, Path(run) / "vqvae", torch_device)
-    code_source, frame_source = (
-        FrameImages([(part, [entry]) for entry in split_held_out(encoded)[1]]) for part in (encoded, recorded)
-    )
+    measures.check_grid(first, network, recorded, run)
+    held_out = split_held_out(recorded)[1]
+    encoded = encode_store(recorded, Path(run) / "vqvae", torch_device, entries=held_out)
+    code_source, frame_source = (FrameImages([(part, [entry]) for entry in held_out]) for part in (encoded, recorded))
     indices = evenly_spaced(len(code_source), frames)
-    codes, episodes = read_images(code_source, indices).to(torch_device), torch.from_numpy(code_source.labels[indices])
-    latents = encode_latents(network, codes)
-
-    bits = {
-        "true": bits_per_code(network, codes, latents),
-        "shuffled": bits_per_code(network, codes, shuffle_latents(latents)),
-    }
-    if unconditional:
-        bits["none"] = bits_per_code(unconditional.to(torch_device), codes, latents[:, :0])
-    size, latent_bits = codes[0].numel(), network.config.bits_per_image
+    codes = measures.read_images(code_source, indices).to(torch_device)
+    latents, episodes = measures.encode_latents(network, codes), torch.from_numpy(code_source.labels[indices])
+    some = evenly_spaced(len(indices), psnr_frames)
+    truth = measures.read_images(frame_source, indices[some])
+    sampling = {"temperature": temperature, "seed": seed}
+    settings = {"run": run, "store": store, "baseline": baseline, "frames": frames, "psnr_frames": psnr_frames}
     scores: dict[str, Any] = {
-        "settings": settings,
+        "settings": settings | sampling,
         "frames": len(indices),
         "held_out_episodes": len(episodes.unique()),
-        "bits_per_code": {name: bootstrap_interval(part, episodes) for name, part in bits.items()},
-        "bits_per_frame": {
-            "latents": latent_bits,
-            **{name: size * float(part.mean()) for name, part in bits.items()},
-            "latents_and_true": latent_bits + size * float(bits["true"].mean()),
-            "first_vqvae_codes": size * math.log2(network.config.codebook_size),
-        },
-        "bits_per_frame_saved": {
-            name: bootstrap_interval(size * (part - bits["true"]), episodes)
-            for name, part in bits.items()
-            if name != "true"
-        },
-        "latents": latent_usage(latents, network.config),
+        **measures.score_bits(network, unconditional, codes, latents, episodes),
+        "latents": measures.latent_usage(latents, network.config),
+        "psnr": measures.score_psnr(network, first, codes[some], latents[some], truth, episodes[some], **sampling),
     }
-    chosen = evenly_spaced(len(indices), psnr_frames)
-    truth = read_images(frame_source, indices[chosen])
-    reconstructions = {
-        "first_vqvae": codes[chosen],
-        "true": sample_codes(network, latents[chosen], seed, temperature),
-        "shuffled": sample_codes(network, shuffle_latents(latents)[chosen], seed, temperature),
-    }
-    scores["psnr"] = {
-        name: bootstrap_interval(psnr(decode_frames(first, part), truth), episodes[chosen])
-        for name, part in reconstructions.items()
-    }
-
-    shown = evenly_spaced(len(chosen), NUM_IMAGES_SHOWN)
-    rows = [sample_codes(network, latents[chosen][shown], seed + row, temperature) for row in range(NUM_SAMPLE_ROWS)]
-    images = [truth[shown], *(decode_frames(first, part) for part in [codes[chosen][shown], *rows])]
+    shown = evenly_spaced(len(some), measures.NUM_IMAGES_SHOWN)
+    rows = [
+        measures.sample_codes(network, latents[some][shown], seed + row, temperature) for row in range(NUM_SAMPLE_ROWS)
+    ]
+    images = [truth[shown], *(measures.decode_frames(first, part) for part in [codes[some][shown], *rows])]
     folder = Path(out)
     media.write(folder / "reconstructions.png", media.tile(torch.stack(images).numpy())[None], scale=2)
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2).encode())

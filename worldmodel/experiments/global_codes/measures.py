@@ -1,5 +1,6 @@
 """Scores of a second VQ-VAE: bits per code, sampled codes, and how the latents are used."""
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +14,10 @@ from worldmodel.episodes.store import EpisodeStore
 from worldmodel.experiments.global_codes.config import GlobalCodesConfig
 from worldmodel.experiments.global_codes.model import GlobalCodes
 from worldmodel.images.sources import FrameImages
+from worldmodel.metrics import psnr
 from worldmodel.models.quantizers.interface import perplexity
 from worldmodel.models.vqvae import VQVAE
+from worldmodel.stats import bootstrap_interval
 
 BATCH_SIZE = 64
 NUM_IMAGES_SHOWN = 8  # columns of a sheet
@@ -77,6 +80,68 @@ def bits_per_code(network: GlobalCodes, codes: Tensor, latents: Tensor) -> Tenso
     """Return bits per code of codes (N, H, W) given latents (N, num_latents): (N,), on the CPU."""
     parts = zip(codes.split(BATCH_SIZE), latents.split(BATCH_SIZE), strict=True)
     return torch.cat([network.bits_per_code(*part) for part in parts]).cpu()
+
+
+def score_bits(
+    network: GlobalCodes, unconditional: GlobalCodes | None, codes: Tensor, latents: Tensor, episodes: Tensor
+) -> dict[str, Any]:
+    """Score how well latents (N, num_latents) predict their codes (N, H, W).
+
+    Args:
+        unconditional: model without latents to compare with, or None.
+        episodes: (N,) numbers of the episodes, over which intervals are taken.
+
+    Returns:
+        ``bits_per_code`` with the ``true`` latents, ``shuffled`` ones and ``none``; ``bits_per_frame``, also of the
+        latents themselves and of the first VQ-VAE's codes as they are; ``bits_per_frame_saved`` by the true latents.
+    """
+    bits = {
+        "true": bits_per_code(network, codes, latents),
+        "shuffled": bits_per_code(network, codes, shuffle_latents(latents)),
+    }
+    if unconditional:
+        bits["none"] = bits_per_code(unconditional.to(codes.device), codes, latents[:, :0])
+    size, latent_bits = codes[0].numel(), network.config.bits_per_image
+    return {
+        "bits_per_code": {name: bootstrap_interval(part, episodes) for name, part in bits.items()},
+        "bits_per_frame": {
+            "latents": latent_bits,
+            **{name: size * float(part.mean()) for name, part in bits.items()},
+            "latents_and_true": latent_bits + size * float(bits["true"].mean()),
+            "first_vqvae_codes": size * math.log2(network.config.codebook_size),
+        },
+        "bits_per_frame_saved": {
+            name: bootstrap_interval(size * (part - bits["true"]), episodes)
+            for name, part in bits.items()
+            if name != "true"
+        },
+    }
+
+
+def score_psnr(
+    network: GlobalCodes,
+    first: VQVAE,
+    codes: Tensor,
+    latents: Tensor,
+    truth: Tensor,
+    episodes: Tensor,
+    temperature: float,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Compare frames (N, H, W, 3) uint8 with those decoded from codes: their own, and sampled ones.
+
+    Returns:
+        PSNR in dB, as intervals over episodes: of ``first_vqvae``, and of codes sampled given the ``true`` latents and
+        ``shuffled`` ones.
+    """
+    decoded = {
+        "first_vqvae": codes,
+        "true": sample_codes(network, latents, seed, temperature),
+        "shuffled": sample_codes(network, shuffle_latents(latents), seed, temperature),
+    }
+    return {
+        name: bootstrap_interval(psnr(decode_frames(first, part), truth), episodes) for name, part in decoded.items()
+    }
 
 
 def shuffle_latents(latents: Tensor) -> Tensor:
