@@ -15,14 +15,13 @@ measurement: see ``python -m worldmodel.benchmark --only store``.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -30,8 +29,9 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from worldmodel.episodes.episode import Episode, Objects
+from worldmodel.episodes.index import EpisodeIndex
 from worldmodel.episodes.schema import Entry, Schema, episode_file
-from worldmodel.files import check_folder, lock, remove_stale_temporaries, write_atomically
+from worldmodel.files import check_folder, remove_stale_temporaries, write_atomically
 from worldmodel.renamed import PROVENANCE, renamed
 
 CHUNK_SIZE = 8  # observations compressed together; a segment of 16 frames needs two or three chunks
@@ -63,7 +63,7 @@ class EpisodeStore:
             self.schema = Schema(**values)
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path / 'store.json'} is damaged: {error}") from error
-        self._load_index()
+        self._index = EpisodeIndex(self.path / "index.jsonl")
 
     @classmethod
     def create(cls, path: str | Path, schema: Schema) -> "EpisodeStore":
@@ -109,24 +109,24 @@ class EpisodeStore:
 
     def __len__(self) -> int:
         """Return the number of episodes."""
-        return len(self._entries)
+        return len(self._index.entries)
 
     def __contains__(self, number: int) -> bool:
         """Return whether the store has an episode with that number."""
-        return number in self._entries
+        return number in self._index.entries
 
     def __iter__(self) -> Iterator[Episode]:
-        return (self.read(number) for number in self._entries)
+        return (self.read(number) for number in self._index.entries)
 
     @property
     def entries(self) -> list[Entry]:
         """Index entries in the order of the episode numbers."""
-        return [self._entries[number] for number in sorted(self._entries)]
+        return [entry for _, entry in sorted(self._index.entries.items())]
 
     @property
     def num_frames(self) -> int:
         """Total number of observations."""
-        return self._num_frames
+        return self._index.num_frames
 
     def write(self, number: int, episode: Episode, source: str = "") -> Entry:
         """Write an episode file atomically; :meth:`add_to_index` then makes it part of the store.
@@ -186,12 +186,12 @@ class EpisodeStore:
         Raises:
             ValueError: if this or another process has already added an episode with this number.
         """
-        with self._locked_index() as file:
-            if entry.number in self._entries:
+        with self._index.locked() as add:
+            if entry.number in self:
                 raise ValueError(
                     f"{self.path} already holds episode {entry.number}: is another process recording there?"
                 )
-            self._add_line(file, entry)
+            add(entry)
 
     def append(self, episode: Episode, source: str = "") -> Entry:
         """Write an episode under the next free number, which no other process takes, and add it to the index.
@@ -202,12 +202,12 @@ class EpisodeStore:
             ValueError: if the episode does not match the store's schema.
         """
         data = self._pack(episode)
-        with self._locked_index() as file:
-            number = max(self._entries, default=-1) + 1
+        with self._index.locked() as add:
+            number = max(self._index.entries, default=-1) + 1
             while (path := self.path / episode_file(number)).exists() and path.read_bytes() != data:
                 number += 1
             entry = self._write(number, episode, data, source)
-            self._add_line(file, entry)
+            add(entry)
         return entry
 
     def read(self, number: int) -> Episode:
@@ -299,9 +299,9 @@ class EpisodeStore:
                 yield entry, str(error)
 
     def _entry(self, number: int) -> Entry:
-        if number not in self._entries:
+        if number not in self:
             raise KeyError(f"{self.path} has {len(self)} episodes, none of them with number {number}")
-        return self._entries[number]
+        return self._index.entries[number]
 
     @contextmanager
     def _open(self, entry: Entry) -> Iterator[Any]:
@@ -333,61 +333,6 @@ class EpisodeStore:
                 f"{self.path} knows actions 0 to {len(self.schema.action_names) - 1}, got "
                 f"{episode.actions.min()} to {episode.actions.max()}"
             )
-
-    @contextmanager
-    def _locked_index(self) -> Iterator[IO[bytes]]:
-        """Yield the index file, locked and up to date with what other processes added."""
-        with open(self.path / "index.jsonl", "rb+") as file:
-            lock(file)
-            size = file.seek(0, os.SEEK_END)
-            if size != self._index_bytes:  # others added lines, or part of a line before being killed
-                file.seek(0)
-                complete, last_line = _split_index(file.read())
-                if _is_entry(last_line):
-                    file.write(b"\n")
-                else:
-                    file.truncate(len(complete))
-                self._load_index()
-            yield file
-
-    def _add_line(self, file: IO[bytes], entry: Entry) -> None:
-        file.seek(0, os.SEEK_END)
-        file.write(json.dumps(asdict(entry)).encode() + b"\n")
-        file.flush()  # fails now if the disk is full
-        self._index_bytes = file.tell()
-        self._entries[entry.number] = entry
-        self._num_frames += entry.observations
-
-    def _load_index(self) -> None:
-        self._entries = {entry.number: entry for entry in self._read_index()}
-        self._num_frames = sum(entry.observations for entry in self._entries.values())
-
-    def _read_index(self) -> Iterator[Entry]:
-        if not (self.path / "index.jsonl").is_file():
-            raise FileNotFoundError(f"{self.path} lacks its index.jsonl; restore it, or record into another --store")
-        complete, last_line = _split_index((self.path / "index.jsonl").read_bytes())
-        self._index_bytes = len(complete)
-        lines = complete.split(b"\n")[:-1] + ([last_line] if _is_entry(last_line) else [])
-        for number, line in enumerate(lines, 1):
-            try:
-                yield Entry(**json.loads(line))
-            except (ValueError, TypeError, RecursionError, OverflowError) as error:
-                raise ValueError(f"{self.path / 'index.jsonl'} is damaged in line {number}: {error}") from error
-
-
-def _split_index(data: bytes) -> tuple[bytes, bytes]:
-    """Split an index into its complete lines and a last one without a newline, which is usually empty."""
-    end = data.rfind(b"\n") + 1
-    return data[:end], data[end:]
-
-
-def _is_entry(line: bytes) -> bool:
-    """Return whether a line without a newline is whole, as an editor leaves it, and not cut by a killed process."""
-    try:
-        Entry(**json.loads(line))
-    except (ValueError, TypeError, RecursionError, OverflowError):
-        return False
-    return True
 
 
 def _decompress(chunk: bytes, max_bytes: int) -> bytes:
