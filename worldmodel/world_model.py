@@ -107,11 +107,11 @@ class WorldModel:
         own = self.run / "context"
         return own if own.exists() else Path(checkpoint.read_config(self.run)["data"]["store"])
 
-    def clip(self, number: int = 0, length: int = NUM_CONTEXT_FRAMES) -> tuple[Tensor, Tensor]:
+    def clip(self, index: int = 0, length: int = NUM_CONTEXT_FRAMES) -> tuple[Tensor, Tensor]:
         """Read recorded frames to start a dream from and the actions between them.
 
         Args:
-            number: index of the episode in :attr:`clips_folder`.
+            index: position of the episode among those in :attr:`clips_folder`, by number.
 
         Returns:
             Frames (1, length, H, W, 3) uint8 and actions (1, length - 1) int64.
@@ -120,9 +120,9 @@ class WorldModel:
             ValueError: if there is no such clip or it is too short.
         """
         store = EpisodeStore(self.clips_folder)
-        if not 0 <= number < len(store):
-            raise ValueError(f"{self.run} has clips 0 to {len(store) - 1}, got {number}")
-        frames, actions = read_clip(store, store.entries[number].number, 0, length)
+        if not 0 <= index < len(store):
+            raise ValueError(f"{self.run} has clips 0 to {len(store) - 1}, got {index}")
+        frames, actions = read_clip(store, store.entries[index].number, 0, length)
         return frames[None], actions[None]
 
     def action_indices(self, actions: ArrayLike) -> Tensor:
