@@ -81,7 +81,7 @@ class DreamVectorEnv(VectorEnv):
         self.metadata = {**self.metadata, "render_fps": self.world.frame_rate / action_repeat}
         self.metadata["autoreset_mode"] = autoreset_mode
         self.action_names = self.world.action_names
-        if not self.world.dynamics.config.num_actions or not self.world.dynamics.config.context_length:
+        if not self.world.obeys_actions:
             raise ValueError(
                 f"the world {world} was trained without actions or context, so an agent has no effect on it"
             )

@@ -13,11 +13,14 @@ import torch
 from PIL import Image, ImageSequence
 from torch.utils._pytree import tree_leaves
 
+from envs.dream import DreamEnv
+from tests.conftest import PRIOR_SIZES, train_config
 from worldmodel import media, shipped
 from worldmodel.action_script import parse_actions, plan_actions
 from worldmodel.dream import add_progress_bar, dream
 from worldmodel.episodes.segments import read_clip
 from worldmodel.episodes.store import EpisodeStore
+from worldmodel.train.dynamics import dynamics
 from worldmodel.world_model import WorldModel
 
 NAMES = ("left", "stay", "right")
@@ -225,6 +228,16 @@ def test_the_bar_grows_and_tells_real_from_imagined():
     assert marked[:, :8].sum() == 0
     assert marked[2, 8, :, 0].tolist() == [235] * 2 + [255] * 4 + [40] * 2
     assert marked[3, 10, :, 0].tolist() == [235] * 2 + [255] * 6
+
+
+def test_a_world_that_no_action_changes_says_so(store, vqvae_run, tmp_path, capsys):
+    run = str(tmp_path / "world")
+    dynamics(str(store), str(vqvae_run), run, PRIOR_SIZES, train_config(1), 2, 6, actions="none")
+    dream(world=run, frames=2, out=str(tmp_path / "dream.png"))
+    note = f"note: the world {run} was trained without actions or context: actions have no effect"
+    assert note in capsys.readouterr().err
+    with pytest.raises(ValueError, match="was trained without actions or context, so an agent has no effect on it"):
+        DreamEnv(run)
 
 
 @pytest.mark.parametrize("generators", [[], [None], [3]])

@@ -74,6 +74,10 @@ def dream(
     model = WorldModel.load(world, device, precision=precision)
     episodes = EpisodeStore(store or model.clips_folder)
     model.check_actions(episodes.schema.action_names)
+    if not model.obeys_actions:
+        print(
+            f"note: the world {world} was trained without actions or context: actions have no effect", file=sys.stderr
+        )
     if store and (note := model.environment_mismatch(episodes.schema)):
         print(f"note: {note}", file=sys.stderr)
     real, recorded = read_clip(episodes, episode, start, context + (frames or DEFAULT_FRAMES if compare else 0))

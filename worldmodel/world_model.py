@@ -178,6 +178,11 @@ class WorldModel:
         )
 
     @property
+    def obeys_actions(self) -> bool:
+        """Whether actions can have an effect: the dynamics model was trained with actions and with past frames."""
+        return bool(self.dynamics.config.num_actions and self.dynamics.config.context_length)
+
+    @property
     def frame_rate(self) -> float:
         """Steps per second at which the recorded environment passes in real time, 10 if that is unknown."""
         return env_wrappers.recorded_rate(checkpoint.read_config(self.run)["data"])
