@@ -228,7 +228,7 @@ def run_round(
 def append_episodes(target: Path, source: Path, first: int) -> EpisodeStore:
     """Copy episodes 0, 1, … of a store into another as ``first``, ``first + 1``, …, unless they are there already."""
     new = EpisodeStore(source)
-    store = EpisodeStore.create(target, replace(new.schema, provenance={"rounds": "the stores of rounds/"}))
+    store = EpisodeStore.create(target, new.schema.with_provenance(rounds="the stores of rounds/"))
     for entry in new.entries:
         if first + entry.number not in store:
             store.add_to_index(store.write(first + entry.number, new.read(entry.number)))

@@ -1,5 +1,6 @@
 """Command lines: files before flags, short forms, and mistakes that end in one line."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ class Sizes:
 
     width: int = 1
     depth: int = 2
+    name: str = ""
 
 
 @pytest.fixture
@@ -68,8 +70,16 @@ def test_a_home_is_expanded_in_flags_and_files(program, seen, tmp_path):
     (tmp_path / "a.yaml").write_text("store: ~/a\nenv_kwargs: {maps: ~/maps}\n")
     cli.run(program, ["--config", str(tmp_path / "a.yaml")])
     assert (seen["store"], seen["env_kwargs"]) == (str(Path.home() / "a"), {"maps": str(Path.home() / "maps")})
-    cli.run(program, ["--store=~/b"])
-    assert seen["store"] == str(Path.home() / "b")
+    cli.run(program, ["--store=~/b", "--sizes.name=~/c", "--env.maps=[~/d]"])
+    assert (seen["store"], seen["sizes"].name) == (str(Path.home() / "b"), str(Path.home() / "c"))
+    assert seen["env_kwargs"] == {"maps": [str(Path.home() / "d")]}
+
+
+def test_a_section_can_be_a_file_of_its_own(program, seen, tmp_path):
+    (tmp_path / "sizes.yaml").write_text("width: 7\n")
+    (tmp_path / "a.yaml").write_text(f"store: s\nsizes: {tmp_path / 'sizes.yaml'}\n")
+    cli.run(program, ["--config", str(tmp_path / "a.yaml")])
+    assert seen["sizes"] == Sizes(7)
 
 
 @pytest.mark.parametrize("text", ["sizes:\n", "sizes: 5\n", "sizes: [1]\n"])
@@ -169,10 +179,16 @@ def test_too_little_memory_is_one_line_and_other_errors_of_torch_are_not_hidden(
         cli.run(program, ["--text", "shapes"])
 
 
-@pytest.mark.parametrize("program", ["-m worldmodel --help", "-m worldmodel.worlds"])
+@pytest.mark.parametrize("program", ["-m worldmodel --help", "-m worldmodel --version", "-m worldmodel.worlds"])
 def test_a_reader_that_closes_the_output_early_is_no_error(program):
     reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     reader.wait()
     done = subprocess.run([sys.executable, *program.split()], stdout=reader.stdin, stderr=subprocess.PIPE, text=True)
     reader.stdin.close()
-    assert done.stderr == ""
+    assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
+
+
+def test_a_program_runs_without_a_standard_output():
+    code = "import os, subprocess, sys; os.close(1); sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+    done = subprocess.run([sys.executable, "-c", code, "-m", "worldmodel.worlds"], stderr=subprocess.PIPE, text=True)
+    assert (done.stderr, done.returncode) == ("", 0)

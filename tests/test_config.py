@@ -93,6 +93,11 @@ def test_settings_out_of_range_are_refused_with_the_range(kind, setting, message
         kind(**setting)
 
 
+def test_keys_of_other_types_and_merged_ones_are_not_twice(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &a {x: 1}\nb: &b {y: 2}\n1: one\n'1': text\nc: {<<: *a, <<: *b}\n")
+    assert config.read_yaml(tmp_path / "a.yaml")[1] == "one"
+
+
 LAUGHS = "a: &a [x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghij")
 )

@@ -56,7 +56,7 @@ FILE_FACTS = ("shape", "num_train", "num_held_out")  # choices of image files, w
 TYPES = {
     **dict.fromkeys(("store", "images", "vqvae", "environment", "env"), str),
     **dict.fromkeys(("action_names", "classes"), list),
-    **dict.fromkeys(("kwargs", "env_kwargs"), dict),
+    **dict.fromkeys(("kwargs", "env_kwargs", "provenance"), dict),
     **dict.fromkeys(("size", "batch_size", "seq_length", "history"), int),
 }
 MAX_CODES = 1 << 16  # of a codebook, as codes are stored in uint16
@@ -110,7 +110,7 @@ def begin_run(
             damaged or being trained by another process, or that :func:`check_choices` refuses; nothing is changed then.
     """
     files.check_folder(run)
-    if (run / "store.json").exists():
+    if (run / "store.json").exists() and not is_begun(run):
         raise ValueError(f"{run} is a store of episodes; use another --run")
     check_choices(run, kind, train, data)
     if getattr(train, "device", "auto") != "auto":

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import partialmethod, wraps
 from importlib.metadata import version
 from itertools import pairwise
@@ -46,7 +46,8 @@ def run(program: Callable | dict[str, Any], arguments: Sequence[str] | None = No
         tqdm.__init__ = defaults  # pyright: ignore[reportAttributeAccessIssue]  # tqdm's own way to set defaults
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
-        print(f"worldmodel {version('worldmodel')}")
+        with output_may_close():
+            print(f"worldmodel {version('worldmodel')}")
         return
     try:
         chosen = program.get(next(iter(arguments), "")) if isinstance(program, dict) else program
@@ -55,7 +56,7 @@ def run(program: Callable | dict[str, Any], arguments: Sequence[str] | None = No
             flag, equals, file = given.partition("=")
             if flag.startswith("--") and ((equals and not file) or (not equals and not following)):
                 raise ValueError(f"{flag} is empty; leave it out, or give a value: is a variable of the shell not set?")
-            if flag == "--config" and (path := Path(file or following)).is_file():
+            if flag == "--config" and (path := Path(file or following).expanduser()).is_file():
                 _check_sections(path, read_yaml(path), _parameter_types(chosen))
         program = _expands_home(program)
         with output_may_close():
@@ -78,7 +79,8 @@ def output_may_close() -> Iterator[None]:
     """Exit quietly if whoever reads the standard output closes it early, such as ``head``."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is if it was closed before
+            sys.stdout.flush()
     except BrokenPipeError:
         output = select.poll()
         output.register(sys.stdout, select.POLLERR)
@@ -144,6 +146,11 @@ def _expands_home(program: Callable | dict[str, Any]) -> Any:
     def expand(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: expand(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(map(expand, value))
+        if is_dataclass(value) and not isinstance(value, type):
+            changed = {name: expand(part) for name, part in vars(value).items()}
+            return value if changed == vars(value) else replace(value, **changed)
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
     @wraps(program)
@@ -162,7 +169,7 @@ def _check_sections(path: Path, values: Any, types: dict[str, Any], section: str
     for name, value in values.items() if isinstance(values, dict) else ():
         kind = types.get(name)
         if is_dataclass(kind):
-            if not isinstance(value, dict):
+            if not isinstance(value, dict | str):  # the name of another file
                 raise ValueError(
                     f"{path}: {section}{name} must be settings by name, got {value!r:.80}; or leave it out"
                 )

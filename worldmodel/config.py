@@ -10,6 +10,7 @@ import yaml
 from worldmodel.suggest import unknown_name
 
 T = TypeVar("T")
+MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key <<
 MAX_YAML_VALUES = 100_000  # in a file, with aliases expanded
 
 
@@ -43,8 +44,8 @@ def _expanded(node: yaml.Node | None, sizes: dict[int, float]) -> float:
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         flat = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
         if isinstance(node, yaml.MappingNode):
-            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            if twice := [key for key, count in keys.items() if count > 1]:
+            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := [name for (tag, name), count in keys.items() if count > 1 and tag != MERGE_TAG]:
                 raise ValueError(f"it has {twice[0]!r} twice")
         sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in flat)
         if sizes[id(node)] > MAX_YAML_VALUES:

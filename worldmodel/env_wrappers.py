@@ -1,5 +1,6 @@
 """Gymnasium environments as RGB frames, 84×84 by default, with named discrete actions."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ def canonical_id(env: str) -> str:
 
 def frame_rate(env: gym.Env) -> float:
     """Return the steps per second at which an environment passes in real time: its ``render_fps``, 10 without one."""
-    return float(env.metadata.get("render_fps") or DEFAULT_RATE)
+    return _rate(env.metadata) or DEFAULT_RATE
 
 
 def recorded_rate(data: dict[str, Any]) -> float:
@@ -34,14 +35,21 @@ def recorded_rate(data: dict[str, Any]) -> float:
     Args:
         data: data section of the world's config.yaml, or a store's schema; older ones do not have the rate itself.
     """
-    if rate := data.get("provenance", {}).get("render_fps"):
-        return float(rate)
+    if rate := _rate(data.get("provenance", {})):
+        return rate
     environment = data.get("environment", "")
     if environment == "envs:Doom-v0":
         return DOOM_RATE / ACTION_REPEAT
     if environment == "envs:Lab-v0":
         return data.get("kwargs", {}).get("fps", LAB_RATE) / ACTION_REPEAT
     return DEFAULT_RATE
+
+
+def _rate(facts: dict[str, Any]) -> float:
+    """Return the ``render_fps`` among some facts, or 0 if there is none that a clock could keep."""
+    rate = facts.get("render_fps")
+    known = isinstance(rate, int | float | np.number) and not isinstance(rate, bool) and 0 < rate < math.inf
+    return float(rate) if known else 0.0
 
 
 def make_env(env: str, **kwargs: Any) -> gym.Env:

@@ -74,6 +74,10 @@ class WorldModel:
         self.rollout = Rollout(dynamics, self.dtype)
         self._decoding_vqvae = prepare_for_inference(vqvae, self.dtype, ("encoder", "quantizer"))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what cannot be copied or pickled, and is made again when needed."""
+        return {name: value for name, value in vars(self).items() if name not in ("_pool", "_graphed_step")}
+
     @classmethod
     def load(
         cls,
@@ -240,7 +244,7 @@ class WorldModel:
             raise ValueError(f"actions must be {shape}, one for each dream, got {tuple(actions.shape)}")
         check_temperature(temperature)
         uniforms = _check_tensor("uniforms", uniforms, "float", (*shape, *self._grid)).float()
-        if not 0 <= uniforms.min() <= uniforms.max() <= 1:  # a float64 just below 1 was rounded to 1
+        if not 0 <= uniforms.min() <= uniforms.max() <= 1:  # a float64 just below 1 may have been rounded to 1
             raise ValueError(f"uniforms must be in [0, 1), got {uniforms.min():.4g} to {uniforms.max():.4g}")
         step = self._graphed_step if self.device.type == "cuda" else self._step_in_chunks
         state, prediction = step(state, actions.to(self.device), uniforms.to(self.device), temperature)

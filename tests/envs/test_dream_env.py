@@ -51,11 +51,13 @@ def test_a_dream_is_a_world_by_gymnasiums_own_checks(settings, observation, hist
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
-def test_a_copy_of_a_dream_goes_on_as_the_dream_does(settings, copied):
-    env = DreamEnv(**settings)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_copy_of_a_dream_goes_on_as_the_dream_does(settings, copied, threads):
+    env = DreamEnv(**settings, threads=threads)
     set_termination_logit(env, -20.0)
     env.reset(seed=2)
     env.step(0)
+    env.world.decode(np.zeros((3, 6, 6), np.int64))  # by the threads, which are not copied
     other = copied(env)
     for action in (2, 1):
         for one, two in zip(env.step(action), other.step(action), strict=True):

@@ -141,14 +141,17 @@ def test_equal_files_are_episodes_of_their_own(tmp_path):
 
 
 def test_stores_of_different_policies_are_merged_once_and_those_of_other_actions_refused(tmp_path, capsys):
-    for name, count, provenance in (("a", 2, {"seed": 1}), ("b", 3, {"policy": "agent"})):
+    for name, count, provenance in (
+        ("a", 2, {"seed": 1, "render_fps": 20.0}),
+        ("b", 3, {"policy": "agent", "render_fps": 20.0}),
+    ):
         make(tmp_path / name, replace(FRAMES, provenance=provenance), count)
     for name in "aabb":
         episodes.import_(str(tmp_path / "both"), str(tmp_path / name), format="store")
     merged = EpisodeStore(tmp_path / "both")
     for number, expected in enumerate([*EpisodeStore(tmp_path / "a"), *EpisodeStore(tmp_path / "b")]):
         assert same(merged.read(number), expected)
-    assert len(merged) == 5
+    assert len(merged) == 5 and merged.schema.provenance["render_fps"] == 20.0
     assert [entry.source.split()[0] for entry in merged.entries] == ["a/0", "a/1", "b/0", "b/1", "b/2"]
     assert f"5 episodes, {merged.num_frames} frames; 0 of the source's 3 are new" in capsys.readouterr().out
     make(tmp_path / "elsewhere" / "a", FRAMES, 1, seed=9)

@@ -265,7 +265,7 @@ def test_a_last_line_that_only_lacks_its_newline_counts(filled):
     ("name", "message"),
     [
         ("store.json", "holds episodes but no store.json; restore it, or use another --store"),
-        ("index.jsonl", "holds episodes that its empty index.jsonl lacks; restore it"),
+        ("index.jsonl", "holds files of episodes, but its index.jsonl is empty; restore it"),
     ],
 )
 def test_episodes_are_not_given_another_schema_when_a_file_was_lost(name, message, filled):
@@ -273,6 +273,16 @@ def test_episodes_are_not_given_another_schema_when_a_file_was_lost(name, messag
     lost.unlink() if name == "store.json" else lost.write_bytes(b"")
     with pytest.raises(ValueError, match=message):
         EpisodeStore.create(filled.path, replace(FRAMES, provenance={"seed": 9}))
+
+
+def test_a_recording_of_an_older_version_goes_on_even_without_a_whole_episode(filled):
+    (filled.path / "index.jsonl").write_bytes(b"")
+    now, faster = (replace(FRAMES, provenance={**FRAMES.provenance, "render_fps": rate}) for rate in (8.75, 9.0))
+    assert "render_fps" not in EpisodeStore.create(filled.path, now).schema.provenance
+    paced = EpisodeStore.create(filled.path.parent / "paced", now)
+    assert EpisodeStore.create(paced.path, FRAMES).schema == paced.schema
+    with pytest.raises(ValueError, match=r"holds episodes with provenance .*8.75.*got .*9"):
+        EpisodeStore.create(paced.path, faster)
 
 
 def test_a_store_is_not_made_within_a_run_or_a_file(tmp_path):

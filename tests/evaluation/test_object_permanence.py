@@ -17,7 +17,7 @@ from worldmodel.evaluation import object_detector
 from worldmodel.evaluation import object_permanence as measure
 from worldmodel.evaluation.object_detector import find_peaks
 from worldmodel.evaluation.object_permanence import object_permanence
-from worldmodel.evaluation.objects_in_view import detect_by_color
+from worldmodel.evaluation.objects_in_view import detect_by_color, find_objects
 from worldmodel.train.dynamics import dynamics
 from worldmodel.train.vqvae import vqvae
 
@@ -159,6 +159,13 @@ def test_episodes_that_choose_thresholds_do_not_train_the_detector(squares, monk
     validation, training = ({entry.number for entry, _ in part} for part in sampled)
     assert validation and training and not validation & training
     assert [len(part) for part in sampled] == [12, 50]
+
+
+def test_a_kind_that_no_validation_frame_shows_has_a_neutral_threshold(squares):
+    known = {entry: find_objects(squares, entry) for entry in squares.entries[:2]}
+    labeled = [(entry, at) for entry in known for at in range(8)]
+    thresholds = object_detector._choose_thresholds(torch.full((16, 1, 8, 8), -9.0), known, labeled, ["unseen"])
+    assert thresholds.tolist() == [0.0]
 
 
 def test_nothing_is_said_of_a_single_training_episode(squares, tmp_path, monkeypatch):

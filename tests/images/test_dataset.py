@@ -14,7 +14,7 @@ from tests.conftest import VQVAE_SIZES, sliding_stripes, train_config
 from tests.images.test_array_files import everything, noise, write_cifar
 from worldmodel import checkpoint, cli
 from worldmodel.episodes.store import EpisodeStore, Schema
-from worldmodel.images.dataset import ImageBatches, open_images
+from worldmodel.images.dataset import ImageBatches, measure_variance, open_images
 from worldmodel.images.folders import load_image
 from worldmodel.metrics import nmse, ssim, vqvae_scores
 from worldmodel.train.vqvae import vqvae
@@ -309,3 +309,9 @@ def test_images_smaller_than_the_window_of_ssim_have_one_too():
     truth = torch.from_numpy(noise(2, 8, 6, 3))
     assert ssim(truth, truth).tolist() == pytest.approx([1, 1])
     assert ssim(truth, 255 - truth).max() < 0
+
+
+def test_the_variance_is_that_of_evenly_spaced_images_and_stays_the_same_for_a_resumed_comparison(store):
+    images = open_images(store).train
+    chosen = images.read(np.linspace(0, len(images) - 1, min(512, len(images))).round().astype(int))
+    assert measure_variance(images) == float((chosen / 255).var())

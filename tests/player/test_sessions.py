@@ -252,6 +252,8 @@ def test_the_pace_is_that_of_the_engine():
     assert env_wrappers.recorded_rate({"environment": "envs:Lab-v0", "kwargs": {"fps": 60}}) == 15
     assert env_wrappers.recorded_rate({"environment": "envs:Lab-v0"}) == 7.5
     assert env_wrappers.recorded_rate({"environment": "Labyrinth-v0"}) == 10
+    for damaged in (-5, 0, float("inf"), float("nan"), [1], "9", True, None):
+        assert env_wrappers.recorded_rate({"provenance": {"render_fps": damaged}}) == 10
 
 
 def test_the_pace_of_any_other_environment_is_its_render_fps(tmp_path, monkeypatch):

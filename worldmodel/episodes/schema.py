@@ -1,7 +1,7 @@
 """What a store says about its episodes: the schema that all share, and the index entry of each."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, get_type_hints
 
@@ -45,6 +45,18 @@ class Schema:
             raise ValueError(
                 f"observation_dtype must be one of {', '.join(DTYPES)}, got {self.observation_dtype!r:.80}"
             )
+
+    def with_provenance(self, **provenance: Any) -> "Schema":
+        """Return the schema of a store that is made from stores of this one; their ``render_fps`` stays."""
+        kept = {name: value for name, value in self.provenance.items() if name == "render_fps"}
+        return replace(self, provenance={**provenance, **kept})
+
+    def with_rate_of(self, other: "Schema") -> "Schema":
+        """Return this schema with the ``render_fps`` of another if either lacks it, as those of older stores do."""
+        if all("render_fps" in schema.provenance for schema in (self, other)):
+            return self
+        provenance = {name: value for name, value in self.provenance.items() if name != "render_fps"}
+        return replace(self, provenance=other.with_provenance(**provenance).provenance)
 
 
 @dataclass(frozen=True)

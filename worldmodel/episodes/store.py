@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -92,16 +92,14 @@ class EpisodeStore:
             index.touch()  # first, so that every store.json has an index
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
         store = cls(path)
+        schema = schema.with_rate_of(store.schema)
         if not len(store) and store.schema != schema:  # left by an import that failed
             if has_files:
                 raise ValueError(
-                    f"{path} holds episodes that its empty index.jsonl lacks; restore it, or use another --store"
+                    f"{path} holds files of episodes, but its index.jsonl is empty; restore it, or use another --store"
                 )
             write_atomically(path / "store.json", json.dumps(asdict(schema), indent=2).encode())
             store = cls(path)
-        if "render_fps" not in store.schema.provenance:  # an older store, which can still be continued
-            known = {name: value for name, value in schema.provenance.items() if name != "render_fps"}
-            schema = replace(schema, provenance=known)
         for name, expected in asdict(store.schema).items():
             if (given := asdict(schema)[name]) != expected:
                 raise ValueError(f"{path} holds episodes with {name} {expected}, got {given}; use another --store")

@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint, tensor_io
 from worldmodel.baselines import CopyLast, Unigram
+from worldmodel.episodes.encode import encode_store
 from worldmodel.episodes.segments import sample_segments, split_held_out
-from worldmodel.episodes.store import EpisodeStore
+from worldmodel.episodes.store import Entry, EpisodeStore
 from worldmodel.metrics import frame_bits_per_code
 from worldmodel.models.config import NUM_CONTEXT_FRAMES
 from worldmodel.models.dynamics import Dynamics
@@ -45,8 +46,7 @@ def bits_per_code(
         the ``copy_last`` baseline.
     """
     config, dynamics, (train, held_out) = world.dynamics.config, world.rollout.dynamics, split_held_out(store)
-    train_frames, _, _ = sample_segments(store, train, TRAIN_SEGMENTS * count, length, seed)
-    train_codes = world.encode(train_frames.flatten(0, 1)).unflatten(0, train_frames.shape[:2])
+    train_codes = _sample_codes(world, store, codes, train, TRAIN_SEGMENTS * count, length, seed)
     unigram = Unigram(train_codes, config.codebook_size)
     copy_last = CopyLast(train_codes, unigram)
     segments, actions, episodes = sample_segments(codes, held_out, count, length, seed)
@@ -70,6 +70,23 @@ def bits_per_code(
         interval = bootstrap_interval(torch.cat(values), episodes)
         result[name] = {"bits_per_code": interval, "bits_per_frame": interval["mean"] * config.grid[0] * config.grid[1]}
     return result, copy_last.flip_probability
+
+
+def _sample_codes(
+    world: WorldModel,
+    store: EpisodeStore,
+    codes: EpisodeStore,
+    entries: list[Entry],
+    count: int,
+    length: int,
+    seed: int,
+) -> Tensor:
+    """Return the codes of random segments of the episodes, (count, length, h, w), by way of the fewest frames."""
+    if sum(entry.observations for entry in entries if entry.number not in codes) <= count * length:
+        codes = encode_store(store, world.run / "vqvae", world.device, entries=entries)
+        return sample_segments(codes, entries, count, length, seed)[0]
+    frames, _, _ = sample_segments(store, entries, count, length, seed)
+    return world.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
 def load_no_context_prior(run: Path, world: WorldModel) -> Dynamics:

@@ -108,7 +108,7 @@ def train_detector(
 def _choose_thresholds(
     logits: Tensor, known: dict[Entry, Objects], labeled: list[tuple[Entry, int]], names: list[str]
 ) -> Tensor:
-    """Return the threshold with the best F1 score for each kind."""
+    """Return the threshold with the best F1 score for each kind, 0 for kinds that are never found."""
     candidates = torch.linspace(-3, 4, 15)
     scores = torch.zeros(len(candidates), len(names))
     for kind, name in enumerate(names):
@@ -123,7 +123,7 @@ def _choose_thresholds(
                 found, missed = found + hits.sum(), missed + (~hits).sum()
                 wrong += (~points_in_boxes(points, boxes).any(1)).sum()
             scores[row, kind] = 2 * found / max(1, 2 * found + missed + wrong)
-    return candidates[scores.argmax(0)]
+    return torch.where(scores.amax(0) > 0, candidates[scores.argmax(0)], 0.0)
 
 
 def _sample_frames(

@@ -104,7 +104,7 @@ def _sample_starts(
         kinds = [kind for kind, name in enumerate(objects.names) if name in names]
         shown = np.isin(objects.kinds, kinds) & (shorter_side(objects.boxes) >= MIN_SIZE)
         possible = range(NUM_CONTEXT_FRAMES - 1, entry.observations - max(HORIZONS))
-        candidates += [(entry, int(at)) for at in np.unique(objects.frames[shown]) if at in possible]
+        candidates += [(entry, at) for at in np.unique(objects.frames[shown]).tolist() if at in possible]
     if not candidates:
         return []
     return [candidates[i] for i in sorted(random.choice(len(candidates), min(count, len(candidates)), False))]

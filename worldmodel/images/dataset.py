@@ -98,7 +98,7 @@ def read_evenly(images: ImageSource, count: int) -> Tensor:
 
 def measure_variance(images: ImageSource) -> float:
     """Return the variance of pixels in [0, 1], over VARIANCE_IMAGES evenly spaced images or all if there are fewer."""
-    return float((read_evenly(images, VARIANCE_IMAGES) / 255).var())
+    return float((read_evenly(images, VARIANCE_IMAGES).numpy() / 255).var())
 
 
 def dataset_facts(dataset: ImageDataset) -> dict[str, Any]:

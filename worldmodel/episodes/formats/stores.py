@@ -18,8 +18,7 @@ def from_store(folder: str, env: str = "") -> Source:
     """
     store = EpisodeStore(folder)
     numbers, name = [entry.number for entry in store.entries], Path(folder).resolve().name
-    schema = replace(
-        store.schema, environment=env or store.schema.environment, provenance={"merged": "other stores, by source"}
-    )
+    schema = store.schema.with_provenance(merged="other stores, by source")
+    schema = replace(schema, environment=env or schema.environment)
     names = [f"{name}/{number}" for number in numbers]
     return Source(schema, names, lambda index: store.read(numbers[index]), names_repeat=True)
