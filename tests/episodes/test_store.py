@@ -280,6 +280,7 @@ def test_a_recording_of_an_older_version_goes_on_even_without_a_whole_episode(fi
     now, faster = (replace(FRAMES, provenance={**FRAMES.provenance, "render_fps": rate}) for rate in (8.75, 9.0))
     assert "render_fps" not in EpisodeStore.create(filled.path, now).schema.provenance
     paced = EpisodeStore.create(filled.path.parent / "paced", now)
+    paced.append(episode(4))
     assert EpisodeStore.create(paced.path, FRAMES).schema == paced.schema
     with pytest.raises(ValueError, match=r"holds episodes with provenance .*8.75.*got .*9"):
         EpisodeStore.create(paced.path, faster)
