@@ -82,6 +82,7 @@ def output_may_close() -> Iterator[None]:
         if sys.stdout is not None:  # as it is if it was closed before
             sys.stdout.flush()
     except BrokenPipeError:
+        assert sys.stdout is not None  # it has been written to
         output = select.poll()
         output.register(sys.stdout, select.POLLERR)
         if not output.poll(0):  # another pipe has broken

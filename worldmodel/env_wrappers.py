@@ -48,8 +48,9 @@ def recorded_rate(data: dict[str, Any]) -> float:
 def _rate(facts: dict[str, Any]) -> float:
     """Return the ``render_fps`` among some facts, or 0 if there is none that a clock could keep."""
     rate = facts.get("render_fps")
-    known = isinstance(rate, int | float | np.number) and not isinstance(rate, bool) and 0 < rate < math.inf
-    return float(rate) if known else 0.0
+    if isinstance(rate, int | float | np.number) and not isinstance(rate, bool) and 0 < float(rate) < math.inf:
+        return float(rate)
+    return 0.0
 
 
 def make_env(env: str, **kwargs: Any) -> gym.Env:
