@@ -105,8 +105,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """
     try:
         rows = json.loads(path.read_text("utf-8"))
-        for row in rows:
-            [float(row[key]) for key in ("real_steps", "return", "low", "high")]
+        for value in (row[key] for row in rows for key in ("real_steps", "return", "low", "high")):
+            float(value)  # raises an error if it is no number
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); restore it, or use another --run") from error
     return rows
