@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.episodes.test_store import CODES, FRAMES, episode, flipped, same
+from tests.episodes.made import CODES, FRAMES, episode, same
+from tests.episodes.test_store import flipped
 from worldmodel import cli
 from worldmodel.episodes import __main__ as episodes
 from worldmodel.episodes.store import EpisodeStore
