@@ -104,6 +104,17 @@ def test_env_settings_have_a_short_form_and_their_types(program, seen):
     assert seen["env_kwargs"] == {"scenario": "my_way_home", "fps": 30}
 
 
+def test_settings_within_a_setting_are_all_kept(program, seen, tmp_path):
+    flags = ["--env.config.hud", "true", "--env.config.fov=90", "--env.config.sky.color", "red", "--env.level", "a"]
+    cli.run(program, ["--store=s", *flags])
+    assert seen["env_kwargs"] == {"level": "a", "config": {"hud": True, "fov": 90, "sky": {"color": "red"}}}
+    (tmp_path / "a.yaml").write_text("store: a\nenv_kwargs: {level: b, config: {fov: 60, music: false}}\n")
+    cli.run(program, [*flags[:3], "--config", str(tmp_path / "a.yaml")])
+    assert seen["env_kwargs"] == {"level": "b", "config": {"hud": True, "fov": 90, "music": False}}
+    cli.run(program, ["--store=s", "--env.config.sky", "blue", "--env.config.sky.color", "red"])
+    assert seen["env_kwargs"] == {"config": {"sky": {"color": "red"}}}
+
+
 def test_subcommands_take_files_too(program, seen, tmp_path):
     (tmp_path / "a.yaml").write_text("store: a\n")
     cli.run({"first": program, "other": program}, ["first", "--fast", "--config", str(tmp_path / "a.yaml")])

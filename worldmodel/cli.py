@@ -1,5 +1,6 @@
 """The command line of every program: dataclass defaults < YAML files < flags."""
 
+import json
 import os
 import select
 import signal
@@ -12,8 +13,9 @@ from functools import partialmethod, wraps
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import auto_cli, set_parsing_settings
 from tqdm import tqdm
 
@@ -58,6 +60,7 @@ def run(program: Callable | dict[str, Any], arguments: Sequence[str] | None = No
                 raise ValueError(f"{flag} is empty; leave it out, or give a value: is a variable of the shell not set?")
             if flag == "--config" and (path := Path(file or following).expanduser()).is_file():
                 _check_sections(path, read_yaml(path), _parameter_types(chosen))
+        arguments = _join_nested(arguments, chosen)
         program = _expands_home(program)
         with output_may_close():
             auto_cli(program, args=arguments, prog=_program_name(), as_positional=False, allow_abbrev=False)
@@ -133,6 +136,52 @@ def _may_be_true(flag: str, program: Callable | None) -> bool:
     for name in flag.removeprefix("--").split("."):
         kind = _parameter_types(kind).get(name)
     return kind is None or bool in (kind, *get_args(kind))
+
+
+def _join_nested(arguments: list[str], program: Callable | None) -> list[str]:
+    """Join flags for one dictionary in a dictionary, of which jsonargparse would keep only the last.
+
+    ``--env_kwargs.config.a 1 --env_kwargs.config.b 2`` becomes ``--env_kwargs.config={"a": 1, "b": 2}``. Keys that a
+    configuration file gives are kept.
+    """
+    joined: dict[str, dict[str, Any]] = {}
+    files, rest, remaining = [], [], iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        name, keys = _split_nested(flag, program)
+        if not keys:
+            files += [value] if flag == "--config" and equals else []
+            files += [argument] if rest[-1:] == ["--config"] else []
+            rest.append(argument)
+            continue
+        values = joined.setdefault(name, _read_section(files, name))
+        for key in keys[:-1]:
+            values[key] = values[key] if isinstance(values.get(key), dict) else {}
+            values = values[key]
+        values[keys[-1]] = yaml.safe_load(value if equals else next(remaining, ""))
+    return rest + [f"--{name}={json.dumps(values, default=str)}" for name, values in joined.items()]
+
+
+def _split_nested(flag: str, program: Callable | None) -> tuple[str, list[str]]:
+    """Split a flag that goes into a dictionary in a dictionary into the latter's name and its keys."""
+    kind: Any = program
+    names = flag.removeprefix("--").split(".")
+    for depth, name in enumerate(names, 1):
+        kind = _parameter_types(kind).get(name)
+        if dict in (get_origin(part) for part in (kind, *get_args(kind))):
+            return ".".join(names[: depth + 1]), names[depth + 1 :]
+    return flag, []
+
+
+def _read_section(files: list[str], name: str) -> dict[str, Any]:
+    """Return the dictionary of that dotted name in YAML files, of which later ones override earlier ones."""
+    section: dict[str, Any] = {}
+    for file in files:
+        values = read_yaml(Path(file).expanduser())
+        for key in name.split("."):
+            values = values.get(key) if isinstance(values, dict) else None
+        section |= values if isinstance(values, dict) else {}
+    return section
 
 
 def _expand(argument: str) -> str:
