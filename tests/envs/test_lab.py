@@ -324,7 +324,7 @@ def test_the_engines_own_settings_are_given_on_the_command_line(tmp_path, calls)
     arguments = ["--env", "envs:Lab-v0", "--env.config.minimalUI", "false", "--episodes", "1", "--store", str(tmp_path)]
     cli.run(collect, arguments)
     assert calls("open")[-1][2]["minimalUI"] == "false"
-    assert EpisodeStore(tmp_path).schema.kwargs == {"config": {"minimalUI": "false"}}
+    assert EpisodeStore(tmp_path).schema.kwargs == {"config": {"minimalUI": False}}
 
 
 @pytest.mark.parametrize(
