@@ -111,6 +111,8 @@ def test_settings_within_a_setting_are_all_kept(program, seen, tmp_path):
     (tmp_path / "a.yaml").write_text("store: a\nenv_kwargs: {level: b, config: {fov: 60, music: false}}\n")
     cli.run(program, [*flags[:3], "--config", str(tmp_path / "a.yaml")])
     assert seen["env_kwargs"] == {"level": "b", "config": {"hud": True, "fov": 90, "music": False}}
+    cli.run(program, ["--store=s", "--env.config.map", "[a", "--env.config.day=2026-01-01"])
+    assert seen["env_kwargs"] == {"config": {"map": "[a", "day": "2026-01-01"}}
     cli.run(program, ["--store=s", "--env.config.sky", "blue", "--env.config.sky.color", "red"])
     assert seen["env_kwargs"] == {"config": {"sky": {"color": "red"}}}
 

@@ -158,8 +158,16 @@ def _join_nested(arguments: list[str], program: Callable | None) -> list[str]:
         for key in keys[:-1]:
             values[key] = values[key] if isinstance(values.get(key), dict) else {}
             values = values[key]
-        values[keys[-1]] = yaml.safe_load(value if equals else next(remaining, ""))
+        values[keys[-1]] = _parse_value(value if equals else next(remaining, ""))
     return rest + [f"--{name}={json.dumps(values, default=str)}" for name, values in joined.items()]
+
+
+def _parse_value(text: str) -> Any:
+    """Return what YAML makes of a flag's value, or the text itself if that is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _split_nested(flag: str, program: Callable | None) -> tuple[str, list[str]]:
